@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as arrays
 
 from dynamics.evolve import every, gradient_descent, lanes, ode, simulate
 from dynamics.losses import half_mse
-from dynamics.runs import Unusable, checkpoint, driver, load, open_run
-from dynamics.runs.files import pack, plain, sealed, unpack, unsealed
+from dynamics.runs import Unusable, checkpoint, load, open_run, pacing
+from dynamics.runs.files import pack, packed, plain, sealed, unpack, unsealed
 from dynamics.types import Batch
 
 
@@ -30,8 +30,8 @@ def read(state, data):
 
 def test_durable_equals_pure_bit_for_bit(precision, key, tmp_path, monkeypatch):
     """Also when every piece is one committed chunk, and again when all of it is only read back."""
-    monkeypatch.setattr(driver, "COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(driver, "COMMIT_SHARE", 1e9)
+    monkeypatch.setattr(pacing, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(pacing, "COMMIT_SHARE", 1e9)
     batch, params = problem(key)
     run = gradient_descent(linear, half_mse, 0.1, batch_size=5)
     pure = simulate(run, read, run.init(params), batch, 300, key, every(7, 300))
@@ -41,6 +41,35 @@ def test_durable_equals_pure_bit_for_bit(precision, key, tmp_path, monkeypatch):
             assert len(held.journal.chunks("call-0")[0]) > 2
         jax.tree.map(np.testing.assert_array_equal, pure, kept)
         jax.tree.map(np.testing.assert_array_equal, pure[1].values, load(tmp_path / "run").records["call-0"].values)
+
+
+def test_a_run_with_no_time_for_commits_makes_the_one_that_ends_it(key, tmp_path, monkeypatch):
+    monkeypatch.setattr(pacing, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(pacing, "COMMIT_SHARE", 1e-9)
+    batch, params = problem(key)
+    run = gradient_descent(linear, half_mse, 0.1)
+    with open_run(tmp_path / "run", {}) as held:
+        held.simulate(run, read, run.init(params), batch, 300, key, every(7, 300))
+        assert len(held.journal.chunks("call-0")[0]) == 1
+
+
+@pytest.mark.parametrize("piece", [0.01, 0.5])
+@pytest.mark.parametrize(("cost", "expected"), [(0.001, 0), (0.03, 0), (0.35, 0.35), (0.35, 1), (3, 3)])  # seconds
+def test_commits_take_less_than_a_twentieth_of_any_run_that_is_long_enough(cost, expected, piece):
+    """On a clock of our own: a run that may end after any piece, with one more commit; and none waits too long."""
+    now = last = 0.0
+    budget, waits = pacing.Budget(now), []
+    budget.expect(int(expected * pacing.SLOW_DISK))
+    while now < 200 * max(cost, expected, 0.1):
+        now += piece
+        if budget.due(now):
+            waits.append(now - last)
+            budget.committed(now, now + cost)
+            now = last = now + cost
+        if now >= cost / pacing.COMMIT_SHARE:
+            assert (budget.spent + cost) / (now + cost) < 0.05
+    assert waits[0] <= max(pacing.COMMIT_SECONDS, 2 * max(expected, cost) / pacing.COMMIT_SHARE) + piece
+    assert max(waits[1:]) <= max(pacing.COMMIT_SECONDS, cost / pacing.COMMIT_SHARE) + piece
 
 
 def test_another_start_or_data_is_refused(key, tmp_path):
@@ -81,8 +110,8 @@ def test_divergence_is_data_with_the_first_step_recorded(key, tmp_path):
 
 
 def test_a_run_is_read_while_it_is_written(key, tmp_path, monkeypatch):
-    monkeypatch.setattr(driver, "COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(driver, "COMMIT_SHARE", 1e9)
+    monkeypatch.setattr(pacing, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(pacing, "COMMIT_SHARE", 1e9)
     seen = []
 
     class Tracker:
@@ -140,6 +169,15 @@ def test_packing_is_exact_and_finds_every_flipped_bit(named, where):
             unpack(bad)
 
 
+def test_a_checkpoint_is_packed_without_a_copy():
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "turned": np.arange(6.0).reshape(2, 3).T}
+    parts, state = packed(arrays)
+    assert np.shares_memory(np.frombuffer(parts[1], np.uint8), arrays["a"])
+    unpack(b"".join(parts), state)
+    with pytest.raises(ValueError, match="digest mismatch"):
+        unpack(b"".join(parts), "0" * 64)
+
+
 def test_json_is_strict_and_says_what_is_not_finite():
     held = plain({"a": float("nan"), "b": np.float32("inf"), "c": (1, np.int64(2)), "d": np.array([1.0, np.nan])})
     assert held == {"a": None, "a_status": "nan", "b": None, "b_status": "inf", "c": [1, 2], "d": [1.0, None]}
@@ -150,13 +188,13 @@ def test_json_is_strict_and_says_what_is_not_finite():
 
 
 def test_pace_never_skips_or_repeats_a_recorded_step():
-    pace = driver.Pace()
+    pace = pacing.Pace()
     targets = np.array([0, 1, 2, 100, 101, 5000], np.int32)
     ends, count, now, read = np.append(targets, 6000), len(targets), 0, []
     while count or now < 6000:
         pace.steps = 1 + (7 * len(read) + now) % 900
         piece = pace.piece(now, ends, count)
-        assert len(piece.targets) == driver.WIDTH
+        assert len(piece.targets) == pacing.WIDTH
         assert np.all(np.diff(piece.targets) >= 0)
         read += piece.targets[piece.read].tolist()
         passed, now = int(piece.read.sum()), int(piece.targets[-1])

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics.runs.errors import Unusable
-from dynamics.runs.files import digest, pack, unpack, write_bytes
+from dynamics.runs.files import digest, packed, raw, unpack, write_bytes
 
 KEEP = 2  # the last step and one to fall back on
 
@@ -35,11 +35,10 @@ def save(folder: Path, label: str, number: int, arrays: dict[str, np.ndarray]) -
     Raises:
         Unusable: when the disk refuses; the file is then absent, and older ones untouched.
     """
-    data = pack(arrays)
-    state = digest(data)
+    parts, state = packed(arrays)
     try:
         folder.mkdir(exist_ok=True)
-        write_bytes(path_of(folder, label, number, state), data)
+        write_bytes(path_of(folder, label, number, state), *parts)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else f"cannot be written: {error.strerror}"
@@ -76,9 +75,10 @@ def load(path: Path, expected: str | None, template: Any) -> dict[str, np.ndarra
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path.name}: {error.strerror}") from error
-    if expected is not None and digest(data) != expected:
-        raise ValueError(f"{path.name}: digest mismatch: truncated or damaged")
-    arrays = unpack(data)
+    try:
+        arrays = unpack(data, expected)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
     named = jax.tree_util.tree_flatten_with_path(template)[0]
     for where, leaf in named:
         _check(path.name, jax.tree_util.keystr(where), leaf, arrays)
@@ -100,7 +100,7 @@ def tree_digest(tree: Any) -> str:
     for where, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         array = to_host(leaf)
         held.update(f"{jax.tree_util.keystr(where)}\n{array.dtype.name}\n{array.shape}\n".encode())
-        held.update(array.tobytes())
+        held.update(raw(array))
     return held.hexdigest()
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from dynamics.runs.errors import BadInput, Unusable
 from dynamics.runs.files import digest, json_text, plain, write_bytes
 from dynamics.runs.journal import Journal
 from dynamics.runs.lock import Lock
+from dynamics.runs.pacing import Budget
 from dynamics.runs.provenance import differences, now, provenance
 from dynamics.runs.salvage import open_journal
 from dynamics.runs.signals import on_stop
@@ -52,6 +54,7 @@ class Run:
         stopping: True once a signal has asked for an end.
         inherited: labels of calls copied by a fork and not yet taken up.
         platform_changed: whether jax, devices or machine differ from those that began it.
+        budget: what its commits may cost.
     """
 
     def __init__(self, path: Path, journal: Journal, *, quiet: bool, tracker: Any) -> None:
@@ -59,6 +62,7 @@ class Run:
         self.checkpoints = path / "checkpoints"
         self.stopping = False
         self.platform_changed = False
+        self.budget = Budget(time.perf_counter())
         self.inherited: set[str] = set(journal.get("inherited", []))
         self._labels: set[str] = set()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -22,59 +22,12 @@ from dynamics.runs import checkpoint, hosts
 from dynamics.runs.errors import Interrupted, Unusable
 from dynamics.runs.files import pack
 from dynamics.runs.journal import header_text
+from dynamics.runs.pacing import Pace, Piece
 from dynamics.runs.resume import Held, joined, resume
 from dynamics.types import Dynamics, PyTree, Readout, Record
 
 if TYPE_CHECKING:
     from dynamics.runs.directory import Run
-
-WIDTH = 16  # targets of one compiled piece
-PIECE_SECONDS = 0.5  # a piece: between two looks at signals and the progress bar
-COMMIT_SECONDS = 2.0  # a chunk: between two commits
-COMMIT_SHARE = 0.04  # of the run's time, at most, goes to commits
-SLOW_DISK = 1e8  # bytes a second that a first commit may be expected to take
-
-
-class Piece(NamedTuple):
-    """Targets ``[WIDTH]`` of one call of ``advance`` and where to read."""
-
-    targets: np.ndarray
-    read: np.ndarray
-
-
-class Pace:
-    """How much a piece may hold so that it takes about ``PIECE_SECONDS``: doubled and halved by measurement."""
-
-    def __init__(self) -> None:
-        self.steps, self.reads = 64, 2
-        self._warm = False
-
-    def learn(self, seconds: float) -> None:
-        if not self._warm:  # the first piece compiles
-            self._warm = True
-        elif seconds > 2 * PIECE_SECONDS:
-            self.steps, self.reads = max(1, self.steps // 2), max(1, self.reads // 2)
-        elif seconds < PIECE_SECONDS / 2:
-            self.steps, self.reads = min(2 * self.steps, 2**30), min(2 * self.reads, WIDTH)
-
-    def piece(self, now: int, ends: np.ndarray, count: int) -> Piece:
-        """The next targets after step ``now``; ``ends`` are those still to reach, of which ``count`` are read."""
-        targets, read, budget = [], [], self.steps
-        for position, end in enumerate(ends):
-            if end - now > budget:
-                if budget or not targets:
-                    targets.append(now + budget)
-                    read.append(False)
-                break
-            targets.append(int(end))
-            read.append(position < count)
-            budget -= int(end) - now
-            now = int(end)
-            if len(targets) == WIDTH or sum(read) >= self.reads:
-                break
-        padding = WIDTH - len(targets)
-        targets, read = targets + [targets[-1]] * padding, read + [False] * padding
-        return Piece(np.array(targets, np.int32), np.array(read))
 
 
 def durable_simulate(
@@ -133,7 +86,6 @@ class _Call:
         self.committed = list(held.rows)  # each {"step": [n], name: [n, ...]}
         self.kept = held.kept
         self.fresh: list[dict[str, np.ndarray]] = []
-        self.commit_seconds = 0.0
 
     def drive(self, move: Callable[[Carry, Piece], Any], carry: Carry, steps: int) -> Carry:
         """Moves ``carry`` to ``steps`` piece by piece, committing every few seconds."""
@@ -141,8 +93,8 @@ class _Call:
         left = self.targets[sum(len(rows["step"]) for rows in self.committed) :]
         ends = left if len(left) and left[-1] == steps else np.append(left, np.int32(steps))
         count = len(left)
-        pace, since = Pace(), time.perf_counter()
-        self.commit_seconds = checkpoint.size(carry) / SLOW_DISK  # until it is measured
+        pace = Pace()
+        self.run.budget.expect(checkpoint.size(carry))
         with self.run.progress(self.label, steps, now) as bar:
             while True:
                 began = time.perf_counter()
@@ -155,12 +107,9 @@ class _Call:
                 bar.update(reached - now)
                 ends, count, now = ends[passed:], count - passed, reached
                 last = count == 0 and now >= steps
-                elapsed = time.perf_counter() - since
-                due = elapsed >= max(COMMIT_SECONDS, self.commit_seconds / COMMIT_SHARE)
-                due, stopping = self._agree(pace, due)
+                due, stopping = self._agree(pace, self.run.budget.due(time.perf_counter()))
                 if last or due or stopping:
                     self.commit(carry, now, last)
-                    since = time.perf_counter()
                 if last:
                     return carry
                 if stopping:
@@ -190,7 +139,7 @@ class _Call:
         self.link = hosts.together(lambda: self._write(arrays, rows, now, last))
         self.committed.append(rows)
         self.fresh = []
-        self.commit_seconds = time.perf_counter() - began
+        self.run.budget.committed(began, time.perf_counter())
 
     def _write(self, arrays: dict[str, np.ndarray], rows: dict[str, np.ndarray], now: int, last: bool) -> str:
         folder, number = self.run.checkpoints, len(self.committed)

@@ -21,12 +21,13 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, *data: bytes | memoryview) -> None:
     """Writes a whole file or nothing: to a neighbour first, to the disk, then renamed over ``path``."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(beside, "wb") as file:
-            file.write(data)
+            for part in data:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -101,31 +102,49 @@ def pack(arrays: Mapping[str, Any]) -> bytes:
         >>> unpack(pack({"loss": np.array([1.0, np.nan])}))["loss"]
         array([ 1., nan])
     """
+    return b"".join(packed(arrays)[0])
+
+
+def packed(arrays: Mapping[str, Any]) -> tuple[list[bytes | memoryview], str]:
+    """``pack`` in parts, with the digest of the whole: one pass over the values and no copy of them."""
     held = {name: np.asarray(array) for name, array in arrays.items()}
     header = json.dumps({name: [array.dtype.name, list(array.shape)] for name, array in held.items()}).encode()
-    body = b"".join(array.tobytes() for array in held.values())
-    data = MAGIC + len(header).to_bytes(8, "little") + header + body
-    return data + hashlib.sha256(data).digest()
+    parts: list[bytes | memoryview] = [MAGIC + len(header).to_bytes(8, "little") + header]
+    parts += [raw(array) for array in held.values()]
+    over = hashlib.sha256()
+    for part in parts:
+        over.update(part)
+    parts.append(over.digest())
+    over.update(parts[-1])
+    return parts, over.hexdigest()
 
 
-def unpack(data: bytes) -> dict[str, np.ndarray]:
+def raw(array: np.ndarray) -> memoryview:
+    """The bytes of an array of any dtype, in C order, copied only where they lie otherwise."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def unpack(data: bytes, expected: str | None = None) -> dict[str, np.ndarray]:
     """The arrays of ``pack``.
 
     Raises:
-        ValueError: when a byte is missing or wrong.
+        ValueError: when a byte is missing or wrong, or the digest of the whole is not ``expected``.
     """
-    data = bytes(data)
-    if len(data) < len(MAGIC) + 40 or hashlib.sha256(data[:-32]).digest() != data[-32:]:
-        raise ValueError(f"digest mismatch over {len(data)} bytes: truncated or damaged")
+    view = memoryview(data)
+    over = hashlib.sha256(view[:-32])
+    sound = len(view) >= len(MAGIC) + 40 and over.digest() == view[-32:]
+    over.update(view[-32:])
+    if not sound or expected not in (None, over.hexdigest()):
+        raise ValueError(f"digest mismatch over {len(view)} bytes: truncated or damaged")
     at = len(MAGIC) + 8
-    length = int.from_bytes(data[len(MAGIC) : at], "little")
-    header = json.loads(data[at : at + length])
+    length = int.from_bytes(view[len(MAGIC) : at], "little")
+    header = json.loads(bytes(view[at : at + length]))
     at += length
     arrays = {}
     for name, (kind, shape) in header.items():
         dtype = _dtype(kind)
         size = math.prod(shape) * dtype.itemsize
-        arrays[name] = np.frombuffer(data[at : at + size], dtype).reshape(shape).copy()
+        arrays[name] = np.frombuffer(view[at : at + size], dtype).reshape(shape).copy()
         at += size
     return arrays
 

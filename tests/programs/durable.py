@@ -15,7 +15,7 @@ import optax
 
 from dynamics.evolve import descent, every, gradient_descent, gradient_flow, lanes, log_steps, ode
 from dynamics.losses import half_mse
-from dynamics.runs import RunError, driver, open_run
+from dynamics.runs import RunError, open_run, pacing
 from dynamics.types import Batch, Data, Readout
 
 
@@ -83,7 +83,7 @@ def ballast(simulate, steps, megabytes):
 
 
 def run(folder, steps="300", pace="0.02", commit="0.0", x64="", width="16", ballast_mb="", fork="", seed="0"):
-    driver.PIECE_SECONDS, driver.COMMIT_SECONDS, driver.COMMIT_SHARE = float(pace), float(commit), 1.0
+    pacing.PIECE_SECONDS, pacing.COMMIT_SECONDS, pacing.COMMIT_SHARE = float(pace), float(commit), 1.0
     if x64:
         jax.config.update("jax_enable_x64", True)
     config = {"steps": int(steps), "width": int(width), "seed": int(seed)}

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynamics.evolve import every, gradient_descent
 from dynamics.losses import half_mse
-from dynamics.runs import Interrupted, Unusable, driver, open_run
+from dynamics.runs import Interrupted, Unusable, driver, open_run, pacing
 from dynamics.types import Batch, Data
 
 
@@ -83,7 +83,7 @@ def refused(folder, config, words):
 def main(process, port, folder, steps=""):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, process)
-    driver.COMMIT_SECONDS, driver.COMMIT_SHARE = 0.0, 1.0
+    pacing.COMMIT_SECONDS, pacing.COMMIT_SHARE = 0.0, 1.0
     out = Path(folder) / f"{process}.npz"
     place = Path(folder)
     if steps:
