@@ -249,6 +249,13 @@ def test_descent_takes_train_from_data(key):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.parametrize("name", ["step", "time", "cell"])
+def test_a_reading_by_the_name_of_a_coordinate_is_refused(key, name):
+    motion = ode(lambda x, data: -x, 0.1)
+    with pytest.raises(ValueError, match=f"readout: got a reading named '{name}'; allowed: any name but"):
+        simulate(motion, lambda x, data: {name: x}, jnp.ones(()), None, 2, key, [0])
+
+
 @pytest.mark.parametrize("record_at", [[3, 2], [0, 0], [-1], [11], [0.5], [[1]]])
 def test_bad_record_steps_are_refused(key, record_at):
     run = ode(lambda s, d: s, 0.1)

@@ -12,6 +12,9 @@ import numpy as np
 
 from dynamics.types import Array, Dynamics, PyTree, Readout, Record
 
+RESERVED = {"step", "time", "cell"}
+"""Names that no reading may have: the coordinates of records and sweeps."""
+
 
 class Carry(NamedTuple):
     """Everything a run is, as one pytree: what a checkpoint stores and ``advance`` moves.
@@ -85,7 +88,7 @@ def simulate(
         ``(state, Record)``; record values are ``[T, ...]``, integer and boolean ones as floats when ``stop`` is given.
 
     Raises:
-        ValueError: when ``steps`` or ``record_at`` is out of range.
+        ValueError: when ``steps`` or ``record_at`` is out of range, or a reading has the name of a coordinate.
 
     Cost: the updates, one readout a recorded step, and one ``stop`` a step; no host round trip.
     """
@@ -161,6 +164,8 @@ def _advance(step_fn, readout, stop, carry: Carry, data, key, targets, read):
     def reading(carry: Carry):
         memory, values = update(carry.memory, carry.state, data)
         values = {name: jnp.asarray(value) for name, value in values.items()}
+        if taken := sorted(RESERVED & values.keys()):
+            raise ValueError(f"readout: got a reading named {taken[0]!r}; allowed: any name but {sorted(RESERVED)}")
         if stop is not None:
             values = {name: _mask(carry.done, value) for name, value in values.items()}
         return memory, values

@@ -1,4 +1,4 @@
-"""Folders of runs: list, show, compare, export, tidy, repeat. Reads SQLite and JSON only; loads no JAX to list."""
+"""Folders of runs: list, show, compare, tidy, repeat. Reads SQLite and JSON only; loads no JAX to list."""
 
 from __future__ import annotations
 
@@ -157,36 +157,6 @@ def record_differences(mine: LoadedRun, theirs: LoadedRun) -> list[str]:
         far = ", ".join(f"{name} by at most {by:.3g}" for name, by in apart.items())
         lines.append(f"{label}: " + (f"differs in {far}" if apart else "the same bits"))
     return lines
-
-
-def export(path: Path, target: Path) -> int:
-    """Writes a run's records to ``.npz`` or, with xarray, ``.nc`` (one group a call); the command ``export``.
-
-    In ``.npz`` the arrays are ``<label>/step``, ``<label>/time`` and ``<label>/<reading>``.
-
-    Raises:
-        BadInput: for another ending.
-    """
-    import numpy as np
-
-    if sweeps.is_sweep(path):
-        return sweeps.export(path, target)
-    run = load(path)
-    if target.suffix == ".npz":
-        arrays = {}
-        for label, record in run.records.items():
-            for name, value in {"step": record.step, "time": record.time, **record.values}.items():
-                arrays[f"{label}/{name}"] = value
-        np.savez(target, **arrays)
-    elif target.suffix == ".nc":
-        about = {"config": json.dumps(run.config), "status": run.status}
-        for at, (label, record) in enumerate(run.records.items()):
-            group = "".join(letter if letter.isalnum() else "_" for letter in label)
-            record.to_dataset({"label": label, **about}).to_netcdf(target, mode="a" if at else "w", group=group)
-    else:
-        raise BadInput(f"target: got {str(target)!r}; allowed: a file that ends in .npz or .nc")
-    print(f"{len(run.records)} records written to {target}")
-    return 0
 
 
 def tidy(root: Path, *, delete: bool) -> int:

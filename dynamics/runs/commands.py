@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dynamics.runs.catalogue import export, print_compare, print_list, print_show, repeat, tidy
-from dynamics.runs.errors import RunError
+from dynamics.runs.catalogue import print_compare, print_list, print_show, repeat, tidy
+from dynamics.runs.errors import BadInput, RunError
+from dynamics.runs.export import export
 
 
 def main(argv: list[str]) -> int:
@@ -63,6 +64,11 @@ def run_main(argv: list[str]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
+    except ImportError as error:
+        if "dynamics[" not in str(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return BadInput.code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

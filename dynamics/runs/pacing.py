@@ -10,7 +10,7 @@ WIDTH = 16  # targets of one compiled piece
 PIECE_SECONDS = 0.5  # a piece: between two looks at signals and the progress bar
 COMMIT_SECONDS = 2.0  # a chunk: between two commits
 COMMIT_SHARE = 0.04  # of the run's time, at most, goes to commits
-SLOW_DISK = 2e8  # bytes a second that a first commit may be expected to take
+SLOW_DISK = 1e8  # bytes a second that a first commit may be expected to take
 
 
 class Piece(NamedTuple):

@@ -1,13 +1,12 @@
-"""Sweeps in a folder of runs: glance, show, compare, export, repeat. Loads no JAX to glance."""
+"""Sweeps in a folder of runs: glance, show, compare, repeat. Loads no JAX to glance."""
 
 from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dynamics.runs.errors import BadInput
 from dynamics.runs.files import unsealed
 from dynamics.runs.lock import holder
 
@@ -75,47 +74,6 @@ def differences(mine: Grid, theirs: Grid) -> list[str]:
                 far = float(np.nanmax(np.abs(value - other), initial=0.0))
             lines.append(f"{name}: differs by at most {far:.3g}")
     return lines
-
-
-def export(path: Path, target: Path) -> int:
-    """Writes a sweep's readings, on the axes of the sweep, to ``.npz`` or, with xarray, ``.nc``.
-
-    In ``.npz``: ``swept/<field>``, ``step [*fields, T]`` and ``<reading> [*fields, T, ...]``; NaN, and step -1, where a
-    cell has no result.
-
-    Raises:
-        BadInput: for another ending.
-    """
-    import numpy as np
-
-    from dynamics.runs.grid import load_grid
-
-    grid = load_grid(path)
-    shape = [len(values) for values in grid.swept.values()]
-    arrays = {name: value.reshape([*shape, *value.shape[1:]]) for name, value in grid.readings.items()}
-    step = grid.step.reshape([*shape, *grid.step.shape[1:]])
-    if target.suffix == ".npz":
-        named: dict[str, Any] = {f"swept/{field}": values for field, values in grid.swept.items()}
-        np.savez(target, **{**named, "step": step, **arrays})
-    elif target.suffix == ".nc":
-        _dataset(grid, {"step": step, **arrays}).to_netcdf(target)
-    else:
-        raise BadInput(f"target: got {str(target)!r}; allowed: a file that ends in .npz or .nc")
-    print(f"{grid.done} cells written to {target}")
-    return 0
-
-
-def _dataset(grid: Grid, arrays: dict[str, Any]) -> Any:
-    try:
-        import xarray
-    except ImportError as error:
-        raise ImportError("netCDF needs xarray: pip install 'dynamics[xarray]'") from error
-
-    def dims(name: str, rank: int) -> list[str]:
-        own = ["record", *(f"{name}_{axis}" for axis in range(rank))]
-        return [*grid.swept, *own[: rank - len(grid.swept)]]
-
-    return xarray.Dataset({name: (dims(name, value.ndim), value) for name, value in arrays.items()}, dict(grid.swept))
 
 
 def repeat(path: Path) -> int:

@@ -1,0 +1,145 @@
+"""Runs and sweeps as one file that other programs read: ``.npz``, or ``.nc`` (netCDF 4) with the extra ``xarray``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynamics.runs import sweeps
+from dynamics.runs.errors import BadInput, Unusable
+from dynamics.runs.load import LoadedRun, load
+
+if TYPE_CHECKING:
+    from dynamics.runs.grid import Grid
+
+
+def export(path: Path, target: Path) -> int:
+    """Writes a run's records, or a sweep's readings on its axes, to ``target``; the command ``export``.
+
+    A run in ``.npz``: ``<label>/step``, ``<label>/time``, ``<label>/<reading>``; in ``.nc`` one group a call. A sweep
+    in ``.npz``: ``swept/<field>``, ``step [*fields, T]``, ``<reading> [*fields, T, ...]``; NaN, and step -1, where a
+    cell has no result. What a format has no type for is converted: bfloat16 to float32, and in netCDF complex numbers
+    to two variables ``<name>_real`` and ``<name>_imag``; a name that netCDF refuses is kept as ``long_name``.
+
+    Raises:
+        BadInput: for another ending, or a folder that does not exist.
+        Unusable: when ``path`` cannot be read or ``target`` not be written.
+        ImportError: without xarray; the message names the extra.
+    """
+    if target.suffix not in (".npz", ".nc"):
+        raise BadInput(f"target: got {str(target)!r}; allowed: a file that ends in .npz or .nc")
+    if not target.parent.is_dir():
+        raise BadInput(f"target: got {str(target)!r}; allowed: a file in a folder that exists")
+    if sweeps.is_sweep(path):
+        from dynamics.runs.grid import load_grid
+
+        grid = load_grid(path)
+        write, what = (_grid_arrays if target.suffix == ".npz" else _grid_netcdf)(grid), f"{grid.done} cells"
+    else:
+        run = load(path)
+        write, what = (_run_arrays if target.suffix == ".npz" else _run_netcdf)(run), f"{len(run.records)} records"
+    beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        write(beside)
+        os.replace(beside, target)
+    except OSError as error:
+        raise Unusable(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    print(f"{what} written to {target}")
+    return 0
+
+
+def _run_arrays(run: LoadedRun) -> Callable[[Path], None]:
+    arrays = {}
+    for label, record in run.records.items():
+        for name, value in {"step": record.step, "time": record.time, **record.values}.items():
+            arrays[f"{label}/{name}"] = _plain(value)
+    return lambda file: np.savez(file, **arrays)
+
+
+def _grid_arrays(grid: Grid) -> Callable[[Path], None]:
+    swept = {f"swept/{field}": np.array(values) for field, values in grid.swept.items()}
+    readings = {name: _plain(value) for name, value in _on_axes(grid).items()}
+    return lambda file: np.savez(file, **{**swept, **readings})  # type: ignore[arg-type]
+
+
+def _run_netcdf(run: LoadedRun) -> Callable[[Path], None]:
+    about = {"config": json.dumps(run.config), "status": run.status}
+
+    def write(file: Path) -> None:
+        groups = _allowed(run.records, ())
+        for at, (label, record) in enumerate(run.records.items()):
+            names, values = _variables(record.values, ("step", "time"))
+            dataset = record._replace(values=values).to_dataset({"label": label, **about})
+            _note_names(dataset, names)
+            dataset.to_netcdf(file, mode="a" if at else "w", group=groups[label])
+
+    return write
+
+
+def _grid_netcdf(grid: Grid) -> Callable[[Path], None]:
+    try:
+        import xarray
+    except ImportError as error:
+        raise ImportError("netCDF needs xarray: pip install 'dynamics[xarray]'") from error
+
+    def dims(name: str, rank: int) -> list[str]:
+        own = ["record", *(f"{name}_{axis}" for axis in range(rank))]
+        return [*grid.swept, *own[: rank - len(grid.swept)]]
+
+    names, values = _variables(_on_axes(grid), (*grid.swept, "record"))
+    variables = {name: (dims(name, value.ndim), value) for name, value in values.items()}
+    dataset = xarray.Dataset(variables, dict(grid.swept), {"config": json.dumps(grid.config)})
+    _note_names(dataset, names)
+    return lambda file: dataset.to_netcdf(file)
+
+
+def _on_axes(grid: Grid) -> dict[str, np.ndarray]:
+    shape = [len(values) for values in grid.swept.values()]
+    flat = {"step": grid.step, **grid.readings}
+    return {name: value.reshape([*shape, *value.shape[1:]]) for name, value in flat.items()}
+
+
+def _plain(value: Any) -> np.ndarray:
+    """An array of a type of NumPy's own."""
+    array = np.asarray(value)
+    return array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
+
+
+def _variables(values: Mapping[str, Any], taken: Iterable[str]) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """``{name: what it was}`` and arrays of types that netCDF has, under names that it allows and are not ``taken``."""
+    real: dict[str, np.ndarray] = {}
+    for name, value in values.items():
+        array = _plain(value)
+        if array.dtype.kind == "c":
+            real |= {f"{name}_real": np.real(array), f"{name}_imag": np.imag(array)}
+        else:
+            real[name] = array
+    allowed = _allowed(real, taken)
+    return {new: old for old, new in allowed.items()}, {allowed[name]: array for name, array in real.items()}
+
+
+def _allowed(names: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+    """A distinct name for each, of letters, digits, spaces and a few marks, with a letter or digit first."""
+    used, found = set(taken), {}
+    for name in names:
+        new = re.sub(r"[^\w .,:=+()-]", "_", name).strip() or "_"
+        new = new if re.match(r"\w", new) else f"_{new}"
+        while new in used:
+            new += "_"
+        used.add(new)
+        found[name] = new
+    return found
+
+
+def _note_names(dataset: Any, names: Mapping[str, str]) -> None:
+    for new, old in names.items():
+        if new != old:
+            dataset[new].attrs["long_name"] = old
