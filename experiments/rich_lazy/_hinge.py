@@ -14,13 +14,13 @@ from dynamics.types import Batch, Dynamics, Record
 
 
 class Lane(NamedTuple):
-    """One run: output scale, temperature, training samples, where it started, and which data set is its own."""
+    """One run: output scale, temperature, training samples, which data set is its own, and ``f_0 [n, 1]`` on it."""
 
     alpha: jax.Array
     temperature: jax.Array
     samples: jax.Array
-    start: jax.Array | tuple | list
     pool: jax.Array
+    origin: jax.Array | None = None
 
 
 class Noisy(NamedTuple):
@@ -37,22 +37,22 @@ def hinge_sgd(apply, lane: Lane, batch: int, block: int) -> Dynamics:
     ``data`` is a ``Batch`` of pools ``x [pools, n, d]``, ``y [pools, n, 1]``; a lane sees the first P rows of its own.
     """
 
-    def margin(params, x, y):
-        return 1.0 - lane.alpha * y * (apply(params, x) - apply(lane.start, x))
+    def margin(params, x, y, origin):
+        return 1.0 - lane.alpha * y * (apply(params, x) - origin)
 
-    def loss(params, x, y):
-        return jnp.sum(jax.nn.relu(margin(params, x, y))) / lane.alpha
+    def loss(params, x, y, origin):
+        return jnp.sum(jax.nn.relu(margin(params, x, y, origin))) / lane.alpha
 
     def step(key, state: Noisy, data: Batch) -> Noisy:
+        x, y = data.x[lane.pool], data.y[lane.pool]
+
         def update(params, rows):
-            gradient = jax.grad(loss)(params, *rows)
+            gradient = jax.grad(loss)(params, data.x[lane.pool, rows], data.y[lane.pool, rows], lane.origin[rows])
             return jax.tree.map(lambda p, g: p - lane.temperature * g, params, gradient), None
 
         rows = jax.random.randint(key, (block, batch), 0, lane.samples)
-        batches = data.x[lane.pool, rows], data.y[lane.pool, rows]
-        params, _ = jax.lax.scan(update, state.params, batches)
-        x, y = data.x[lane.pool], data.y[lane.pool]
-        missed = (margin(params, x, y) > 0) & (jnp.arange(len(y))[:, None] < lane.samples)
+        params, _ = jax.lax.scan(update, state.params, rows)
+        missed = (margin(params, x, y, lane.origin) > 0) & (jnp.arange(len(y))[:, None] < lane.samples)
         return Noisy(params, state.updates + block, ~jnp.any(missed) & is_finite(params))
 
     return Dynamics(
@@ -64,14 +64,18 @@ def is_finite(params) -> jax.Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
-def train(seed: int, apply, lane: Lane, data: Batch, batch: int, block: int, updates: int, simulate, label: str):
-    """Runs every lane as one program until it fits, diverges or runs out of updates: the final ``Noisy`` states."""
+def train(seed: int, apply, start, lane: Lane, data: Batch, batch: int, block: int, updates: int, simulate, label: str):
+    """Runs every lane as one program until it fits, diverges or runs out of updates: the final ``Noisy`` states.
+
+    ``start`` holds the lanes' first parameters; ``lane.origin`` is filled in.
+    """
+    origin = jax.jit(jax.vmap(lambda params, pool: apply(params, data.x[pool])))(start, lane.pool)
     runs = lanes(
         lambda lane: hinge_sgd(apply, lane, batch, block),
         None,
         lambda lane: lambda state, data: state.fitted | ~is_finite(state.params),
     )
-    state = runs.dynamics.init((lane, lane.start))
+    state = runs.dynamics.init((lane._replace(origin=origin), start))
     blocks, key = -(-updates // block), jax.random.key(seed)
     state, _ = simulate(runs.dynamics, lambda *_: {}, state, data, blocks, key, [blocks], runs.stop, label=label)
     return state.state
@@ -115,10 +119,10 @@ def run_perceptron(config, simulate) -> Record:
         jnp.ones(count),
         jnp.full(count, 1024.0 / 4),
         jnp.asarray(config.perceptron_samples)[samples],
-        jnp.zeros((count, dim, 1)),
         jnp.asarray(chi * config.perceptron_seeds + seed),
     )
-    end = train(config.seed, linear, lane, data, 4, 1024, config.perceptron_updates, simulate, "perceptron")
+    start = jnp.zeros((count, dim, 1))
+    end = train(config.seed, linear, start, lane, data, 4, 1024, config.perceptron_updates, simulate, "perceptron")
     w = np.where(np.asarray(end.fitted)[:, None], np.asarray(end.params)[:, :, 0], np.nan)
     ratio = w[:, 0] / np.linalg.norm(w[:, 1:], axis=1)
     values = {"ratio": ratio, "norm": np.linalg.norm(w, axis=1), "updates": np.asarray(end.updates, float)}

@@ -108,10 +108,9 @@ def run_images(config: Config, simulate) -> dict[str, Record]:
     grids = [np.meshgrid(*axes, np.arange(config.seeds), indexing="ij") for axes in shapes.values()]
     alpha, temperature, samples, seed = (np.concatenate([grid[i].ravel() for grid in grids]) for i in range(4))
     start = jax.tree.map(lambda leaf: leaf[seed], starts)
-    lane = Lane(
-        jnp.asarray(alpha), jnp.asarray(temperature), jnp.asarray(samples), start, jnp.zeros(len(seed), jnp.int32)
-    )
-    end = train(config.seed, model.apply, lane, data, config.batch, 50, config.updates, simulate, config.dataset)
+    pool = jnp.zeros(len(seed), jnp.int32)
+    lane = Lane(jnp.asarray(alpha), jnp.asarray(temperature), jnp.asarray(samples), pool)
+    end = train(config.seed, model.apply, start, lane, data, config.batch, 50, config.updates, simulate, config.dataset)
     weight, kernel = jax.jit(jax.vmap(partial(changes, model.apply, data.x[0, :64])))(start, end.params)
     fitted = np.asarray(end.fitted)
     values = {
@@ -138,17 +137,21 @@ def program(config: Config) -> Program:
     samples, blocks = jnp.asarray(middle(config.samples)), -(-config.updates // 50)
 
     def make(hyper) -> Dynamics:
-        def from_start(start) -> Dynamics:
-            lane = Lane(hyper["alpha"], hyper["temperature"], samples, start, jnp.zeros((), jnp.int32))
+        def sgd(origin) -> Dynamics:
+            lane = Lane(hyper["alpha"], hyper["temperature"], samples, jnp.zeros((), jnp.int32), origin)
             return hinge_sgd(model.apply, lane, config.batch, 50)
 
-        def step(key, state, data):
-            return state[0], from_start(state[0]).step(key, state[1], data)
+        def init(start):
+            return start, model.apply(start, data.x[0]), sgd(None).init(start)
 
-        return Dynamics(lambda start: (start, from_start(start).init(start)), step, lambda state: state[1].params)
+        def step(key, state, data):
+            start, origin, noisy = state
+            return start, origin, sgd(origin).step(key, noisy, data)
+
+        return Dynamics(init, step, lambda state: state[2].params)
 
     def read(state, data):
-        start, end = state
+        start, _, end = state
         weight, kernel = changes(model.apply, data.x[0, :64], start, end.params)
         values = {"kernel_distance": kernel, "weight_change": weight, "updates": end.updates}
         return {name: jnp.where(end.fitted, value, jnp.nan) for name, value in values.items()}

@@ -22,6 +22,11 @@ NETS, WIDTH, SAMPLES, DIM = 80, 128, 16, 8
 pytestmark = pytest.mark.benchmark
 
 
+def nothing(state, data):
+    """A readout of its own would be compiled anew at every call."""
+    return {}
+
+
 def loop_rate(step, steps=200):
     start = time.perf_counter()
     for _ in range(steps):
@@ -59,9 +64,6 @@ def test_sweep_outruns_a_loop_over_nets():
     runs = lanes(lambda eta: gradient_descent(model.apply, half_mse, eta))
     sweep = runs.dynamics.init((eta, start))
 
-    def nothing(state, data):
-        return {}
-
     def together(steps):
         began = time.perf_counter()
         jax.block_until_ready(simulate(runs.dynamics, nothing, sweep, data, steps, key, [steps])[0].state.params)
@@ -85,10 +87,10 @@ def output_scale_sweep():
     """``steps -> state`` for 80 nets of ``SWEEPS['output_scale']``, and its net-steps a step."""
     model, key = stax.serial(stax.Dense(WIDTH), stax.Erf(), stax.Dense(1)), jax.random.key(0)
     start = jax.vmap(lambda key: model.init(key, (-1, DIM))[1])(jax.random.split(key, NETS))
-    data = Batch(jax.random.normal(key, (SAMPLES, DIM)), jnp.ones((SAMPLES, 1)))
-    runs = lanes(lambda eta: gradient_descent(model.apply, half_mse, eta))
+    data = Batch(jax.random.normal(key, (NETS, SAMPLES, DIM)), jnp.ones((NETS, SAMPLES, 1)))
+    runs = lanes(lambda eta: gradient_descent(model.apply, half_mse, eta), data_axis=0)  # a draw of data for each net
     state = runs.dynamics.init((jnp.linspace(0.1, 0.5, NETS), start))
-    return lambda steps: simulate(runs.dynamics, lambda *_: {}, state, data, steps, key, [steps])[0].state, NETS
+    return lambda steps: simulate(runs.dynamics, nothing, state, data, steps, key, [steps])[0].state, NETS
 
 
 def sgd_noise_sweep(nets=288, block=50):
@@ -100,10 +102,11 @@ def sgd_noise_sweep(nets=288, block=50):
     x = jax.random.normal(key, (1, shape["samples"], shape["dim"]))
     data = Batch(x, jnp.sign(x[..., :1]))
     full = jnp.full(nets, shape["samples"])
-    lane = Lane(jnp.ones(nets), jnp.full(nets, 1e-3), full, start, jnp.zeros(nets, jnp.int32))
+    pool, origin = jnp.zeros(nets, jnp.int32), jax.vmap(lambda params: model.apply(params, x[0]))(start)
+    lane = Lane(jnp.ones(nets), jnp.full(nets, 1e-3), full, pool, origin)
     runs = lanes(lambda lane: hinge_sgd(model.apply, lane, shape["batch"], block))
     state = runs.dynamics.init((lane, start))
-    return lambda steps: simulate(runs.dynamics, lambda *_: {}, state, data, steps, key, [steps])[0].state, nets * block
+    return lambda steps: simulate(runs.dynamics, nothing, state, data, steps, key, [steps])[0].state, nets * block
 
 
 def test_sweeps_outrun_a_pytorch_loop_twentyfold():
