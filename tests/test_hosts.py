@@ -86,6 +86,7 @@ def test_a_durable_run_on_two_processes_stops_and_resumes_to_the_same_bits(tmp_p
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
     assert len(load(tmp_path / "whole").records["big"].step) == 44
     assert load(tmp_path / "whole").provenance["process_count"] == 2
+    assert "'big' continues in the fork from step 300" in [text for _, _, text in load(tmp_path / "forked").events]
     first, second = (np.load(tmp_path / f"{process}.npz") for process in range(2))
     for name in ("step", "loss", "w"):
         np.testing.assert_array_equal(first[name], second[name])

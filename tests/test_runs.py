@@ -109,6 +109,21 @@ def test_divergence_is_data_with_the_first_step_recorded(key, tmp_path):
     assert np.all(np.isfinite(x[:, [0, 2]]))
 
 
+def test_a_fork_of_lanes_goes_on_under_their_new_settings(key, tmp_path):
+    """A linear decay: what ten steps do under the first settings, times what ten do under the others."""
+    runs = lanes(lambda rate: ode(lambda x, data: -rate * x, 0.5), lambda rate: lambda x, data: {"x": x})
+
+    def go(name, steps, rates, source=None):
+        state = runs.dynamics.init((jnp.array(rates), jnp.ones(2)))
+        with open_run(tmp_path / name, {"rates": rates}, fork_of=source) as held:
+            return held.simulate(runs.dynamics, runs.readout, state, None, steps, key, [0, steps])[1].values["x"][-1]
+
+    first = go("first", 10, [0.1, 0.2])
+    forked = go("second", 20, [0.4, -0.3], tmp_path / "first")
+    np.testing.assert_allclose(forked, first * go("other", 10, [0.4, -0.3]), rtol=1e-5)  # 20 float32 steps
+    assert abs(forked[0] / first[0] - first[0]) > 0.1  # its settings did change
+
+
 def test_a_run_is_read_while_it_is_written(key, tmp_path, monkeypatch):
     monkeypatch.setattr(pacing, "COMMIT_SECONDS", 0.0)
     monkeypatch.setattr(pacing, "COMMIT_SHARE", 1e9)

@@ -212,12 +212,8 @@ def _opened(
     path: Path, config: Any, quiet: bool, fork_of: str | Path | None, tracker: Any, about: dict[str, Any]
 ) -> Iterator[Run]:
     """The directory locked, its journal open and its settings checked."""
-    import jax
-
     if fork_of is not None and not (Path(fork_of) / "run.sqlite").is_file():
         raise BadInput(f"fork: got {str(fork_of)!r}; allowed: a run that exists (there is no run.sqlite)")
-    if fork_of is not None and jax.process_count() > 1:
-        raise BadInput(f"fork: got {jax.process_count()} processes; allowed: one")
     lock = journal = None
     try:
         try:

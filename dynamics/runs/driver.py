@@ -67,7 +67,8 @@ def durable_simulate(
     hosts.same(f"{label!r}: start, key, data or steps", header_text(header))
     template = jax.eval_shape(lambda s, d: start(readout, s, d, stop), state, data)
     template = template._replace(state=jax.tree.map(_with_sharding, template.state, state))
-    held = hosts.together(lambda: resume(run, label, header, template, state), Held.to_bytes, Held.from_bytes)
+    hyper = _hyper(state) if label in run.inherited else {}
+    held = hosts.together(lambda: resume(run, label, header, template, hyper), Held.to_bytes, Held.from_bytes)
     call = _Call(run, label, targets, held)
     carry = start(readout, state, data, stop) if held.carry is None else checkpoint.placed(held.carry, template)
     if not held.last:
@@ -148,6 +149,13 @@ class _Call:
         self.kept = [*self.kept, checkpoint.path_of(folder, self.label, number, state)][-checkpoint.KEEP :]
         checkpoint.prune(folder, self.label, self.kept)
         return link
+
+
+def _hyper(state: PyTree) -> dict[str, np.ndarray]:
+    """The settings of lanes, on the host, by their paths in the carry."""
+    if not isinstance(state, LaneState):
+        return {}
+    return {f".state.hyper{path}": value for path, value in checkpoint.host_arrays(state.hyper).items()}
 
 
 def _with_sharding(struct: jax.ShapeDtypeStruct, leaf: Any) -> Any:

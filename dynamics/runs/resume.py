@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
-from dynamics.evolve import LaneState
 from dynamics.evolve.simulate import Carry
 from dynamics.runs import checkpoint
 from dynamics.runs.errors import Unusable
 from dynamics.runs.files import pack, unpack
 from dynamics.runs.journal import root
-from dynamics.types import PyTree
 
 if TYPE_CHECKING:
     from dynamics.runs.directory import Run
@@ -58,7 +55,7 @@ class Held(NamedTuple):
         return cls("", [rows] if arrays["chunks"] else [], bool(arrays["last"]), carry if arrays["begun"] else None)
 
 
-def resume(run: Run, label: str, header: dict[str, Any], template: Carry, state: PyTree) -> Held:
+def resume(run: Run, label: str, header: dict[str, Any], template: Carry, hyper: Rows) -> Held:
     """The newest sound checkpoint of a call with the rows before it; else the call is entered anew.
 
     Args:
@@ -66,7 +63,7 @@ def resume(run: Run, label: str, header: dict[str, Any], template: Carry, state:
         label: the call's name.
         header: what it is asked to do now.
         template: shapes, dtypes and devices of its carry.
-        state: its start.
+        hyper: of a fork's lanes the settings, which are part of the change: arrays by their paths in the carry.
 
     Raises:
         Unusable: when it was begun otherwise, and is not inherited by a fork.
@@ -76,7 +73,7 @@ def resume(run: Run, label: str, header: dict[str, Any], template: Carry, state:
         stored = _prove_header(run, label, header)
     if stored is not None and stored != header:
         if label in run.inherited:
-            return _fork(run, label, header, template, state)
+            return _fork(run, label, header, template, hyper)
         _require_same_call(run, label, stored, header)
     chunks, broken = run.journal.chunks(label) if stored is not None else ([], 0)
     if broken:
@@ -129,30 +126,28 @@ def _require_same_call(run: Run, label: str, stored: dict[str, Any], header: dic
     )
 
 
-def _fork(run: Run, label: str, header: dict[str, Any], template: Carry, state: PyTree) -> Held:
+def _fork(run: Run, label: str, header: dict[str, Any], template: Carry, hyper: Rows) -> Held:
     """An inherited call under new settings: continued where shapes and steps allow, else begun afresh, and said."""
     chunks, _ = run.journal.chunks(label)
-    carry, rows, why = None, {}, "it had not begun"
+    arrays, rows, why = None, {}, "it had not begun"
     if chunks:
         place = checkpoint.path_of(run.checkpoints, label, chunks[-1].number, chunks[-1].state)
         try:
-            carry = checkpoint.placed(checkpoint.load(place, chunks[-1].state, template), template)
+            arrays = checkpoint.load(place, chunks[-1].state, template)
             rows = joined([unpack(chunk.rows) for chunk in chunks])
         except (ValueError, Unusable) as error:
             why = str(error)
-    if carry is not None and int(carry.step) > header["steps"]:
-        carry, why = None, f"it had passed step {header['steps']}"
+    if arrays is not None and arrays[".step"] > header["steps"]:
+        arrays, why = None, f"it had passed step {header['steps']}"
     with run.journal.transaction():
         run.journal.begin(label, header)
         run.disinherit(label)
-        if carry is None:
+        if arrays is None:
             run.warn(f"{label!r} starts afresh in the fork: {why}")
             return Held(root(label, header))
-        step = int(carry.step)
+        step = int(arrays[".step"])
         run.warn(f"{label!r} continues in the fork from step {step}")
-        if isinstance(carry.state, LaneState):  # the lanes' settings are part of the change
-            carry = carry._replace(state=carry.state._replace(hyper=state.hyper))
-        arrays = checkpoint.host_arrays(carry._replace(done=jax.numpy.zeros_like(carry.done)))
+        arrays = {**arrays, **hyper, ".done": np.zeros_like(arrays[".done"])}
         rows = _at_steps(rows, [wanted for wanted in header["record_at"] if wanted <= step])
         digest = checkpoint.save(run.checkpoints, label, 0, arrays)
         link = run.journal.commit(label, 0, step, False, digest, pack(rows), root(label, header))

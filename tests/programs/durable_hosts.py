@@ -47,9 +47,9 @@ def read(state, data):
     return {"loss": half_mse(network(state.params, data.train.x), data.train.y), "w": state.params["w"]}
 
 
-def go(folder, steps):
+def go(folder, steps, fork_of=None):
     data, training, state = problem()
-    with open_run(folder, {"steps": steps}, command=["hosts"]) as run:
+    with open_run(folder, {"steps": steps}, command=["hosts"], fork_of=fork_of) as run:
         end, record = run.simulate(training, read, state, data, steps, jax.random.key(1), every(7, steps), label="big")
         run.journal.set(status="finished")
     assert not end.params["w"].is_fully_addressable
@@ -92,6 +92,9 @@ def main(process, port, folder, steps=""):
         record = go(place / "whole", 300)
         stopped(place / "stopped", 300, process)
         record = go(place / "stopped", 300)
+        longer = go(place / "forked", 350, fork_of=place / "whole")
+        np.testing.assert_array_equal(longer.values["loss"][:43], record.values["loss"][:43])
+        assert np.all(np.isfinite(longer.values["loss"]))
         refused(place / "whole", {"steps": 301}, "steps: 300 -> 301")
         refused(place / "whole", {"process": process}, "not the same on all 2 processes")
     np.savez(out, step=record.step, **record.values)
