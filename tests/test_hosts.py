@@ -18,10 +18,18 @@ PROGRAM = pathlib.Path(__file__).parent / "programs" / "hosts.py"
 DURABLE = PROGRAM.with_name("durable_hosts.py")
 
 
-def start(process, processes, port, out, flags=""):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    command = [sys.executable, str(PROGRAM), str(process), str(processes), str(port), str(out)]
+def start(program, *arguments, **more):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore", **more}
+    command = [sys.executable, str(program), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def durable(*arguments):
+    """Two processes of one durable run."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    return [start(DURABLE, process, port, *arguments) for process in range(2)]
 
 
 def finish(processes):
@@ -31,45 +39,31 @@ def finish(processes):
 
 
 @pytest.fixture(scope="module")
-def one_device(tmp_path_factory):
-    out = tmp_path_factory.mktemp("one") / "found.npz"
-    finish([start(0, 1, 0, out)])
-    return dict(np.load(out))
+def four_devices(tmp_path_factory):
+    """The folder with what four devices of one process found, and what one of them found alone."""
+    folder = tmp_path_factory.mktemp("four")
+    finish([start(PROGRAM, folder, XLA_FLAGS="--xla_force_host_platform_device_count=4")])
+    return folder
 
 
-def assert_close(found, expected):
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder with what two processes found, and their durable runs."""
+    folder = tmp_path_factory.mktemp("two")
+    finish(durable(folder))
+    return folder
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_devices_and_processes_give_the_numbers_of_one_device(four_devices, processes, request):
+    expected = np.load(four_devices / "one.npz")
+    folder = four_devices if processes == 1 else request.getfixturevalue("two_processes")
+    found = np.load(folder / "split.npz")
+    assert (found["devices"], found["processes"]) == ((4, 1) if processes == 1 else (2, 2))
     for name in ("w", "loss", "product", "ntk"):
         scale = np.abs(expected[name]).max()
         # sums over 64 samples in another order, through 100 steps of float32
         np.testing.assert_allclose(found[name], expected[name], atol=2e-5 * scale)
-
-
-def test_four_devices_in_one_process(one_device, tmp_path):
-    finish([start(0, 1, 0, tmp_path / "found.npz", "--xla_force_host_platform_device_count=4")])
-    found = dict(np.load(tmp_path / "found.npz"))
-    assert (found["devices"], found["processes"]) == (4, 1)
-    assert_close(found, one_device)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def test_two_processes_on_localhost(one_device, tmp_path):
-    port = free_port()
-    finish([start(process, 2, port, tmp_path / "found.npz") for process in range(2)])
-    found = dict(np.load(tmp_path / "found.npz"))
-    assert (found["devices"], found["processes"]) == (2, 2)
-    assert_close(found, one_device)
-
-
-def durable(*arguments):
-    """Two processes of one durable run."""
-    port, environment = str(free_port()), {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
-    commands = [[sys.executable, str(DURABLE), str(process), port, *map(str, arguments)] for process in range(2)]
-    return [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
 
 
 def assert_same_run(folder, other):
@@ -80,14 +74,13 @@ def assert_same_run(folder, other):
     assert newest[0] == newest[1]
 
 
-def test_a_durable_run_on_two_processes_stops_and_resumes_to_the_same_bits(tmp_path):
+def test_a_durable_run_on_two_processes_stops_and_resumes_to_the_same_bits(two_processes):
     """State and data lie over both; a signal to one stops both, a refusal is for both, each has the whole record."""
-    finish(durable(tmp_path))
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-    assert len(load(tmp_path / "whole").records["big"].step) == 44
-    assert load(tmp_path / "whole").provenance["process_count"] == 2
-    assert "'big' continues in the fork from step 300" in [text for _, _, text in load(tmp_path / "forked").events]
-    first, second = (np.load(tmp_path / f"{process}.npz") for process in range(2))
+    assert_same_run(two_processes / "stopped", two_processes / "whole")
+    assert len(load(two_processes / "whole").records["big"].step) == 44
+    assert load(two_processes / "whole").provenance["process_count"] == 2
+    assert "'big' continues in the fork from step 300" in [text for _, _, text in load(two_processes / "forked").events]
+    first, second = (np.load(two_processes / f"{process}.npz") for process in range(2))
     for name in ("step", "loss", "w"):
         np.testing.assert_array_equal(first[name], second[name])
 

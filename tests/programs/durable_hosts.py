@@ -1,6 +1,7 @@
 """Durable runs driven by two processes: ``python durable_hosts.py PROCESS PORT FOLDER [steps]``.
 
-Without ``steps``: a whole run, one that a signal to the second process stops and that is then continued, and refusals.
+Without ``steps``: the computation of ``hosts.py``, a whole run, one that a signal to the second process stops and that
+is then continued, a fork, and refusals.
 With it, one run, to be killed. Each process writes the record that it was given to FOLDER/PROCESS.npz.
 """
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hosts import compute_split, save
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynamics.evolve import every, gradient_descent
@@ -89,6 +91,9 @@ def main(process, port, folder, steps=""):
     if steps:
         record = go(place / "run", int(steps))
     else:
+        found = compute_split()
+        if process == 0:
+            save(place / "split.npz", found)
         record = go(place / "whole", 300)
         stopped(place / "stopped", 300, process)
         record = go(place / "stopped", 300)

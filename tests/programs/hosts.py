@@ -1,10 +1,12 @@
-"""One big computation on several processes or devices: ``python hosts.py PROCESS PROCESSES PORT OUT``.
+"""One big computation on several devices: ``python hosts.py FOLDER``.
 
 Data are split by samples over all devices; gradient descent, a Hessian product and rows of the NTK are computed, and
-the first process writes them to OUT.
+written to FOLDER/split.npz; from one of the devices alone, to FOLDER/one.npz. ``durable_hosts.py`` does it on two
+processes.
 """
 
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -54,23 +56,22 @@ def compute(place):
     }
 
 
-def main(process, processes, port, out):
-    if processes > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"localhost:{port}", processes, process)
-    count = jax.device_count()
-    if count == 1:
-        found = compute(jnp.asarray)
-    else:
-        mesh = jax.make_mesh((count,), ("samples",), axis_types=(AxisType.Auto,))
-        split = NamedSharding(mesh, PartitionSpec("samples"))
-        found = compute(lambda leaf: jax.make_array_from_callback(leaf.shape, split, lambda at: leaf[at]))
-        assert len(found["ntk"].sharding.device_set) == count
-    if processes > 1:
+def compute_split():
+    """``compute`` with samples over all devices; on several processes, gathered."""
+    mesh = jax.make_mesh((jax.device_count(),), ("samples",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("samples"))
+    found = compute(lambda leaf: jax.make_array_from_callback(leaf.shape, split, lambda at: leaf[at]))
+    assert len(found["ntk"].sharding.device_set) == jax.device_count()
+    if jax.process_count() > 1:
         found = {name: multihost_utils.process_allgather(value, tiled=True) for name, value in found.items()}
-    if process == 0:
-        np.savez(out, devices=count, processes=jax.process_count(), **found)
+    return found
+
+
+def save(path, found):
+    np.savez(path, devices=jax.device_count(), processes=jax.process_count(), **found)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    folder = Path(sys.argv[1])
+    save(folder / "one.npz", compute(jnp.asarray))
+    save(folder / "split.npz", compute_split())
