@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.linalg.lanczos import Matvec, tridiagonalize
+from dynamics.linalg.lanczos import Matvec, combine, padded_tridiagonal
 from dynamics.types import Array
 
 
@@ -98,7 +98,7 @@ def extreme_eigenvalues(
     """
     if not 0 < p < 1:
         raise ValueError(f"p: got {p!r}; allowed: a probability > 0 and < 1")
-    t = tridiagonalize(matvec, start, num_matvecs, steps)
+    t = padded_tridiagonal(matvec, start, num_matvecs, steps)
     theta, s = jnp.linalg.eigh(t.matrix())
     size, dtype = start.shape[0], start.dtype
     log_inverse_delta = -jnp.log(jnp.asarray(p * (jnp.pi / (2 * size)) ** 0.5, dtype) * random_share)
@@ -109,7 +109,7 @@ def extreme_eigenvalues(
     def bound(sign: float) -> Bound:
         index = jnp.argmax(jnp.where(share > 0.5, sign * theta, -jnp.inf))
         limit = sign * _upper_limit(sign * theta, share, t.offdiagonal, real, log_inverse_delta)
-        vector = s[:, index] @ t.basis[:num_matvecs]
+        vector = combine(s[:, index], t.basis, t.steps)
         rounding = 10 * jnp.finfo(dtype).eps * jnp.max(jnp.abs(theta))
         residual = jnp.maximum(t.offdiagonal[last] * jnp.abs(s[last, index]), rounding)
         return Bound(theta[index], residual, limit, vector / jnp.linalg.norm(vector), t.steps)

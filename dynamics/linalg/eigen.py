@@ -7,10 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.linalg.lanczos import Matvec, orthogonalize, padded_rows
+from dynamics.linalg.lanczos import Matvec, combine, orthogonalize, padded_rows
 from dynamics.types import Array
 
-_STRIDE = 4  # matvecs between two checks of convergence
+_STRIDE = 4  # matvecs between two checks of convergence while it is far, then 1
+_NEAR = 10.0  # residuals within this factor of the goal are near
+_SMALL = 64  # LAPACK's eigh on a CPU starts threads above this size, which then spin for tens of milliseconds
 
 
 class Eigenpairs(NamedTuple):
@@ -82,6 +84,38 @@ def eigenpairs(
         [49.0, 48.0]
     """
     size = start.shape[0]
+    m, limit = _checked_sizes(size, k, which, tolerance, max_matvecs, basis_size)
+    sign = 1.0 if which == "largest" else -1.0
+    kept = min(k + (m - k) // 2, m - 1)
+    tolerance = max(tolerance, 20 * float(jnp.finfo(start.dtype).eps))
+
+    def excess(state: _State) -> Array:
+        """The largest residual over the goal."""
+        return jnp.max(state.residuals) / (tolerance * jnp.max(jnp.abs(_finite(state.values))))
+
+    def going(state: _State):
+        unfinished = (state.matvecs == 0) | (excess(state) > 1)
+        exhausted = (state.beta == 0) & (state.matvecs > 0)
+        return unfinished & ~exhausted & (state.matvecs < limit)
+
+    def extend(state: _State) -> _State:
+        stride = jnp.where(excess(state) < _NEAR, 1, jnp.maximum(_STRIDE, k - state.count))
+        stop = jnp.minimum(jnp.minimum(state.count + stride, m), state.count + limit - state.matvecs)
+        state = jax.lax.fori_loop(state.count, stop, lambda _, s: _expand(matvec, sign, s), state)
+        return _rayleigh_ritz(state, k)
+
+    def cycle(state: _State) -> _State:  # the restart stands outside the inner loop: a branch there copies the basis
+        state = jax.lax.cond(state.count == m, lambda s: _restart(s, kept), lambda s: s, state)
+        return jax.lax.while_loop(lambda s: going(s) & (s.count < m), extend, state)
+
+    state = jax.lax.while_loop(going, cycle, _first(start, m, k))
+    return Eigenpairs(
+        sign * state.values[:k], combine(state.rotation[:, :k], state.basis), state.residuals, state.matvecs
+    )
+
+
+def _checked_sizes(size, k, which, tolerance, max_matvecs, basis_size) -> tuple[int, int]:
+    """``(basis size, largest number of matvecs)``."""
     if not 1 <= k <= size:
         raise ValueError(f"k: got {k!r}; allowed: an integer in [1, {size}]")
     if which not in ("largest", "smallest"):
@@ -94,35 +128,18 @@ def eigenpairs(
     limit = 20 * k + 40 if max_matvecs is None else max_matvecs
     if limit < k:
         raise ValueError(f"max_matvecs: got {max_matvecs!r}; allowed: at least k = {k}")
-    sign = 1.0 if which == "largest" else -1.0
-    kept = min(k + (m - k) // 2, m - 1)
-    eps = jnp.finfo(start.dtype).eps
+    return m, limit
 
-    def going(state: _State):
-        goal = jnp.maximum(tolerance, 20 * eps) * jnp.max(
-            jnp.abs(jnp.where(jnp.isfinite(state.values), state.values, 0))
-        )
-        unfinished = (state.matvecs == 0) | jnp.any(state.residuals > goal)
-        exhausted = (state.beta == 0) & (state.matvecs > 0)
-        return unfinished & ~exhausted & (state.matvecs < limit)
 
-    def extend(state: _State) -> _State:
-        stop = jnp.minimum(jnp.minimum(state.count + _STRIDE, m), state.count + limit - state.matvecs)
-        state = jax.lax.fori_loop(state.count, stop, lambda _, s: _expand(matvec, sign, s), state)
-        return _rayleigh_ritz(state, k)
-
-    def cycle(state: _State) -> _State:  # the restart stands outside the inner loop: a branch there copies the basis
-        state = jax.lax.cond(state.count == m, lambda s: _restart(s, kept), lambda s: s, state)
-        return jax.lax.while_loop(lambda s: going(s) & (s.count < m), extend, state)
-
-    zeros = jnp.zeros((m, m), start.dtype)
-    basis = jnp.zeros((padded_rows(m + 1), size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
+def _first(start: Array, m: int, k: int) -> _State:
+    zeros, one = jnp.zeros((m, m), start.dtype), jnp.ones((), start.dtype)
+    basis = jnp.zeros((padded_rows(m + 1), start.shape[0]), start.dtype).at[0].set(start / jnp.linalg.norm(start))
     nothing = jnp.full(k, jnp.inf, start.dtype)
-    one = jnp.ones((), start.dtype)
-    state = _State(basis, zeros, jnp.int32(0), one, jnp.int32(0), jnp.bool_(False), zeros[0], zeros, nothing)
-    state = jax.lax.while_loop(going, cycle, state)
-    vectors = state.rotation[:, :k].T @ state.basis[:m]
-    return Eigenpairs(sign * state.values[:k], vectors, state.residuals, state.matvecs)
+    return _State(basis, zeros, jnp.int32(0), one, jnp.int32(0), jnp.bool_(False), zeros[0], zeros, nothing)
+
+
+def _finite(values: Array) -> Array:
+    return jnp.where(jnp.isfinite(values), values, 0)
 
 
 def _expand(matvec: Matvec, sign: float, state: _State) -> _State:
@@ -158,24 +175,38 @@ def _rayleigh_ritz(state: _State, k: int) -> _State:
     alive = jnp.any(state.projected != 0, axis=0) & (jnp.arange(m) < state.count)
     both = alive[:, None] & alive[None, :]
     padding = -1.5 * jnp.max(jnp.abs(state.projected))  # away from 0, lest it mixes with a null vector
-    theta, rotation = jnp.linalg.eigh(jnp.where(both, state.projected, 0) + jnp.diag(jnp.where(alive, 0, padding)))
+    theta, rotation = _eigh(jnp.where(both, state.projected, 0) + jnp.diag(jnp.where(alive, 0, padding)), state.count)
     real = jnp.where(alive, 1, 0).astype(theta.dtype) @ rotation**2 > 0.5
     theta = jnp.where(real, theta, -jnp.inf)
     order = jnp.argsort(-theta)
     theta, rotation = theta[order], jnp.where(real, rotation, 0)[:, order]
     last = rotation[state.count - 1]
-    floor = 10 * jnp.finfo(theta.dtype).eps * jnp.max(jnp.abs(jnp.where(jnp.isfinite(theta), theta, 0)))
+    floor = 10 * jnp.finfo(theta.dtype).eps * jnp.max(jnp.abs(_finite(theta)))
     residuals = jnp.where(jnp.isfinite(theta), jnp.maximum(state.beta * jnp.abs(last), floor), jnp.inf)
     return state._replace(values=theta, rotation=rotation, residuals=residuals[:k])
+
+
+def _eigh(matrix: Array, count: Array) -> tuple[Array, Array]:
+    """``eigh`` of a matrix that is diagonal past its first ``count`` rows; only their block where it is small."""
+    m = matrix.shape[0]
+    if m <= _SMALL:
+        return jnp.linalg.eigh(matrix)
+
+    def leading(matrix):
+        theta, rotation = jnp.linalg.eigh(matrix[:_SMALL, :_SMALL])
+        rest = jnp.diagonal(matrix)[_SMALL:]
+        return jnp.concatenate([theta, rest]), jnp.eye(m, dtype=matrix.dtype).at[:_SMALL, :_SMALL].set(rotation)
+
+    return jax.lax.cond(count <= _SMALL, leading, lambda matrix: tuple(jnp.linalg.eigh(matrix)), matrix)
 
 
 def _restart(state: _State, kept: int) -> _State:
     """Keeps the best ``kept`` Ritz vectors and the residual's direction."""
     m = state.projected.shape[0]
     following = state.basis[m]
-    ritz = state.rotation[:, :kept].T @ state.basis[:m]
+    ritz = combine(state.rotation[:, :kept], state.basis)
     basis = jnp.zeros_like(state.basis).at[:kept].set(ritz).at[kept].set(following)
-    theta = jnp.where(jnp.isfinite(state.values[:kept]), state.values[:kept], 0)
+    theta = _finite(state.values[:kept])
     arrow = state.beta * state.rotation[m - 1, :kept]
     projected = jnp.zeros_like(state.projected).at[jnp.arange(kept), jnp.arange(kept)].set(theta)
     projected = projected.at[:kept, kept].set(arrow).at[kept, :kept].set(arrow)

@@ -68,6 +68,12 @@ def tridiagonalize(matvec: Matvec, start: Array, num_matvecs: int, steps: Any = 
         >>> [round(float(x), 3) for x in jnp.linalg.eigvalsh(t.matrix())]
         [1.0, 2.0, 5.0]
     """
+    t = padded_tridiagonal(matvec, start, num_matvecs, steps)
+    return t._replace(basis=t.basis[: num_matvecs + 1])
+
+
+def padded_tridiagonal(matvec: Matvec, start: Array, num_matvecs: int, steps: Any = None) -> Tridiagonal:
+    """``tridiagonalize`` with the basis as it lies in memory, ``[padded_rows(m + 1), P]``: a slice would copy it."""
     size = start.shape[0]
     if not 1 <= num_matvecs <= size:
         raise ValueError(f"num_matvecs: got {num_matvecs!r}; allowed: an integer in [1, {size}]")
@@ -94,7 +100,7 @@ def tridiagonalize(matvec: Matvec, start: Array, num_matvecs: int, steps: Any = 
     basis, alphas, betas, _ = jax.lax.fori_loop(0, steps, body, carry)
     done = jnp.arange(num_matvecs) < steps
     alphas = jnp.where(done, alphas, alphas[0])
-    return Tridiagonal(alphas, betas, basis[: num_matvecs + 1], steps)
+    return Tridiagonal(alphas, betas, basis, steps)
 
 
 def _orthogonal(w: Array, basis: Array, count: Any) -> tuple[Array, Array]:
@@ -117,6 +123,24 @@ def orthogonalize(w: Array, basis: Array, count: Any) -> Array:
         return w - (rows @ w) @ rows
 
     return jax.lax.fori_loop(0, (count + _ROWS - 1) // _ROWS, body, w)
+
+
+def combine(coefficients: Array, basis: Array, count: Any = None) -> Array:
+    """``coefficients^T basis``: ``[P]`` for ``[m]``, ``[k, P]`` for ``[m, k]``, m at most the rows of ``basis``.
+
+    With ``count`` only the blocks of 8 rows that hold the first ``count`` are read.
+    """
+    missing = basis.shape[0] - coefficients.shape[0]
+    coefficients = jnp.pad(coefficients, [(0, missing)] + [(0, 0)] * (coefficients.ndim - 1))
+    if count is None:
+        return coefficients.T @ basis
+
+    def body(block, total):
+        rows = jax.lax.dynamic_slice_in_dim(basis, block * _ROWS, _ROWS)
+        return total + jax.lax.dynamic_slice_in_dim(coefficients, block * _ROWS, _ROWS).T @ rows
+
+    zeros = jnp.zeros((*coefficients.shape[1:], basis.shape[1]), basis.dtype)
+    return jax.lax.fori_loop(0, (count + _ROWS - 1) // _ROWS, body, zeros)
 
 
 def padded_rows(count: int) -> int:
