@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hosts import compute_split, save
+from hosts import compute_split, draws, save
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynamics.evolve import every, gradient_descent
@@ -37,12 +37,10 @@ def problem():
         split = NamedSharding(mesh, PartitionSpec(*axes))
         return jax.make_array_from_callback(leaf.shape, split, lambda at: leaf[at])
 
-    kx, ky, kw, kv = jax.random.split(jax.random.key(0), 4)
-    draws = (jax.random.normal(kx, (64, 8)), jax.random.normal(ky, (64, 1)))
-    data = Data(Batch(*(place(np.asarray(leaf), "all") for leaf in draws)))
-    w, v = np.asarray(jax.random.normal(kw, (8, 16))) / 3, np.asarray(jax.random.normal(kv, (16, 1))) / 4
+    x, y, params = draws()
+    data = Data(Batch(place(x, "all"), place(y, "all")))
     training = gradient_descent(network, half_mse, 0.1, momentum=0.9, batch_size=16)
-    return data, training, training.init({"w": place(w, None, "all"), "v": place(v, "all")})
+    return data, training, training.init({"w": place(params["w"], None, "all"), "v": place(params["v"], "all")})
 
 
 def read(state, data):

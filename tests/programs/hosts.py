@@ -24,10 +24,15 @@ def network(params, x):
     return jnp.tanh(x @ params["w"]) @ params["v"]
 
 
+def draws():
+    """Samples, their labels and a network; by NumPy, which compiles nothing."""
+    rng = np.random.default_rng(0)
+    x, y, w, v = (rng.normal(size=size).astype(np.float32) for size in ((64, 8), (64, 1), (8, 16), (16, 1)))
+    return x, y, {"w": w / 3, "v": v / 4}
+
+
 def compute(place):
-    kx, ky, kw, kv = jax.random.split(jax.random.key(0), 4)
-    x, y = np.asarray(jax.random.normal(kx, (64, 8))), np.asarray(jax.random.normal(ky, (64, 1)))
-    params = {"w": jax.random.normal(kw, (8, 16)) / 3, "v": jax.random.normal(kv, (16, 1)) / 4}
+    x, y, params = draws()
     data = Data(jax.tree.map(place, Batch(x, y)))
     run = gradient_descent(network, half_mse, 0.1)
 
