@@ -130,7 +130,7 @@ def run(config: Config, simulate=in_memory) -> Result:
 
     keys = []
     for separation in config.separation:
-        clusters = xor_clusters.Config(seed=config.seed, seeds=1, separation=separation, steps=steps(100))
+        clusters = xor_clusters.Config(seed=config.seed, seeds=1, width=1000, separation=separation, steps=steps(100))
         record = xor_clusters.run(clusters, labelled(f"XOR clusters, {separation:g}")).records["network"]
         keys += keep("XOR clusters", (separation,), record, [(slice(None), 0)])
     found.append(Mechanism("XOR clusters", "separation |mu|", config.separation, keys, "accuracy", 0.99, 0.95))

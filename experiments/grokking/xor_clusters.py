@@ -44,8 +44,8 @@ class Config(config.Config):
     """training samples n"""
     separation: Annotated[float, Positive] = 2.5 * 200**0.5
     """norm |mu| of the cluster centres, in units of the noise per coordinate; the paper's is 2.5 sqrt(p/n)"""
-    width: Annotated[int, Range(2)] = 1000
-    """hidden units m; the network of the first step is linear up to 1/sqrt(m)"""
+    width: Annotated[int, Range(2)] = 4000
+    """hidden units m; the network of the first step is linear, at chance, up to 1/sqrt(m)"""
     flips: Annotated[float, Range(0, 0.5, open_high=True)] = 0.05
     """probability of a flipped training label"""
     init: Annotated[float, Positive] = 1e-6
@@ -60,7 +60,7 @@ class Config(config.Config):
     @classmethod
     def paper(cls) -> Config:
         """The paper's figure, in which no sample is ever fitted well enough to lose weight in the loss."""
-        return cls(init=1e-15, learning_rate=1e-12, steps=1000)
+        return cls(width=1000, init=1e-15, learning_rate=1e-12, steps=1000)
 
     def __post_init__(self):
         super().__post_init__()
