@@ -259,6 +259,10 @@ def test_whole_number_fields_round_log_spacing():
 
 
 def test_another_sweep_under_the_same_name_is_refused(tmp_path):
+    spec = grid.plan(toy, toy.Config(), ("eta=1",), {"module": str(TOY), "x64": False})
+    grid.begin(tmp_path / "later", {**spec, "schema": 2})
+    with pytest.raises(Unusable, match="has format 2, and this version reads up to 1"):
+        worker.work(tmp_path / "later")
     make(tmp_path / "run")
     with pytest.raises(Unusable, match="another swept"):
         make(tmp_path / "run", ("eta=0.1",))

@@ -1,5 +1,7 @@
 """The run directory from inside: durable against pure, packing, checkpoints, reading while writing."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from dynamics.evolve import every, gradient_descent, lanes, ode, simulate
 from dynamics.losses import half_mse
 from dynamics.runs import Unusable, checkpoint, load, open_run, pacing
 from dynamics.runs.files import pack, packed, plain, sealed, unpack, unsealed
+from dynamics.runs.journal import Journal
 from dynamics.types import Batch
 
 
@@ -140,6 +143,31 @@ def test_a_run_is_read_while_it_is_written(key, tmp_path, monkeypatch):
         held.simulate(run, read, run.init(params), batch, 500, key, every(10, 500))
     assert seen == sorted(seen)
     assert 0 < seen[0] < 51
+
+
+def test_a_journal_of_another_format_is_named_so(key, tmp_path, capsys):
+    """A later one is refused; the first, whose chunks hung on nothing, is computed again, and said."""
+    motion = ode(lambda x, data: -x, 0.1)
+
+    def go():
+        with open_run(tmp_path / "run", {}) as held:
+            return held.simulate(motion, lambda x, data: {"x": x}, jnp.ones(()), None, 4, key, [0, 4], label="a")
+
+    before = go()
+    with contextlib.closing(Journal(tmp_path / "run" / "run.sqlite")) as journal:
+        (chunk,) = journal.chunks("a")[0]
+        journal.truncate("a", 0)
+        journal.commit("a", 0, chunk.step, chunk.last, chunk.state, chunk.rows, "")
+        journal.set(schema=1)
+    with pytest.raises(Unusable, match="'a' holds chunks of format 1, and this version reads 2; resume the run"):
+        load(tmp_path / "run")
+    np.testing.assert_array_equal(go()[1].values["x"], before[1].values["x"])
+    assert "1 chunk(s) of format 1, not 2, in the journal" in capsys.readouterr().err
+    with contextlib.closing(Journal(tmp_path / "run" / "run.sqlite")) as journal:
+        journal.set(schema=3, provenance={**journal.get("provenance"), "dynamics": "9.9"})
+    for use in (go, lambda: load(tmp_path / "run")):
+        with pytest.raises(Unusable, match=r"has format 3, and this version reads up to 2; dynamics 9\.9 began it"):
+            use()
 
 
 def test_checkpoints_keep_dtypes_and_keys_and_refuse_others(tmp_path):

@@ -17,7 +17,7 @@ from typing import Any
 
 from dynamics.runs.errors import BadInput, Unusable
 from dynamics.runs.files import digest, json_text, plain, write_bytes
-from dynamics.runs.journal import Journal
+from dynamics.runs.journal import FORMAT, Journal
 from dynamics.runs.lock import Lock
 from dynamics.runs.pacing import Budget
 from dynamics.runs.provenance import differences, now, provenance
@@ -228,6 +228,7 @@ def _opened(
         elif (path / "config.json").exists() and not (file.exists() and file.stat().st_size):
             print(f"warning: {path} has no run.sqlite; starting again from step 0", file=sys.stderr)
         journal, mended = open_journal(file)
+        journal.require_format()
         if forked:
             journal.set(config=None, inherited=journal.labels())
         run = Run(path, journal, quiet=quiet, tracker=tracker)
@@ -247,7 +248,7 @@ def _settle(run: Run, config: Any, about: dict[str, Any]) -> None:
     made = provenance(about.pop("command", None), **about)
     mine, stored = plain(config), run.journal.get("config")
     if stored is None:
-        run.journal.set(config=mine, provenance=made, status="running", diverged={}, schema=1)
+        run.journal.set(config=mine, provenance=made, status="running", diverged={}, schema=FORMAT)
         run.write("config.json", json_text(mine))
         run.write("provenance.json", json_text({**made, "status": "running"}))
         return

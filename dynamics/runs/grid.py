@@ -21,6 +21,7 @@ from dynamics.runs.errors import Unusable
 from dynamics.runs.files import json_text, plain, sealed, unpack, unsealed, write_bytes
 
 CHUNK_CELLS = 256
+FORMAT = 1  # of the files of a sweep
 
 
 class Chunk(NamedTuple):
@@ -64,7 +65,7 @@ def plan(module: ModuleType, config: Any, specs: tuple[str, ...], about: dict[st
     swept = parse_sweep(type(config), specs)
     for cell in range(math.prod(len(values) for values in swept.values())):
         cell_config(config, swept, cell)
-    return {**about, "config": plain(config), "swept": swept, "schema": 1}
+    return {**about, "config": plain(config), "swept": swept, "schema": FORMAT}
 
 
 def begin(path: Path, spec: dict[str, Any]) -> None:
@@ -97,6 +98,8 @@ class Sweep:
             self.spec = unsealed((path / "grid.json").read_bytes())
         except (OSError, ValueError) as error:
             raise Unusable(f"{path}: no sweep here: {error}") from error
+        if self.spec.get("schema", FORMAT) > FORMAT:
+            raise Unusable(f"{path}: has format {self.spec['schema']}, and this version reads up to {FORMAT}")
         self.path = path
         self.swept: dict[str, list] = self.spec["swept"]
         self.cells = math.prod(len(values) for values in self.swept.values())

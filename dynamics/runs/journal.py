@@ -17,6 +17,10 @@ from typing import Any, NamedTuple
 from dynamics.runs.errors import Damaged, Unusable
 from dynamics.runs.files import digest
 
+FORMAT = 2
+"""The format of journals that are begun now, as their entry ``schema``. Format 1 did not chain a call's chunks to what
+it was asked."""
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, digest TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS call (label TEXT PRIMARY KEY, header TEXT NOT NULL, digest TEXT NOT NULL);
@@ -107,6 +111,18 @@ class Journal:
         if entry_digest(key, value) != held:
             raise Damaged(f"{self.path} is damaged (entry {key!r}); move the run directory away and start again")
         return json.loads(value)
+
+    def require_format(self) -> None:
+        """Refuses a journal that a later version began.
+
+        Raises:
+            Unusable: naming both formats, and the version when it is known.
+        """
+        held = self.get("schema", FORMAT)
+        if held > FORMAT:
+            made = self.get("provenance", {}).get("dynamics")
+            version = f"; dynamics {made} began it" if made else ""
+            raise Unusable(f"{self.path} has format {held}, and this version reads up to {FORMAT}{version}")
 
     def entries(self) -> dict[str, Any]:
         """All of ``set``."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from dynamics.runs.errors import Unusable
 from dynamics.runs.files import digest, unpack
-from dynamics.runs.journal import Journal
+from dynamics.runs.journal import FORMAT, Journal
 
 if TYPE_CHECKING:
     from dynamics.types import Claim, Record
@@ -55,6 +55,7 @@ def load(path: str | Path) -> LoadedRun:
         raise Unusable(f"{path}: no run here (run.sqlite is missing)")
     journal = Journal(path / "run.sqlite", readonly=True)
     try:
+        journal.require_format()
         status = journal.get("status", "running")
         claims = [Claim(*(_exact(held, field) for field in Claim._fields)) for held in journal.get("claims", [])]
         records = {label: _record(journal, label) for label in journal.labels()}
@@ -101,7 +102,9 @@ def _record(journal: Journal, label: str) -> Record | None:
 
     chunks, broken = journal.chunks(label)
     if broken or journal.header(label) is None:
-        raise Unusable(f"{journal.path}: {label!r} holds damaged chunks; resume the run to repair it")
+        held = journal.get("schema", FORMAT)
+        what = "damaged chunks" if held == FORMAT else f"chunks of format {held}, and this version reads {FORMAT}"
+        raise Unusable(f"{journal.path}: {label!r} holds {what}; resume the run to compute them again")
     if not chunks:
         return None
     parts = [unpack(chunk.rows) for chunk in chunks]

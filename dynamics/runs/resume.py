@@ -12,7 +12,7 @@ from dynamics.evolve.simulate import Carry
 from dynamics.runs import checkpoint
 from dynamics.runs.errors import Unusable
 from dynamics.runs.files import pack, unpack
-from dynamics.runs.journal import root
+from dynamics.runs.journal import FORMAT, root
 
 if TYPE_CHECKING:
     from dynamics.runs.directory import Run
@@ -77,7 +77,9 @@ def resume(run: Run, label: str, header: dict[str, Any], template: Carry, hyper:
         _require_same_call(run, label, stored, header)
     chunks, broken = run.journal.chunks(label) if stored is not None else ([], 0)
     if broken:
-        run.warn(f"{label!r}: {broken} damaged chunk(s) in the journal; falling back to the ones before")
+        held = run.journal.get("schema", FORMAT)
+        what = "damaged chunk(s)" if held == FORMAT else f"chunk(s) of format {held}, not {FORMAT},"
+        run.warn(f"{label!r}: {broken} {what} in the journal; falling back to the ones before")
     carry = None
     while chunks and carry is None:
         chunk = chunks[-1]

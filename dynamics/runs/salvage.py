@@ -17,7 +17,7 @@ from typing import Any
 
 from dynamics.runs.errors import Damaged, Unusable
 from dynamics.runs.files import digest
-from dynamics.runs.journal import Journal, entry_digest
+from dynamics.runs.journal import FORMAT, Journal, entry_digest
 
 NEEDED = ("config", "provenance")
 """Entries without which a run cannot be continued; their files are digested in the entry ``files``."""
@@ -54,7 +54,7 @@ def _mended_entries(journal: Journal) -> list[str]:
                 journal.drop(key)
         if wrong:
             journal.drop("claims")
-            journal.set(status="running")
+            journal.set(status="running", schema=journal.get("schema", FORMAT))
     return [f"{journal.path}: entry {key!r} was damaged; it is made again" for key in wrong]
 
 
@@ -84,7 +84,7 @@ def _rebuilt(path: Path, error: Damaged) -> tuple[Journal, list[str]]:
                 fresh.db.executemany("INSERT INTO call VALUES (?, ?, ?)", calls.values())
                 fresh.db.executemany("INSERT OR IGNORE INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?)", chunks)
                 fresh.drop("claims")
-                fresh.set(status="running")
+                fresh.set(status="running", schema=fresh.get("schema", FORMAT))
         finally:
             fresh.close()
         shutil.copy2(path, aside)
