@@ -71,6 +71,16 @@ def test_page_is_clean_readable_and_stays_home(chromium, request, page, width, d
     assert chromium.run(LOW_CONTRAST) == []
 
 
+def test_a_claims_numbers_stay_on_one_line(chromium, tmp_path):
+    long = {"name": "a claim " * 20, "source": "a source " * 20, "note": "a note " * 40, "holds": True}
+    numbers = {"measured": -1.234e-05, "predicted": "in [-1.2e-05, 3.4e-05]", "tolerance": "0.05 relative"}
+    chromium.open(write_report(make_run(tmp_path, claims=[{**long, **numbers}])).as_uri(), width=1440)
+    lines = """return [...document.querySelectorAll('.claims td.number')].map((cell) => {
+      const text = document.createRange(); text.selectNodeContents(cell); return text.getClientRects().length; })"""
+    assert chromium.run(lines) == [1, 1, 1]
+    assert chromium.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_figure_zooms_by_button_key_and_back(chromium, report):
     chromium.open(report)
     view = "return document.querySelector('svg').getAttribute('viewBox').split(/[ ,]+/).map(Number)"

@@ -6,11 +6,6 @@ from pathlib import Path
 from typing import Any
 
 STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "axes.spines.top": False,
@@ -19,8 +14,6 @@ STYLE: dict[Any, Any] = {
     "grid.color": "0.92",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.6,
     "svg.fonttype": "none",
     "svg.hashsalt": "dynamics",
     "figure.constrained_layout.use": True,
