@@ -54,8 +54,8 @@ def committee(width: int, phi: Callable[[Array], Array], *, signs: Any = None, i
         return (input_shape[0], 1), init_scale * jax.random.normal(key, (width, input_shape[-1]))
 
     def apply(weights, x):
-        activity = phi(x @ weights.T)  # [n, N]
-        f = jnp.mean(activity, axis=1) if signs is None else activity @ jnp.asarray(signs, activity.dtype) / width
+        activity = phi(weights @ x.T)  # [N, n]: the gradient by the weights is then a plain matrix product
+        f = jnp.mean(activity, axis=0) if signs is None else jnp.asarray(signs, activity.dtype) @ activity / width
         return f[:, None]
 
     return Model(init, apply)
