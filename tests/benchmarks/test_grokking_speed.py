@@ -56,4 +56,4 @@ def test_a_lane_costs_no_more_than_the_single_run():
     rate = 20 * 2 * 1024**3 / multiply
     print(f"\nCPU a lane / single run: {together / lanes_run / alone:.2f}")
     print(f"sweep: {flops / 1e9:.1f} GFLOP/s a core, matrix product {rate / 1e9:.1f}, share {flops / rate:.2f}")
-    assert together / lanes_run < 1.25 * alone  # noise of a shared machine
+    assert together / lanes_run < 1.1 * alone  # noise of a shared machine
