@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from dynamics import linalg
+from dynamics import linalg, operators
 from dynamics.evolve import descent, gradient_descent, simulate
 from dynamics.losses import half_mse
 from dynamics.observe import (
@@ -18,6 +18,7 @@ from dynamics.observe import (
     readout,
     sharpness,
     sharpness_drift,
+    top_eigenvalue,
 )
 from dynamics.stability import adam_preconditioner
 from dynamics.types import Batch
@@ -46,6 +47,7 @@ def test_sharpness_and_eigenvalues_along_descent(precision):
         sharpness(apply, half_mse, num_matvecs=8, certified_matvecs=20, certify_every=3),
         hessian_eigenvalues(apply, half_mse, 3, tolerance=1e-4),
         hessian_eigenvalues(apply, half_mse, 2, which="smallest", tolerance=1e-4),
+        top_eigenvalue(lambda p, b: operators.hessian(apply, half_mse, p, b), "lowest", which="smallest"),
     )
 
     def read_path(state, data):
@@ -63,6 +65,7 @@ def test_sharpness_and_eigenvalues_along_descent(precision):
         slack = 20 * np.finfo(precision).eps * spectrum[-1]
         assert values["sharpness"][t] <= spectrum[-1] + slack
         assert values["sharpness_upper"][t] >= spectrum[-1] - slack
+        assert values["lowest_lower"][t] - slack <= spectrum[0] <= values["lowest"][t] + slack
         near = np.abs(spectrum - values["sharpness"][t]).min()
         assert near <= values["sharpness_residual"][t] + slack
         atol = 3e-4 * spectrum[-1]
@@ -121,33 +124,43 @@ def test_preconditioned_sharpness_of_adam(x64):
     np.testing.assert_allclose(record.values["preconditioned_sharpness"][0], expected, rtol=1e-8)
 
 
+def spectrum_and_start(key, size: int):
+    """A bulk and 4 outliers whose gaps vary over two decades; a warm start and its random share, in the eigenbasis.
+
+    The start is a top eigenvector turned by a random angle, sometimes the SECOND eigenvector, which is the adversary:
+    a residual of 0 and the wrong eigenvalue.
+    """
+    keys = jax.random.split(key, 7)
+    bulk = 0.3 * jax.random.normal(keys[0], (size,))
+    gap = 10 ** jax.random.uniform(keys[1], minval=-2.5, maxval=0.0)
+    outliers = 1.0 + gap * jnp.sort(jax.random.uniform(keys[2], (4,)))
+    d = bulk.at[:4].set(outliers)
+    previous = jnp.zeros(size).at[jnp.where(jax.random.bernoulli(keys[3], 0.3), 2, jnp.argmax(d))].set(1.0)
+    angle = jnp.where(jax.random.bernoulli(keys[4], 0.5), 0.3, 0.0)
+    previous = previous + angle * jax.random.normal(keys[5], (size,)) / size**0.5
+    return d, *linalg.warm_start(keys[6], previous / jnp.linalg.norm(previous), 0.2)
+
+
+def bounds_along(matvec, start, share, p):
+    """``(upper, lower)`` after 6, 10 and 30 products."""
+
+    def bounds(steps):
+        found, _ = linalg.extreme_eigenvalues(matvec, start, 30, random_share=share, p=p, steps=steps)
+        return found.limit, found.value
+
+    return jax.lax.map(bounds, jnp.array([6, 10, 30]))
+
+
 def coverage(trials: int, p: float, seed: int) -> tuple[float, float]:
     """Share of upper bounds that hold over random spectra and warm starts; median excess at 30 products.
 
-    The operators are diagonal (Lanczos is invariant under rotations), so the truth is known exactly; spectra have a
-    bulk, and 4 outliers whose gaps vary over two decades; the warm start is a top eigenvector turned by a random
-    angle, sometimes the SECOND eigenvector, which is the adversary: a residual of 0 and the wrong eigenvalue.
+    The operators are diagonal (Lanczos is invariant under rotations), so the truth is known exactly.
     """
-    size = 300
 
     def one(key):
-        keys = jax.random.split(key, 7)
-        bulk = 0.3 * jax.random.normal(keys[0], (size,))
-        gap = 10 ** jax.random.uniform(keys[1], minval=-2.5, maxval=0.0)
-        outliers = 1.0 + gap * jnp.sort(jax.random.uniform(keys[2], (4,)))
-        d = bulk.at[:4].set(outliers)
-        top = jnp.argmax(d)
-        previous = jnp.zeros(size).at[jnp.where(jax.random.bernoulli(keys[3], 0.3), 2, top)].set(1.0)
-        angle = jnp.where(jax.random.bernoulli(keys[4], 0.5), 0.3, 0.0)
-        previous = previous + angle * jax.random.normal(keys[5], (size,)) / size**0.5
-        start, share = linalg.warm_start(keys[6], previous / jnp.linalg.norm(previous), 0.2)
+        d, start, share = spectrum_and_start(key, 300)
+        upper, lower = bounds_along(lambda v: d * v, start, share, p)
         truth = jnp.max(d)
-
-        def bounds(steps):
-            found, _ = linalg.extreme_eigenvalues(lambda v: d * v, start, 30, random_share=share, p=p, steps=steps)
-            return found.limit, found.value
-
-        upper, lower = jax.lax.map(bounds, jnp.array([6, 10, 30]))
         return upper >= truth, upper[-1] / truth - 1, lower <= truth * (1 + 1e-5)
 
     keys = jax.random.split(jax.random.key(seed), trials)
@@ -170,9 +183,32 @@ def test_certificate_coverage_over_ten_thousand_points():
     assert share >= 0.999
 
 
+@pytest.mark.slow
+def test_certificate_coverage_over_dense_matrices():
+    """The same with 3400 dense float32 matrices [100, 100] against their float64 eigenvalues."""
+
+    def one(key):
+        d, start, share = spectrum_and_start(key, 100)
+        q, _ = jnp.linalg.qr(jax.random.normal(jax.random.fold_in(key, 1), (100, 100)))
+        a = (q * d) @ q.T
+        a = 0.5 * (a + a.T)
+        return a, *bounds_along(lambda v: a @ v, q @ start, share, 1e-4)
+
+    run = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=100))
+    a, upper, lower = run(jax.random.split(jax.random.key(2), 3400))
+    truth = np.linalg.eigvalsh(np.asarray(a, np.float64))[:, -1:]
+    assert np.mean(np.asarray(upper) >= truth) >= 0.999
+    assert np.all(np.asarray(lower) <= truth * (1 + 1e-5))
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"num_matvecs": 0}, "num_matvecs"), ({"certify_every": 0}, "certify_every"), ({"tau": 0.0}, "tau")],
+    [
+        ({"num_matvecs": 0}, "num_matvecs"),
+        ({"certify_every": 0}, "certify_every"),
+        ({"tau": 0.0}, "tau"),
+        ({"which": "middle"}, "which"),
+    ],
 )
 def test_bad_arguments_are_named(options, name):
     with pytest.raises(ValueError, match=f"^{name}: got .*allowed: "):

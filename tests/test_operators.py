@@ -57,8 +57,10 @@ def test_hessian_and_gauss_newton(problem, loss):
 @pytest.mark.parametrize(("output", "loss"), [("categorical", cross_entropy), ("gaussian", half_mse)])
 def test_fisher_is_the_gauss_newton_of_its_likelihood(problem, output, loss):
     params, batch = problem
-    found = dense(operators.fisher(apply, params, batch, output=output))
-    np.testing.assert_allclose(found, dense(operators.gauss_newton(apply, loss, params, batch)), atol=1e-12)
+    expected = dense(operators.gauss_newton(apply, loss, params, batch))
+    for size in (None, 3):
+        found = dense(operators.fisher(apply, params, batch, output=output, batch_size=size))
+        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_bernoulli_fisher_is_the_expected_score_product(problem):
@@ -89,10 +91,10 @@ def test_gradient_covariance(problem):
     g = np.asarray(jax.vmap(jax.grad(one), (None, 0, 0))(theta, *batch))
     second = g.T @ g / len(g)
     mean = g.mean(0)
-    found = dense(operators.gradient_covariance(apply, half_mse, params, batch))
-    np.testing.assert_allclose(found, second - np.outer(mean, mean), atol=1e-12)
-    found = dense(operators.gradient_covariance(apply, half_mse, params, batch, centred=False))
-    np.testing.assert_allclose(found, second, atol=1e-12)
+    for size in (None, 2):
+        for centred, expected in ((True, second - np.outer(mean, mean)), (False, second)):
+            found = operators.gradient_covariance(apply, half_mse, params, batch, centred=centred, batch_size=size)
+            np.testing.assert_allclose(dense(found), expected, atol=1e-12)
 
 
 def test_ntk(problem):

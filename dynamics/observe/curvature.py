@@ -71,6 +71,7 @@ def top_eigenvalue(
     certified_matvecs: int = 30,
     certify_every: int = 20,
     threshold: Any = None,
+    which: str = "largest",
     tau: float = 0.2,
     p: float = 1e-4,
     seed: int = 0,
@@ -86,12 +87,14 @@ def top_eigenvalue(
         num_matvecs, certified_matvecs: products of a cheap and of a certified reading.
         certify_every: readings between two certified ones.
         threshold: e.g. ``2 / learning_rate``; None for no extra certificates.
+        which: "smallest" follows lambda_min instead: the reading is an upper bound, and ``<name>_lower`` replaces
+            ``<name>_upper``.
         tau: size of the random part of the warm start, .1 to .3.
         p: probability that an upper bound is violated.
         seed: of the random parts.
 
     Raises:
-        ValueError: when ``num_matvecs``, ``certify_every`` or ``tau`` is out of range.
+        ValueError: when ``num_matvecs``, ``certify_every``, ``tau`` or ``which`` is out of range.
     """
     if not 1 <= num_matvecs <= certified_matvecs:
         raise ValueError(f"num_matvecs: got {num_matvecs!r}; allowed: an integer in [1, {certified_matvecs}]")
@@ -99,6 +102,9 @@ def top_eigenvalue(
         raise ValueError(f"certify_every: got {certify_every!r}; allowed: an integer >= 1")
     if not tau > 0:
         raise ValueError(f"tau: got {tau!r}; allowed: a number > 0")
+    if which not in ("largest", "smallest"):
+        raise ValueError(f"which: got {which!r}; allowed: 'largest' or 'smallest'")
+    sign, limit = (1, "upper") if which == "largest" else (-1, "lower")
 
     def init(params, batch) -> WarmStart:
         _, size, dtype, _ = operator(params, batch)
@@ -111,17 +117,20 @@ def top_eigenvalue(
         buffer = min(certified_matvecs, size)
         steps = jnp.minimum(jnp.where(certify, certified_matvecs, num_matvecs), buffer)
         start, share = linalg.warm_start(jax.random.fold_in(memory.key, memory.count), memory.vector, tau)
-        top, _ = linalg.extreme_eigenvalues(matvec, start, buffer, random_share=share, p=p, steps=steps)
-        crossed = jnp.bool_(False) if threshold is None else (top.value > threshold) != (memory.value > threshold)
+        top, _ = linalg.extreme_eigenvalues(
+            lambda v: sign * matvec(v), start, buffer, random_share=share, p=p, steps=steps
+        )
+        value = sign * top.value
+        crossed = jnp.bool_(False) if threshold is None else (value > threshold) != (memory.value > threshold)
         crossed = crossed & jnp.isfinite(memory.value)
         vector = jnp.where(jnp.all(jnp.isfinite(top.vector)), top.vector, memory.vector)
         readings = {
-            name: top.value,
+            name: value,
             f"{name}_residual": top.residual,
-            f"{name}_upper": top.limit,
+            f"{name}_{limit}": sign * top.limit,
             f"{name}_matvecs": top.matvecs,
         }
-        return WarmStart(vector, memory.key, memory.count + 1, top.value, crossed), readings
+        return WarmStart(vector, memory.key, memory.count + 1, value, crossed), readings
 
     return StatefulObservable(init, update)
 
@@ -230,8 +239,8 @@ def sharpness_drift(
         seed: of its random part.
 
     Returns:
-        An observable with ``sharpness``, ``sharpness_residual``, ``sharpness_drift`` and ``sharpness_drift/<leaf>``,
-        which sum to it. Cost: ``2 num_matvecs + 6`` gradients.
+        An observable with the readings of ``sharpness``, ``sharpness_drift`` and ``sharpness_drift/<leaf>``, which
+        sum to it. Cost: ``2 num_matvecs + 6`` gradients.
 
     Reference: Damian, Nichani & Lee 2023, 'Self-stabilization', section 4 (progressive sharpening alpha).
     """
@@ -256,7 +265,13 @@ def sharpness_drift(
         parts = jax.tree.map(lambda a, b: -jnp.vdot(a, b), jax.grad(curvature)(params), jax.grad(objective)(params))
         named = {f"sharpness_drift/{path_name(path)}": part for path, part in jax.tree.leaves_with_path(parts)}
         total = sum(named.values(), start=jnp.zeros(()))
-        readings = {"sharpness": top.value, "sharpness_residual": top.residual, "sharpness_drift": total, **named}
-        return (top.vector, key, count + 1), readings
+        readings = {
+            "sharpness": top.value,
+            "sharpness_residual": top.residual,
+            "sharpness_upper": top.limit,
+            "sharpness_matvecs": top.matvecs,
+            "sharpness_drift": total,
+        }
+        return (top.vector, key, count + 1), readings | named
 
     return StatefulObservable(init, update)
