@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from dynamics.theory.predict.layout import Axes, check_rate, check_reg, layout_of, matrix, regularised, unmatrix
-from dynamics.theory.predict.modes import Once, Spectrum, spectrum_of
+from dynamics.theory.predict.layout import Axes, check_rate, check_reg, matrix, unmatrix
+from dynamics.theory.predict.modes import Once, Spectrum
 from dynamics.theory.predict.posterior import NAMES, Gaussian, answer, carried, gp_inference, requested
+from dynamics.theory.predict.problem import Problem, problem_of
 from dynamics.types import Array, ArrayLike
 
 
@@ -40,44 +41,34 @@ def gradient_descent_mse_ensemble(
     check_reg(diag_reg)
     check_rate(learning_rate)
     y_train = jnp.asarray(y_train)
-    once = Once((x_train, y_train, kernel_fn_train_train_kwargs))
+    once = Once((x_train, y_train, learning_rate, diag_reg, kernel_fn_train_train_kwargs))
 
     def train_kernel(name: str) -> Array:
         return once(name, lambda: kernel_fn(x_train, None, name, **kernel_fn_train_train_kwargs))
 
-    def spectrum(name: str) -> Spectrum:
+    def problem(name: str) -> Problem:
         k = train_kernel(name)
+        options = learning_rate, diag_reg, diag_reg_absolute_scale, trace_axes
+        return once(f"{name} problem", lambda: problem_of(k, y_train, *options))
 
-        def make():
-            return spectrum_of(regularised(matrix(k), diag_reg, diag_reg_absolute_scale), y_train.size)
-
-        return once(f"{name} spectrum", make)
+    def kernels_for(names: tuple[str, ...], x_test, compute_cov: bool, options: dict[str, Any]) -> _Kernels:
+        needed = tuple(n for n in NAMES if n in names or (n == "nngp" and compute_cov))
+        k_dd = {name: train_kernel(name) for name in needed}
+        if x_test is None:
+            return _Kernels(k_dd, None, k_dd["nngp"] if compute_cov else None)
+        found = kernel_fn(x_test, x_train, needed, **options)
+        k_td = {name: getattr(found, name) for name in needed}
+        return _Kernels(k_dd, k_td, kernel_fn(x_test, None, "nngp", **options) if compute_cov else None)
 
     def predict_fn(t=None, x_test=None, get=None, compute_cov: bool = False, **kwargs):
         names = requested(get, NAMES)
-        needed = tuple(n for n in NAMES if n in names or (n == "nngp" and compute_cov))
-        options = {**kernel_fn_train_train_kwargs, **kwargs}
-        k_dd = {name: train_kernel(name) for name in needed}
-        k_td = k_tt = None
-        if x_test is not None:
-            found = kernel_fn(x_test, x_train, needed, **options)
-            k_td = {name: getattr(found, name) for name in needed}
-            k_tt = kernel_fn(x_test, None, "nngp", **options) if compute_cov else None
-        elif compute_cov:
-            k_tt = k_dd["nngp"]
+        kernels = kernels_for(names, x_test, compute_cov, {**kernel_fn_train_train_kwargs, **kwargs})
         if t is None:
-            bundle = collections.namedtuple("Kernels", needed)
-            infer = gp_inference(bundle(**k_dd), y_train, diag_reg, diag_reg_absolute_scale, trace_axes)
-            tests = None if k_td is None else bundle(**k_td)
-            return infer(get=get, k_test_train=tests, k_test_test=k_tt)
-        kernels = _Kernels(k_dd, k_td, k_tt)
-
-        def at_time(name: str):
-            modes = spectrum(name)
-            scaled = jnp.asarray(t, modes.rates.dtype) * learning_rate
-            return _at_time(name, scaled, kernels, modes, y_train, trace_axes)
-
-        return answer(get, {name: at_time(name) for name in names})
+            infer = gp_inference(_bundle(kernels.dd), y_train, diag_reg, diag_reg_absolute_scale, trace_axes)
+            return infer(
+                get=get, k_test_train=None if kernels.td is None else _bundle(kernels.td), k_test_test=kernels.tt
+            )
+        return answer(get, {name: _at_time(name, t, kernels, problem(name)) for name in names})
 
     return predict_fn
 
@@ -90,20 +81,20 @@ class _Kernels(NamedTuple):
     tt: Any
 
 
-def _at_time(name: str, t: Array, kernels: _Kernels, modes: Spectrum, y_train: Array, trace_axes: Axes):
-    layout = layout_of(y_train, trace_axes, kernels.dd[name])
+def _bundle(kernels: dict[str, Array]):
+    return collections.namedtuple("Kernels", kernels)(**kernels)
+
+
+def _at_time(name: str, t: ArrayLike, kernels: _Kernels, problem: Problem):
+    t, modes = problem.rate * jnp.asarray(t, problem.k.dtype), problem.spectrum()
     times, lead = t.reshape(-1), t.shape
-    targets = layout.flatten(y_train).astype(modes.rates.dtype)
-    rows = (kernels.dd if kernels.td is None else kernels.td)[name].shape[::2]
-    if kernels.td is None:
-        mean = modes.apply(modes.moved(times), targets)
-    else:
-        mean = matrix(kernels.td[name]) @ modes.apply(modes.work(times), targets) / y_train.size
-    mean = layout.restore(mean, rows, lead)
+    start = problem.start(0.0, None, None) if kernels.td is None else problem.start(None, 0.0, kernels.td[name])
+    mean = problem.moved(start, modes.moved(times), modes.work(times), lead)
     if kernels.tt is None:
         return mean
     on = _train_covariance if kernels.td is None else _test_covariance
-    return Gaussian(mean, unmatrix(on(name, times, kernels, modes, y_train.size), rows, lead))
+    rows = (kernels.dd if kernels.td is None else kernels.td)[name].shape[::2]
+    return Gaussian(mean, unmatrix(on(name, times, kernels, modes, problem.y.size), rows, lead))
 
 
 def _train_covariance(name: str, times: Array, kernels: _Kernels, modes: Spectrum, size: int) -> Array:

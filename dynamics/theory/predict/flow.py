@@ -4,20 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from dynamics.theory.predict.layout import (
-    Axes,
-    across,
-    check_rate,
-    check_reg,
-    check_start,
-    layout_of,
-    matrix,
-    outputs,
-    regularised,
-    shape_on_tests,
-    start_of,
-)
-from dynamics.theory.predict.modes import Once, solver, spectrum_of
+from dynamics.theory.predict.layout import Axes, matrix
+from dynamics.theory.predict.problem import problem_of
 from dynamics.types import ArrayLike
 
 
@@ -51,38 +39,14 @@ def gradient_descent_mse(
     >>> predict_fn(t=2.0).shape, bool(jnp.allclose(predict_fn(t=2.0), 1 - jnp.exp(-1.0)))
     ((2, 1), True)
     """
-    check_reg(diag_reg)
-    check_rate(learning_rate)
-    k_train_train, y_train = jnp.asarray(k_train_train), jnp.asarray(y_train)
-    layout = layout_of(y_train, trace_axes, k_train_train)
-    k = regularised(matrix(k_train_train), diag_reg, diag_reg_absolute_scale)
-    once = Once((k, y_train))
+    problem = problem_of(k_train_train, y_train, learning_rate, diag_reg, diag_reg_absolute_scale, trace_axes)
 
     def predict_fn(t=None, fx_train_0=0.0, fx_test_0=None, k_test_train=None):
-        check_start(fx_train_0, fx_test_0, k_test_train)
-        targets = layout.flatten(y_train).astype(k.dtype)
-        start = start_of("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0, y_train.shape, k.dtype)
-        residual = targets if fx_train_0 is None else targets - layout.flatten(start)
-        k_test, test_positions = (None, ()) if k_test_train is None else across(k_test_train, k_train_train)
-        if fx_test_0 is not None:
-            fx_test_0 = start_of("fx_test_0", fx_test_0, shape_on_tests(layout, test_positions), k.dtype)
-        train = test = None
+        start = problem.start(fx_train_0, fx_test_0, k_test_train)
         if t is None:
-            train = None if fx_train_0 is None else y_train.astype(k.dtype)
-            if fx_test_0 is not None:
-                shift = k_test @ once("solve", lambda: solver(k))(residual)
-                test = fx_test_0 + layout.restore(shift, test_positions)
-            return outputs(train, test)
-        spectrum = once("spectrum", lambda: spectrum_of(k, y_train.size))
-        t = jnp.asarray(t, k.dtype) * learning_rate
-        times, lead = t.reshape(-1), t.shape
-        if fx_train_0 is not None:
-            moved = spectrum.apply(spectrum.moved(times), residual)
-            train = start + layout.restore(moved, k_train_train.shape[::2], lead)
-        if fx_test_0 is not None:
-            work = spectrum.apply(spectrum.work(times), residual) / y_train.size
-            test = fx_test_0 + layout.restore(k_test @ work, test_positions, lead)
-        return outputs(train, test)
+            return problem.converged(start)
+        t, modes = problem.rate * jnp.asarray(t, problem.k.dtype), problem.spectrum()
+        return problem.moved(start, modes.moved(t.reshape(-1)), modes.work(t.reshape(-1)), t.shape)
 
     return predict_fn
 

@@ -23,6 +23,7 @@ def refreshed_gradient_descent_mse(
     learning_rate: ArrayLike = 1.0,
     refresh: int | None = None,
     flow: bool = False,
+    momentum: None = None,
 ):
     """Training with a kernel that is renewed every ``refresh`` steps and constant in between.
 
@@ -38,13 +39,15 @@ def refreshed_gradient_descent_mse(
         learning_rate: step size ``eta``.
         refresh: steps between two linearisations, at least 1; None for never.
         flow: gradient flow for a time ``refresh`` (in steps) between linearisations instead of discrete steps.
+        momentum: None only; a velocity would outlive the linearisation it was gained in.
 
     Returns:
         ``predict_fn(t, x_test=None)``: outputs on the training set, or ``(train, test)``, at the steps ``t [...]``
         (whole numbers, not traced), the shape of ``t`` leading.
 
     Raises:
-        ValueError: when ``refresh`` is not a positive integer, ``y_train`` does not fit the outputs.
+        ValueError: when ``refresh`` is not a positive integer, ``y_train`` does not fit the outputs, or ``momentum``
+            is given.
 
     Cost: for each linearisation up to the last step one kernel ``[(n + n_test) c, n c]``, one ``eigh`` of size ``n c``
     and one backward pass.
@@ -58,6 +61,11 @@ def refreshed_gradient_descent_mse(
     >>> round(float(predict_fn(1)[0, 0]), 4)    # w <- w - eta f df/dw = 2 - 0.05 * 4 * 4
     1.44
     """
+    if momentum is not None:
+        raise ValueError(
+            f"momentum must be None, got {momentum}: a renewed kernel is predicted for plain gradient descent only; "
+            "gradient_descent_mse_steps takes momentum with a constant kernel"
+        )
     if refresh is not None and (not isinstance(refresh, int) or refresh < 1):
         raise ValueError(f"refresh must be a positive integer or None, got {refresh}")
     x_train, y_train = jnp.asarray(x_train), jnp.asarray(y_train)

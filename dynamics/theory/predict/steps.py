@@ -8,20 +8,8 @@ import numpy as np
 from jax.core import Tracer
 
 from dynamics.theory.predict.any_loss import check_momentum
-from dynamics.theory.predict.layout import (
-    Axes,
-    across,
-    check_rate,
-    check_reg,
-    check_start,
-    layout_of,
-    matrix,
-    outputs,
-    regularised,
-    shape_on_tests,
-    start_of,
-)
-from dynamics.theory.predict.modes import Once, spectrum_of
+from dynamics.theory.predict.layout import Axes
+from dynamics.theory.predict.problem import problem_of
 from dynamics.types import Array, ArrayLike
 
 
@@ -61,32 +49,14 @@ def gradient_descent_mse_steps(
     >>> predict_fn(t=jnp.array([0, 1, 2]))[:, 0, 0].tolist()
     [0.0, 0.5, 0.75]
     """
-    check_reg(diag_reg)
-    check_rate(learning_rate)
     check_momentum(momentum)
-    k_train_train, y_train = jnp.asarray(k_train_train), jnp.asarray(y_train)
-    layout = layout_of(y_train, trace_axes, k_train_train)
-    k = regularised(matrix(k_train_train), diag_reg, diag_reg_absolute_scale)
-    once = Once((k, y_train))
+    problem = problem_of(k_train_train, y_train, learning_rate, diag_reg, diag_reg_absolute_scale, trace_axes)
 
     def predict_fn(t, fx_train_0=0.0, fx_test_0=None, k_test_train=None):
-        check_start(fx_train_0, fx_test_0, k_test_train)
-        t = step_counts(t)
-        spectrum = once("spectrum", lambda: spectrum_of(k, y_train.size))
-        eta = jnp.asarray(learning_rate, k.dtype)
-        gain = eta * step_gain(eta * spectrum.rates, t.reshape(-1), momentum)
-        start = start_of("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0, y_train.shape, k.dtype)
-        residual = layout.flatten(y_train).astype(k.dtype) - layout.flatten(start)
-        train = test = None
-        if fx_train_0 is not None:
-            moved = spectrum.apply(spectrum.rates * gain, residual)
-            train = start + layout.restore(moved, k_train_train.shape[::2], t.shape)
-        if fx_test_0 is not None:
-            k_test, positions = across(k_test_train, k_train_train)
-            moved = k_test @ spectrum.apply(gain, residual) / y_train.size
-            begin = start_of("fx_test_0", fx_test_0, shape_on_tests(layout, positions), k.dtype)
-            test = begin + layout.restore(moved, positions, t.shape)
-        return outputs(train, test)
+        start, t = problem.start(fx_train_0, fx_test_0, k_test_train), step_counts(t)
+        rates = problem.spectrum().rates
+        gain = problem.rate * step_gain(problem.rate * rates, t.reshape(-1), momentum)
+        return problem.moved(start, rates * gain, gain, t.shape)
 
     return predict_fn
 
