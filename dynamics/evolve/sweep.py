@@ -31,7 +31,7 @@ class Lanes(NamedTuple):
     """What ``simulate`` needs for vmapped runs: see ``lanes``."""
 
     dynamics: Dynamics
-    readout: Readout | None
+    readout: Readout
     stop: Callable[..., Array] | None
 
 
@@ -89,7 +89,7 @@ def lanes(
     def params(state: LaneState):
         return jax.vmap(lambda h, s: make(h).params(s))(state.hyper, state.state)
 
-    mapped_readout = None if readout is None else _lane_readout(readout, data_axis)
+    mapped_readout = _lane_readout(readout or _reads_nothing, data_axis)
     mapped_stop = None if stop is None else _lane_stop(stop, data_axis)
     return Lanes(Dynamics(init, step, params, 1.0), mapped_readout, mapped_stop)
 
@@ -161,6 +161,10 @@ def _lane_stop(stop: Callable[[PyTree], Callable[..., Array]], data_axis: int | 
         return jax.vmap(lambda h, s, d: stop(h)(s, d), (0, 0, data_axis))(state.hyper, state.state, data)
 
     return holds
+
+
+def _reads_nothing(hyper):
+    return lambda state, data: {}
 
 
 def _lane_readout(readout: Callable[[PyTree], Any], data_axis: int | None) -> Readout:

@@ -60,8 +60,6 @@ def run_cells(config: Config, simulate, alphas: tuple[float, ...], samples: tupl
     def simulated(name, side: Side, lane: Lane, start, data) -> Record:
         runs = lanes(side.make, lambda lane: partial(read, config, side, lane), data_axis=0)
         kernels = lanes(side.make, lambda lane: partial(read_alignment, config, side, lane), data_axis=0)
-        assert runs.readout is not None
-        assert kernels.readout is not None
         readout = runs.readout if suffix else seldom(runs.readout, kernels.readout, ALIGNMENT_EVERY)
         state, key = runs.dynamics.init((lane, start)), jax.random.key(config.seed)
         return simulate(runs.dynamics, readout, state, data, steps, key, record_at, label=name + suffix)[1]

@@ -52,8 +52,6 @@ def sweep(
     readout = runs.readout
     if apply is not None:
         kernels = lanes(make, lambda h: on_training(mechanism(apply(h))), data_axis=0).readout
-        assert readout is not None
-        assert kernels is not None
         readout = seldom(readout, kernels, kernel_every)
     state = runs.dynamics.init((hyper, params))
     _, record = simulate(runs.dynamics, readout, state, data, steps, keys, record_at, label=label)

@@ -34,6 +34,8 @@ SECONDS = 60
 class Config(config.Config):
     alpha: Annotated[tuple[float, ...], Positive] = (0.1, 0.2, 0.4)
     """output scale alpha (large = lazy)"""
+    seeds: Annotated[int, Range(1, 4096)] = 9
+    """number of independent seeds, run side by side; medians of fewer draws of data and weights scatter by half"""
     eps: Annotated[float, Positive] = 0.1
     """weight eps of the quadratic term: small = initial kernel misaligned with the labels"""
     samples: Annotated[int, Count] = 300

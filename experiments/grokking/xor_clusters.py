@@ -28,12 +28,14 @@ from dynamics.evolve import simulate as in_memory
 from dynamics.losses import accuracy, logistic
 from dynamics.observe.rank import effective_rank
 from dynamics.observe.representation import label_alignment
+from dynamics.observe.seldom import seldom
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.clusters import xor_clusters
 from dynamics.types import Array, Claim, Dynamics, Record
 
 SOURCE = "Xu, Wang, Frei, Vardi & Hu 2023, 'Benign overfitting and grokking in ReLU networks for XOR cluster data'"
 SECONDS = 60
+RANK_EVERY = 4  # recorded steps between readings of the learned weights' rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +104,12 @@ class Spans(NamedTuple):
 def run(config: Config, simulate=in_memory) -> Result:
     drawn = [spans(config, seed) for seed in range(config.seeds)]
     data = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
-    runs = lanes(dual_descent, lambda rate: read, data_axis=0)
+    runs, ranks = (lanes(dual_descent, lambda rate, of=of: of, data_axis=0) for of in (read, read_rank))
+    readout = seldom(runs.readout, ranks.readout, RANK_EVERY)
     start = jnp.zeros((config.seeds, config.samples, config.width))
     state = runs.dynamics.init((jnp.full(config.seeds, config.learning_rate), start))
     key, record_at = jax.random.key(config.seed), log_steps(config.steps, 40)
-    _, record = simulate(runs.dynamics, runs.readout, state, data, config.steps, key, record_at, label="network")
+    _, record = simulate(runs.dynamics, readout, state, data, config.steps, key, record_at, label="network")
     return Result(config, {"network": record})
 
 
@@ -168,19 +171,20 @@ def read(coefficients, data: Spans):
 
 
 def read_kernel(coefficients, train: Grams):
-    """NTK ``K = X X^T * (1/m) relu'(h) relu'(h)^T`` on the training points, and the rank of the learned ``A^T X``."""
+    """Movement and label alignment of the NTK ``K = X X^T * (1/m) relu'(h) relu'(h)^T`` on the training points."""
 
     def kernel(h):
         on = (h > 0).astype(h.dtype)
         return train.gram * (on @ on.T) / h.shape[1]
 
-    k, root = kernel(preactivation(coefficients, train)), jnp.linalg.cholesky(train.gram)
-    learned = jnp.linalg.svd(root.T @ coefficients, compute_uv=False)
-    return {
-        "kernel_distance": kernel_distance(k, kernel(train.start)),
-        "alignment": label_alignment(k, train.y),
-        "effective_rank": effective_rank(learned),
-    }
+    k = kernel(preactivation(coefficients, train))
+    return {"kernel_distance": kernel_distance(k, kernel(train.start)), "alignment": label_alignment(k, train.y)}
+
+
+def read_rank(coefficients, data: Spans):
+    """Effective rank of the learned ``A^T X``, through the triangular factor of its transpose: m may be large."""
+    factor = jnp.linalg.qr((jnp.linalg.cholesky(data.train.gram).T @ coefficients).T, mode="r")  # [n, n]
+    return {"effective_rank": effective_rank(jnp.linalg.svd(factor, compute_uv=False))}
 
 
 def claims(result: Result) -> list[Claim]:
