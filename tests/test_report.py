@@ -52,7 +52,7 @@ def make_run(root, experiment="grokking.lazy_to_rich", name="first", claims=CLAI
 class Tags(HTMLParser):
     """Collects elements, and checks that they nest."""
 
-    VOID = frozenset({"meta", "link", "img", "input", "br"})
+    VOID = frozenset({"meta", "link", "img", "input", "br", "wbr"})
 
     def __init__(self, page):
         super().__init__()

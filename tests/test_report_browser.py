@@ -81,6 +81,18 @@ def test_a_claims_numbers_stay_on_one_line(chromium, tmp_path):
     assert chromium.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_an_indexs_cells_hold_their_words(chromium, tmp_path):
+    """Verdicts of many claims stay in their column; names of experiments break between their words."""
+    make_run(tmp_path, "grokking.random_feature_amplification", "0123456789", CLAIMS[:1] * 16)
+    chromium.open(write_index(tmp_path).as_uri(), width=1440)
+    inside = """const right = (node) => node.getBoundingClientRect().right;
+      return [...document.querySelectorAll('.runs .verdict')].every((x) => right(x) <= right(x.closest('td')));"""
+    assert chromium.run(inside)
+    lines = """const text = document.createRange(); text.selectNodeContents(document.querySelector('.runs tbody th'));
+      return new Set([...text.getClientRects()].map((piece) => piece.top)).size"""
+    assert chromium.run(lines) == 2
+
+
 def test_figure_zooms_by_button_key_and_back(chromium, report):
     chromium.open(report)
     view = "return document.querySelector('svg').getAttribute('viewBox').split(/[ ,]+/).map(Number)"
