@@ -14,6 +14,7 @@ from dynamics.theory.modular import (
     max_margin,
     max_margin_network,
     normalised_margin,
+    softmax_margin,
 )
 
 
@@ -25,6 +26,28 @@ def test_construction_attains_the_margin(x64, p):
     np.testing.assert_allclose(measured, max_margin(p), rtol=1e-10)
     np.testing.assert_allclose(frequency_share(first[:, :p]), 1, rtol=1e-10)
     assert np.bincount(top_frequency(first[:, :p]), minlength=(p + 1) // 2).tolist() == [0, *[8] * ((p - 1) // 2)]
+
+
+def test_softmax_margin_is_the_mean_over_wrong_answers(x64, key):
+    table = jnp.asarray(operation_table("permute", 3))
+    model = two_layer(9, 6, jnp.square)
+    _, (first, second) = model.init(key, (-1, 12))
+    hot = np.eye(6)
+    x = np.concatenate([np.repeat(hot, 6, 0), np.tile(hot, (6, 1))], axis=1)
+    f = np.asarray(model.apply(TwoLayerParams(first, second), jnp.asarray(x)))
+    wrong = hot[np.asarray(table).ravel()] == 0
+    weight = np.where(wrong, np.exp(f) / np.exp(f).sum(1, keepdims=True), 0)
+    margin = f[~wrong][:, None] - f
+    scale = np.sum((np.sum(first**2, 1) + np.sum(second**2, 0)) ** 1.5)
+    expected = np.sum(weight * margin) / weight.sum() / scale
+    np.testing.assert_allclose(softmax_margin(first, second, table), expected, rtol=1e-12)
+    assert softmax_margin(first, second, table) > normalised_margin(first, second, table)
+
+
+def test_every_margin_of_the_construction_is_the_largest(x64):
+    first, second = max_margin_network(5)
+    table = jnp.asarray(operation_table("add", 5))
+    np.testing.assert_allclose(softmax_margin(first, second, table), max_margin(5), rtol=1e-10)
 
 
 def test_construction_computes_one_cosine_sum(x64):

@@ -4,7 +4,9 @@ A quadratic network ``f_c(a, b) = sum_i w_i[c] (u_i[a] + v_i[b])^2`` is trained 
 cross-entropy plus ``lambda |theta|_{2,3}^3`` with ``|theta|_{2,3}^3 = sum_i |(u_i, v_i, w_i)|_2^3``. For small lambda
 it maximises the margin over that norm, and theory knows the maximum, ``sqrt(2/27) / (sqrt(p) (p - 1))`` for addition
 modulo p and ``2 / (3 sqrt(3 |G|) sum d^(5/2))`` for the symmetric group with representations of dimension d, and its
-networks: every neuron in one irreducible representation (a sinusoid of one frequency), every one of them used.
+networks: every neuron in one irreducible representation (a sinusoid of one frequency), every one of them used. At
+finite lambda the maximum lies between the smallest margin and the mean margin that the softmax weighs; for addition
+the two agree.
 
 Run time: about 15 s for the quick preset on two CPU cores.
 """
@@ -28,12 +30,13 @@ from dynamics.models.two_layer import TwoLayerParams, two_layer
 from dynamics.observe.groups import Components, component_power, component_share, irreducible_components
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.modular import operation_table
-from dynamics.theory.modular import group_margin, max_margin, normalised_margin
+from dynamics.theory.modular import group_margin, max_margin, normalised_margin, softmax_margin
 from dynamics.types import Claim, Dynamics, Record
 
 SOURCE = "Morwani et al. 2023, 'Feature emergence via margin maximization: case studies in algebraic tasks'"
 SECONDS = 15
 KIND = {"add": "frequency", "permute": "representation"}
+PLURAL = {"add": "frequencies", "permute": "representations"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +139,10 @@ def neuron_norms(params: TwoLayerParams):
 def read(components: Components, state: State, table):
     params, p = state.params, table.shape[0]
     size, u = neuron_norms(params), params.first[:, :p]
-    readings = {"margin": normalised_margin(params.first, params.second, table), "size": size / jnp.max(size)}
-    return readings | {"share": component_share(u, components),
+    weights = params.first, params.second, table
+    readings = {"margin": normalised_margin(*weights), "softmax_margin": softmax_margin(*weights)}
+    return readings | {"size": size / jnp.max(size),
+                       "share": component_share(u, components),
                        "frequency": 1 + jnp.argmax(component_power(u, components), axis=-1)}  # fmt: skip
 
 
@@ -147,10 +152,18 @@ def claims(result: Result) -> list[Claim]:
     theorem = "theorem 7" if cfg.operation == "add" else "theorem 9"
     count, kind = len(cfg.components.sizes) - 1, KIND[cfg.operation]
     used = min(len(set(f[a].tolist())) for f, a in zip(values["frequency"], alive))
+    ratio, mean = (values[name] / best for name in ("margin", "softmax_margin"))
+    smallest = Claim.close("margin over its maximum, worst seed", theorem, ratio.min(), 1.0, 0.01)
+    if cfg.operation == "permute":
+        note = f"rises to 1 as 1/log(1/lambda); the smallest is {ratio.min():.3f}"
+        name = "margin over its maximum, largest of the seeds (no network exceeds it)"
+        smallest = Claim.at_most(name, theorem, ratio.max(), 1.0, note=note)
+    worst = mean[np.argmax(np.abs(mean - 1))]
     return [
-        Claim.close("margin over its maximum, worst seed", theorem, (values["margin"] / best).min(), 1.0, 0.01),
+        smallest,
+        Claim.close("margin in the softmax's mean over its maximum, worst seed", theorem, worst, 1.0, 0.01),
         Claim.at_least(f"share of one {kind}, lowest living neuron", theorem, values["share"][alive].min(), 0.99),
-        Claim.close(f"number of {kind}s used, worst seed", theorem, used, count, 0),
+        Claim.close(f"number of {PLURAL[cfg.operation]} used, worst seed", theorem, used, count, 0),
     ]
 
 
@@ -161,11 +174,10 @@ def figure(result: Result) -> Any:
     alive, half = values["size"][-1] > 0.05, len(cfg.components.sizes) - 1
     page, panels = new_figure(1, 3)
     step = np.maximum(record.step, 0.7)
-    for i, name in enumerate(("lowest seed", "highest seed")):
-        curve = (np.min, np.max)[i](values["margin"], axis=1) / cfg.best
-        panels[0].plot(step, curve, label=name, **measured_style(2 * i, 3))
+    for i, (name, label) in enumerate((("margin", "smallest"), ("softmax_margin", "in the softmax's mean"))):
+        panels[0].plot(step, values[name].min(axis=1) / cfg.best, label=label, **measured_style(2 * i, 3))
     panels[0].axhline(1, label="theory", **theory_style())
-    panels[0].set(xscale="log", xlabel="step", ylabel="margin over its theoretical maximum")
+    panels[0].set(xscale="log", xlabel="step", ylabel="margin over its maximum, lowest seed")
     panels[1].plot(step, np.median(values["share"], axis=(1, 2)), label="median neuron", **measured_style(0))
     panels[1].axhline(1, label="theory", **theory_style())
     panels[1].set(xscale="log", xlabel="step", ylabel=f"top {KIND[cfg.operation]}'s share")
