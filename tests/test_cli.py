@@ -128,9 +128,14 @@ def test_json_and_quiet(command):
     assert command("--quiet")[1] == ""
 
 
-def test_help_names_units_and_ranges(command):
+def test_help_names_units_ranges_and_defaults_at_80_columns(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = command("--help")
     assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\n\n\n" not in out
+    assert "(default: 0.1 0.5)" in out
+    assert "None" not in out
     text = " ".join(out.replace("│", " ").split())
     assert "learning rate eta [1/a]; > 0 and <= 10" in text
     assert "--preset {quick,paper}" in text

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import re
+import sys
 import textwrap
 import typing
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from dynamics.config import Config, field_help
@@ -78,19 +83,40 @@ def parse(
     choice = tyro.conf.arg(help=field_help(Options)["preset"], metavar="{" + ",".join(presets) + "}")
     common[0] = ("preset", Annotated[literal, choice], chosen)
     flags = dataclasses.make_dataclass("Flags", own + common)
-    given = tyro.cli(
-        flags,
-        args=argv,
-        prog=prog,
-        description=_wrapped(description),
-        config=(tyro.conf.FlagCreatePairsOff,),
-        use_underscores=False,
-    )
+    with _single_blank_lines():
+        given = tyro.cli(
+            flags,
+            args=argv,
+            prog=prog,
+            description=_wrapped(description),
+            config=(tyro.conf.FlagCreatePairsOff,),
+            use_underscores=False,
+        )
     try:
         config = cls(**{name: getattr(given, name) for name, *_ in own})
     except ValueError as error:
         raise BadInput(f"--{error}") from error
     return config, Options(**{name: getattr(given, name) for name, *_ in common})
+
+
+class _Held(io.TextIOWrapper):
+    """Text kept in memory for a stream, of its encoding and with its colours."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(io.BytesIO(), encoding=getattr(stream, "encoding", None) or "utf-8", write_through=True)
+        self.isatty = stream.isatty
+
+
+@contextlib.contextmanager
+def _single_blank_lines() -> Iterator[None]:
+    """What is printed within, with the blank lines joined that tyro doubles between paragraphs."""
+    held = _Held(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(held):
+            yield
+    finally:
+        held.seek(0)
+        print(re.sub(r"\n(\s*\n)+", "\n\n", held.read()), end="")
 
 
 def _wrapped(text: str) -> str:
@@ -106,14 +132,20 @@ def _fields(cls: type, base: Any) -> list[tuple[str, Any, Any]]:
     helps = field_help(cls)
     hints = typing.get_type_hints(cls)
     words = {name: name.upper() if hint in (str, str | None) else None for name, hint in hints.items()}
-    return [
-        (
-            field.name,
-            Annotated[hints[field.name], tyro.conf.arg(help=helps.get(field.name, ""), metavar=words[field.name])],
-            getattr(base, field.name),
-        )
-        for field in dataclasses.fields(cls)
-    ]
+    made = []
+    for name, value in ((field.name, getattr(base, field.name)) for field in dataclasses.fields(cls)):
+        says = tyro.conf.arg(help=helps.get(name, ""), metavar=words[name], help_behavior_hint=_default_words(value))
+        made.append((name, Annotated[hints[name], says], value))
+    return made
+
+
+def _default_words(value: Any) -> str:
+    """A default as ``--help`` shows it: numbers to six digits, nothing for what is off."""
+    if value is None or value is False or value in ((), ""):
+        return ""
+    items = value if isinstance(value, tuple) else (value,)
+    shown = (f"{item:.6g}" if isinstance(item, float) else str(item) for item in items)
+    return f"(default: {' '.join(shown)})"
 
 
 def _early(argv: list[str], flag: str) -> str | None:
