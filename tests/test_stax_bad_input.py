@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dynamics import stax
+from dynamics.stax import inputs
 
 BAD = [
     (lambda: stax.Dense(3, W_std=-1.0), "W_std must be at least 0, got -1.0"),
@@ -17,6 +19,11 @@ BAD = [
     (lambda: stax.FanInConcat(7).init(jax.random.key(0), [(1, 3), (1, 4)]), "axis must lie in"),
     (lambda: stax.serial(stax.Dense(4), stax.LayerNorm(5)).kernel(jnp.ones((2, 3))), "axis must lie in"),
     (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, 3), "get must be None"),
+    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), diagonal_batch=False), "diagonal_batch must be True or None"),
+    (lambda: stax.Embedding(3, 4).apply((jnp.ones((3, 4)),), jnp.array([[0, 3]])), r"tokens in .* got 3"),
+    (lambda: stax.Embedding(3, 4).apply((jnp.ones((3, 4)),), jnp.array([[-1, 9]])), r"tokens in .* got -1"),
+    (lambda: stax.serial(stax.Relu(), stax.Relu()).kernel(jnp.ones((2, 3))), "put a Dense or Conv layer"),
+    (lambda: stax.serial(stax.Dense(1), stax.GlobalAvgPool()).kernel(jnp.ones((2, 3))), "spatial axes"),
 ]
 
 
@@ -25,6 +32,41 @@ def test_bad_input_is_named_in_one_sentence(call, named):
     with pytest.raises(ValueError, match=named) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Aggregate", "ImageResize", "Index", "DotGeneral", "MaskedArray", "layer", "Bool"])
+def test_what_is_not_offered_says_what_to_use(name):
+    with pytest.raises(AttributeError, match=f"neural-tangents' {name}: .*"):
+        getattr(stax, name)
+
+
+def test_kernels_above_the_memory_are_refused_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(inputs, "_available_bytes", lambda: 500)
+    for args in ((jnp.ones((9, 3)),), (jnp.ones((9, 3)), jnp.ones((8, 3)))):
+        with pytest.raises(ValueError, match="free: evaluate it in tiles with batch"):
+            stax.Dense(1).kernel(*args)
+
+
+def test_tokens_outside_the_vocabulary_are_nan_under_jit():
+    found = jax.jit(stax.Embedding(3, 2).apply)((jnp.ones((3, 2)),), jnp.array([0, -1, 3]))
+    assert jnp.isnan(found).all(-1).tolist() == [False, True, True]
+
+
+def test_a_layer_written_for_neural_tangents(x64):
+    """Covariances replaced by name: the same numbers as the layer of the gap."""
+
+    def doubled(k, **kwargs):
+        cov2 = None if k.cov2 is None else 4 * k.cov2
+        return k.replace(nngp=4 * k.nngp, ntk=4 * k.ntk, cov1=4 * k.cov1, cov2=cov2)
+
+    own = (lambda rng, shape: (shape, ()), lambda params, x, **kwargs: 2 * x, doubled)
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    networks = [stax.serial(stax.Dense(8, 1.2 * w, 0.1 * w), *more, stax.Relu()) for w, more in ((1, [own]), (2, []))]
+    for args in ((x,), (x, x[:2])):
+        found, expected = (network.kernel(*args) for network in networks)
+        np.testing.assert_allclose(found.nngp, expected.nngp, rtol=1e-10)
+        np.testing.assert_allclose(found.cov1, expected.cov1, rtol=1e-12)
+    np.testing.assert_array_equal(found.astuple()[2], found.asdict()["cov1"])
 
 
 def test_traced_scales_pass():

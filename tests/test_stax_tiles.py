@@ -58,6 +58,34 @@ def test_tiles_are_symmetric_exact_on_the_diagonal_and_need_no_more_than_asked(s
     np.testing.assert_allclose(found.nngp, k.nngp, rtol=1e-13)
 
 
+def test_tiles_of_two_sets_equal_the_whole(small, x64, monkeypatch):
+    kernel_fn, x = NETWORKS["relu"].kernel, inputs(24)
+    pairs = (x, 1.1 * x[:9]), (x[:9], x)
+    tiled = [kernel_fn(*pair) for pair in pairs]
+    monkeypatch.setattr(tiles, "CACHED", 10**6)
+    for pair, found in zip(pairs, tiled, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, kernel_fn(*pair))
+
+
+def test_tiles_overwrite_the_inner_products_in_place():
+    """Beside the result and the inputs less memory than one row of tiles, whatever the number of pairs."""
+    x = jax.ShapeDtypeStruct((1000, 100), jnp.float32)
+    compiled = jax.jit(lambda x: NETWORKS["relu"].kernel(x, None, "ntk")).lower(x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 50e3
+
+
+@pytest.mark.parametrize("apart", [1e-4, 1e-3])
+def test_smooth_gap_of_parallel_inputs(apart, x64):
+    """Between inputs of nearly equal norm the expansion of the gap is good to the fourth order of the difference."""
+    x = jnp.asarray([[1.0], [1.0 + apart]])
+    k = stax.serial(stax.Dense(1), stax.Erf()).kernel(x)
+    q = np.array([1.0, (1 + apart) ** 2])
+    covariance = 2 / np.pi * np.arcsin(2 * np.sqrt(np.outer(q, q)) / np.sqrt(np.outer(1 + 2 * q, 1 + 2 * q)))
+    exact = np.sqrt(covariance[0, 0] * covariance[1, 1]) - covariance[0, 1]
+    # 4e-16 is the rounding of the covariances; without the fourth order the error would be apart.
+    np.testing.assert_allclose(k.gap[0, 1], exact, rtol=10 * apart**2, atol=4e-16)
+
+
 @pytest.mark.slow
 def test_gradients_through_tiles(small, x64, monkeypatch):
     x = jax.random.normal(jax.random.key(0), (20, 18))

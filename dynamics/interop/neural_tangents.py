@@ -21,7 +21,7 @@ import jax.interpreters.ad
 import jax.numpy as jnp
 
 from dynamics.stax.kernel import Kernel, kernel_from_covariances
-from dynamics.stax.layer import KernelFn, Needs
+from dynamics.stax.layers import KernelFn, Needs
 from dynamics.types import Model
 
 _NAME = "neural_tangents"

@@ -20,7 +20,7 @@ from dynamics.stax.attention_kernels import (
 )
 from dynamics.stax.checks import check_count, check_scales
 from dynamics.stax.kernel import Kernel, kernel_from_covariances, where_kept
-from dynamics.stax.layer import Needs, layer
+from dynamics.stax.layers import Needs, layer
 from dynamics.stax.scaling import along, resized
 from dynamics.stax.spatial import spatial_shape
 from dynamics.types import Array, Model

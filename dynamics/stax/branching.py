@@ -18,7 +18,7 @@ from dynamics.stax.kernel import (
     where_kept,
     within_sides,
 )
-from dynamics.stax.layer import Needs, layer
+from dynamics.stax.layers import Needs, layer
 from dynamics.stax.spatial import gap_of, half_distance
 from dynamics.types import Model
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from dynamics.stax.checks import check_layers
-from dynamics.stax.layer import Needs, kernel_layer
-from dynamics.stax.layer import layer as make_layer
+from dynamics.stax.layers import Needs, kernel_layer
+from dynamics.stax.layers import layer as make_layer
 from dynamics.types import Model
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dynamics.stax.kernel import Kernel, channels, safe_sqrt, within_sides
-from dynamics.stax.layer import Needs, layer
+from dynamics.stax.layers import Needs, layer
 from dynamics.stax.scaling import Scaling, scaling
 from dynamics.stax.spatial import (
     Window,

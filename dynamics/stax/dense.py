@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.stax.kernel import Kernel, affine_gap, channels, deviations, own_sides, rapidity, where_kept
-from dynamics.stax.layer import Needs, layer
+from dynamics.stax.layers import Needs, layer
 from dynamics.stax.scaling import along, resized, scaling
 from dynamics.types import ArrayLike, Model
 

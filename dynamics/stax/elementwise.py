@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.stax.kernel import Kernel, deviations, safe_sqrt, within_sides
-from dynamics.stax.layer import layer
+from dynamics.stax.layers import layer
 from dynamics.types import Array, Model
 
 
@@ -67,7 +67,8 @@ def smooth_dual(
     """The dual of a smooth ``f`` from its covariance ``(k, q1, q2) -> (E f f, E f' f')``.
 
     Where the gap ``g`` is small the difference ``sqrt(q1' q2') - k'`` would cancel; there
-    ``g' = slope g + C (s1 - s2)^2``, with ``2 C = |da/ds|^2 - (d|a|/ds)^2``, ``a(s) = f(s z)``, good to ``O(g^2)``.
+    ``g' = slope g + C (s1 - s2)^2``, with ``2 C = |da/ds|^2 - (d|a|/ds)^2``, ``a(s) = f(s z)``, good to ``O(g^2)``
+    and, with the mean of C at both deviations, to ``O((s1 - s2)^4)``.
     """
 
     def curvature(s):
@@ -86,7 +87,7 @@ def smooth_dual(
         far = jnp.maximum(safe_sqrt(variance(q1)) * safe_sqrt(variance(q2)) - covariance, 0)
         threshold = jnp.sqrt(jnp.finfo(gap.dtype).eps)
         small = (gap <= threshold * scale) & ((s1 - s2) ** 2 <= 100 * threshold * scale)
-        near = slope * gap + curvature(s1) * (s1 - s2) ** 2
+        near = slope * gap + 0.5 * (curvature(s1) + curvature(s2)) * (s1 - s2) ** 2
         return jnp.where(small, near, far), slope
 
     return Dual(variance, dual_cross)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 
 from dynamics.stax.checks import check_count
 from dynamics.stax.kernel import Kernel
-from dynamics.stax.layer import Needs, layer
+from dynamics.stax.layers import Needs, layer
 from dynamics.stax.scaling import scaling
 from dynamics.stax.tokens import integers
-from dynamics.types import ArrayLike, Model
+from dynamics.types import Array, ArrayLike, Model
 
 
 def Embedding(vocabulary: int, out_dim: int, W_std: ArrayLike = 1.0, parameterization: str = "ntk") -> Model:
@@ -26,7 +28,9 @@ def Embedding(vocabulary: int, out_dim: int, W_std: ArrayLike = 1.0, parameteriz
         W_std: weight scale. parameterization: 'ntk', 'standard' or 'mup'.
 
     Raises:
-        ValueError: for sizes below 1, an unknown parameterization, inputs that are not integers.
+        ValueError: for sizes below 1, an unknown parameterization, inputs that are not integers, and, from ``apply``,
+            tokens outside the vocabulary. Where tokens are traced (under ``jit``, ``vmap``) such a token's vector is
+            NaN instead. ``kernel_fn`` only compares tokens and takes any integers.
 
     Cost: one comparison a kernel entry.
 
@@ -47,7 +51,11 @@ def Embedding(vocabulary: int, out_dim: int, W_std: ArrayLike = 1.0, parameteriz
         return (*input_shape, out_dim), (table,)
 
     def apply(params, inputs, **kwargs):
-        return scaled.forward(params[0][integers(inputs, "inputs")], None, 1)
+        tokens = integers(inputs, "inputs")
+        _check_range(tokens, vocabulary)
+        # Negative tokens would count from the end.
+        rows = params[0].at[jnp.where(tokens < 0, vocabulary, tokens)].get(mode="fill", fill_value=jnp.nan)
+        return scaled.forward(rows, None, 1)
 
     def propagate(k: Kernel, **kwargs):
         if k.channel_axis < len(k.shape1):
@@ -66,3 +74,11 @@ def Embedding(vocabulary: int, out_dim: int, W_std: ArrayLike = 1.0, parameteriz
         return out if k.ntk is None else out.replace(ntk=scaled.own_ntk(k.nngp, out.nngp, 1))
 
     return layer(init, apply, propagate, Needs(0, -1, tokens=True))
+
+
+def _check_range(tokens: Array, vocabulary: int) -> None:
+    if isinstance(tokens, Tracer) or not tokens.size:
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocabulary:
+        raise ValueError(f"inputs must hold tokens in [0, vocabulary={vocabulary}), got {low if low < 0 else high}")

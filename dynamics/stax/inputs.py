@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import math
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.kernel import Kernel, pair_indices, root, safe_reciprocal, safe_sqrt, within_sides
+from dynamics.stax.kernel import Kernel, pair_indices, safe_reciprocal, safe_sqrt, within_sides
 from dynamics.types import Array
 
 
@@ -38,12 +38,9 @@ def kernel_from_inputs(
     first = canonical(x1, batch_axis, channel_axis, "x1")
     second = first if x2 is None else canonical(x2, batch_axis, channel_axis, "x2")
     shape1, shape2 = tuple(jnp.shape(x1)), tuple(jnp.shape(x1 if x2 is None else x2))
-    if first.shape[1:] != second.shape[1:]:
-        raise ValueError(f"x2 of shape {shape2} must match x1 of shape {shape1} in all but the batch axis")
-    spatial_ndim = first.ndim - 2
-    diagonal = not full_spatial or spatial_ndim == 0
-    check_memory(first, second, diagonal)
-    var1, var2 = _variance(first), _variance(second)
+    diagonal = not full_spatial or first.ndim == 2
+    check_pair(first, second, diagonal)
+    var1, var2 = variance(first), variance(second)
     paired = paired and not diagonal
     itself = jnp.eye(len(first), dtype=bool) if x2 is None else jnp.zeros((1, 1), bool)
     gap = _pair_gap(first, var1) if paired else _cross_gap(first, second, var1, var2, diagonal, itself)
@@ -78,8 +75,12 @@ def canonical(x, batch_axis: int, channel_axis: int, name: str) -> Array:
     return jnp.moveaxis(x, (batch_axis, channel_axis), (0, -1))
 
 
-def check_memory(x1: Array, x2: Array, diagonal: bool) -> None:
-    """Refuses kernels that cannot fit: a few arrays of all pairs are alive at once."""
+def check_pair(x1: Array, x2: Array, diagonal: bool) -> None:
+    """Refuses inputs of different shapes, and kernels that cannot fit: a few arrays of all pairs are alive at once."""
+    if x1.shape[1:] != x2.shape[1:]:
+        raise ValueError(
+            f"x2 must match x1 in all but the batch axis, got {x2.shape} and {x1.shape} (samples first, channels last)"
+        )
     positions = math.prod(x1.shape[1:-1]) ** (1 if diagonal else 2)
     needed = 3 * x1.shape[0] * x2.shape[0] * positions * x1.dtype.itemsize
     available = _available_bytes()
@@ -111,28 +112,8 @@ def _reclaimable() -> int:
         return 0
 
 
-class Vectors(NamedTuple):
-    """Inputs without spatial axes: directions ``unit [n, c]`` of root mean square 1 (or 0), variances ``var [n]``."""
-
-    unit: Array
-    var: Array
-
-
-def vectors(x: Array) -> Vectors:
-    """``x [n, c]`` as directions and variances."""
-    var = _variance(x)
-    return Vectors(_unit(x, var), var)
-
-
-def kernel_from_vectors(one: Vectors, two: Vectors, itself: Array, compute_ntk: bool, **shapes: Any) -> Kernel:
-    """The Kernel of two sets of vectors; ``itself [n1, n2]`` is True where both sides are the same input."""
-    versine = _versine(one.unit[None], two.unit[None], itself)[0]
-    gap = root(one.var)[:, None] * root(two.var) * versine
-    ntk = jnp.zeros_like(gap) if compute_ntk else None
-    return Kernel(gap, ntk, one.var, two.var, is_input=True, diagonal_spatial=True, **shapes)
-
-
-def _variance(x: Array) -> Array:
+def variance(x: Array) -> Array:
+    """Mean square over channels."""
     return jnp.sum(x * x, -1) / x.shape[-1]
 
 
@@ -194,12 +175,28 @@ def _unit(x: Array, var: Array) -> Array:
 _DIRECT_CHANNELS, _ROWS = 16, 8
 
 
+def few_channels(x: Array) -> bool:
+    """Whether versines are cheapest as half squared distances."""
+    return x.shape[-1] <= _DIRECT_CHANNELS
+
+
+def half_square_distance(one: Array, two: Array) -> Array:
+    """Half the mean square over channels of ``one - two``: the versine of unit vectors."""
+    if not few_channels(one):
+        return jnp.mean((one - two) ** 2, -1) / 2
+    squares = [(one[..., c] - two[..., c]) ** 2 for c in range(one.shape[-1])]
+    return functools.reduce(jnp.add, squares) / (2 * len(squares))
+
+
+def close_versine(dtype: Any) -> float:
+    """The versine below which ``1 - cos`` has lost digits that ``half_square_distance`` keeps."""
+    return max(0.02 * (float(jnp.finfo(dtype).eps) / 1.2e-7) ** 0.5, 1e-6)
+
+
 def _versine(one: Array, two: Array, itself: Array) -> Array:
     """``[b, n1, n2]`` ``1 - cos`` between unit rows ``[b, n1, c]`` and ``[b, n2, c]``, accurate for close rows too."""
-    channels = one.shape[-1]
-    if channels <= _DIRECT_CHANNELS:
-        squares = [(one[:, :, None, c] - two[:, None, :, c]) ** 2 for c in range(channels)]
-        return functools.reduce(jnp.add, squares) / (2 * channels)
+    if few_channels(one):
+        return half_square_distance(one[:, :, None], two[:, None])
     return _refined_versine(one, two, itself)
 
 
@@ -211,9 +208,8 @@ def _refined_versine(one: Array, two: Array, itself: Array) -> Array:
     entry are gone through again, a few at a time; without any, the second pass costs nothing.
     """
     n1 = one.shape[1]
-    versine = jnp.where(itself, 0, jnp.clip(1 - _inner(one, two), 0, 2))
-    eps = float(jnp.finfo(versine.dtype).eps)
-    threshold = max(0.02 * (eps / 1.2e-7) ** 0.5, 1e-6)
+    versine = jnp.where(itself, 0, jnp.clip(1 - inner_products(one, two) / one.shape[-1], 0, 2))
+    threshold = close_versine(versine.dtype)
     close = jnp.any((versine < threshold) & ~itself, -1).reshape(-1)
     count, size = jnp.sum(close), min(_ROWS, close.size)
 
@@ -224,7 +220,7 @@ def _refined_versine(one: Array, two: Array, itself: Array) -> Array:
             start, versine = carry
             rows = jax.lax.dynamic_slice(order, (start,), (size,))
             b, r = rows // n1, rows % n1
-            exact = jnp.mean((one[b, r][:, None] - two[b]) ** 2, -1) / 2
+            exact = half_square_distance(one[b, r][:, None], two[b])
             old = versine[b, r]
             return start + size, versine.at[b, r].set(jnp.where(old < threshold, exact, old))
 
@@ -236,8 +232,11 @@ def _refined_versine(one: Array, two: Array, itself: Array) -> Array:
 @_refined_versine.defjvp
 def _(primals, tangents):
     (one, two, itself), (d_one, d_two, _) = primals, tangents
-    return _refined_versine(one, two, itself), -(_inner(d_one, two) + _inner(one, d_two))
+    return _refined_versine(one, two, itself), -(inner_products(d_one, two) + inner_products(one, d_two)) / one.shape[
+        -1
+    ]
 
 
-def _inner(one: Array, two: Array) -> Array:
-    return jnp.einsum("bic,bjc->bij", one, two, precision=jax.lax.Precision.HIGHEST) / one.shape[-1]
+def inner_products(one: Array, two: Array) -> Array:
+    """``[..., n1, n2]`` inner products of rows ``[..., n, c]``."""
+    return jnp.einsum("...ic,...jc->...ij", one, two, precision=jax.lax.Precision.HIGHEST)

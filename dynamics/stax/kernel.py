@@ -115,11 +115,24 @@ class Kernel:
         return self.var1.ndim - 1
 
     def replace(self, **changes: Any) -> Kernel:
-        """A copy with some attributes changed; ``nngp``, ``cov1`` and ``cov2`` may be named too."""
-        for name in ("nngp", "cov1", "cov2"):
-            if name in changes:
-                raise ValueError(f"{name} is derived from gap and variances; build a new Kernel with kernel_from_nngp")
-        return dataclasses.replace(self, **changes)
+        """A copy with some attributes changed; ``nngp``, ``cov1`` and ``cov2`` too, in the precision of covariances."""
+        given = {name: changes.pop(name) for name in ("nngp", "cov1", "cov2") if name in changes}
+        if not given:
+            return dataclasses.replace(self, **changes)
+        if self.paired:
+            raise ValueError("nngp, cov1 and cov2 cannot be replaced in a paired Kernel: replace gap, var1 and within1")
+        covariances = [given.get(name, getattr(self, name)) for name in ("nngp", "ntk", "cov1", "cov2")]
+        new = kernel_from_covariances(*covariances, diagonal_spatial=self.diagonal_spatial)
+        stored = {name: getattr(new, name) for name in ("gap", "var1", "var2", "within1", "within2")}
+        return dataclasses.replace(self, **{**stored, **changes})
+
+    def asdict(self) -> dict[str, Any]:
+        """The attributes of neural-tangents' Kernel by name."""
+        return {name: getattr(self, name) for name in ("nngp", "ntk", "cov1", "cov2", *_STATIC, "mask1", "mask2")}
+
+    def astuple(self) -> tuple[Any, ...]:
+        """The attributes of neural-tangents' Kernel in its order."""
+        return tuple(self.asdict().values())
 
     def select(self, get: str) -> Any:
         """The attribute ``get`` by name."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.stax.batching import batch
-from dynamics.stax.layer import record
+from dynamics.stax.layers import record
 
 _ERROR = "_standard_error"
 
@@ -39,7 +39,7 @@ def monte_carlo_kernel_fn(
         trace_axes, diagonal_axes, vmap_axes, implementation: as in ``empirical_ntk_fn``.
 
     Returns:
-        ``kernel_fn(x1, x2=None, get=None)``; ``get`` None for 'nngp' and 'ntk'.
+        ``kernel_fn(x1, x2=None, get=None, **apply_fn_kwargs)``; ``get`` None for 'nngp' and 'ntk'.
 
     Reference: Novak et al. 2019, section 4.
 
@@ -57,28 +57,28 @@ def monte_carlo_kernel_fn(
         raise ValueError(f"n_samples must be positive integers, got {n_samples}")
     empirical = empirical_kernel_fn(apply_fn, trace_axes, diagonal_axes, vmap_axes, implementation)
 
-    def one(x1, x2, key, get):
+    def one(x1, x2, key, get, **apply_fn_kwargs):
         init_key, apply_key = jax.random.split(key)
         _, params = init_fn(init_key, jax.tree.map(jnp.shape, x1))
-        return empirical(x1, x2, get, params, rng=apply_key)
+        return empirical(x1, x2, get, params, **{"rng": apply_key, **apply_fn_kwargs})
 
     sample = batch(one, batch_size, device_count, store_on_device)
 
-    def running(x1, x2, names):
+    def running(x1, x2, names, apply_fn_kwargs):
         kinds = _kinds(names)
         current, mean, spread = key, None, None
         for n in range(1, max(counts) + 1):
             current, split = jax.random.split(current)
-            found = sample(x1, x2, split, kinds)
+            found = sample(x1, x2, split, kinds, **apply_fn_kwargs)
             new = {kind: getattr(found, kind) for kind in kinds}
             mean, spread = _welford(new, mean, spread, n)
             if n in counts:
                 yield _read(names, mean, spread, n)
 
-    def kernel_fn(x1, x2=None, get=None):
+    def kernel_fn(x1, x2=None, get=None, **apply_fn_kwargs):
         names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else tuple(get)
         _kinds(names)
-        results = (r[0] if isinstance(get, str) else r for r in running(x1, x2, names))
+        results = (r[0] if isinstance(get, str) else r for r in running(x1, x2, names, apply_fn_kwargs))
         return next(iter([*results])) if isinstance(n_samples, int) else results
 
     return kernel_fn

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dynamics.stax.checks import check_axes
-from dynamics.stax.kernel import Kernel, deviations, safe_reciprocal, safe_sqrt, within_sides
-from dynamics.stax.layer import Needs, layer
+from dynamics.stax.kernel import Kernel, deviations, safe_reciprocal, safe_sqrt, where_kept, within_sides
+from dynamics.stax.layers import Needs, layer
 from dynamics.types import Array, Model
 
 
@@ -47,42 +46,44 @@ def _norm(axis, eps, batch_axis, channel_axis, centre) -> Model:
     def propagate(k: Kernel, **kwargs):
         if not k.is_gaussian:
             raise ValueError("a normalisation needs Gaussian inputs: put a Dense or Conv layer before it")
-        ndim = len(k.shape1)
-        check_axes("axis", axes, ndim)
-        chosen, channel, samples = {a % ndim for a in axes}, channel_axis % ndim, batch_axis % ndim
-        if channel not in chosen:
-            raise ValueError(f"axis must contain the channel axis {channel_axis}, got {axis}")
-        spatial = [i for i in range(ndim) if i not in (channel, samples)]
-        reduced = tuple([0] if samples in chosen else []) + tuple(
-            1 + spatial.index(a) for a in sorted(chosen - {channel, samples})
-        )
+        reduced = _reduced(axes, len(k.shape1), batch_axis, channel_axis)
 
-        def scale(var) -> Any:
-            if var is None:
-                return None
+        def scale(var: Array) -> Array:
             total = jnp.mean(var, reduced, keepdims=True) if reduced else var
             return jnp.broadcast_to(safe_reciprocal(safe_sqrt(eps + total)), var.shape)
 
-        one = scale(k.var1)
-        two = k.other(one, scale(k.var2))
-        row, column = k.sides(one, two)
-
-        def within(gap, scale):
-            if gap is None:
-                return None
-            left, right = within_sides(scale)
-            return gap * left * right
-
-        return k.replace(
-            gap=k.gap * row * column,
-            ntk=None if k.ntk is None else k.ntk * row * column,
-            var1=k.var1 * one**2,
-            var2=None if k.var2 is None else k.var2 * two**2,
-            within1=within(k.within1, one),
-            within2=within(k.within2, two),
-        )
+        return _scaled(k, scale(k.var1), where_kept(scale, k.var2))
 
     return layer(lambda rng, shape: (shape, ()), apply, propagate, Needs(batch_axis, channel_axis))
+
+
+def _reduced(axes: Sequence[int], ndim: int, batch_axis: int, channel_axis: int) -> tuple[int, ...]:
+    """Axes of ``var [n, *S]`` that a normalisation over ``axes`` of the inputs averages over."""
+    check_axes("axis", axes, ndim)
+    chosen, channel, samples = {a % ndim for a in axes}, channel_axis % ndim, batch_axis % ndim
+    if channel not in chosen:
+        raise ValueError(f"axis must contain the channel axis {channel_axis}, got {tuple(axes)}")
+    spatial = [i for i in range(ndim) if i not in (channel, samples)]
+    positions = sorted(1 + spatial.index(a) for a in chosen - {channel, samples})
+    return (0, *positions) if samples in chosen else tuple(positions)
+
+
+def _scaled(k: Kernel, one: Array, two: Array | None) -> Kernel:
+    """The kernel of outputs times ``one [n1, *S]`` and ``two [n2, *S]`` (None when ``x2`` is ``x1``)."""
+    row, column = k.sides(one, k.other(one, two))
+
+    def within(gap, scale):
+        left, right = within_sides(scale)
+        return gap * left * right
+
+    return k.replace(
+        gap=k.gap * row * column,
+        ntk=None if k.ntk is None else k.ntk * row * column,
+        var1=k.var1 * one**2,
+        var2=None if two is None else k.var2 * two**2,
+        within1=where_kept(within, k.within1, one),
+        within2=where_kept(within, k.within2, two),
+    )
 
 
 def Dropout(rate: float, mode: str = "train") -> Model:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
 from dynamics.stax.kernel import Deviations, Kernel, deviations, diagonal_of, where_kept, within_sides
-from dynamics.stax.layer import Needs, layer
+from dynamics.stax.layers import Needs, layer
 from dynamics.stax.spatial import (
+    Window,
     check_padding,
     gap_of,
     half_distance,
@@ -59,68 +62,89 @@ def _spatial_axes(ndim: int, batch_axis: int, channel_axis: int) -> list[int]:
     return [i for i in range(ndim) if i not in (batch_axis % ndim, channel_axis % ndim)]
 
 
-def _pool(window_shape, strides, padding, average, normalize_edges, batch_axis, channel_axis):
-    window_shape, padding = tuple(window_shape), check_padding(getattr(padding, "name", padding))
-    strides = (1,) * len(window_shape) if strides is None else tuple(strides)
-    whole = math.prod(window_shape)
+class _Pool(NamedTuple):
+    """What ``AvgPool`` and ``SumPool`` were asked for."""
 
-    def counts(shape):
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: str
+    average: bool
+    normalize_edges: bool
+    batch_axis: int
+    channel_axis: int
+
+    def windows(self, shape: Sequence[int]) -> list[Window]:
+        """The windows over spatial axes of sizes ``shape``."""
+        return windows(shape, self.sizes, self.strides, self.padding)
+
+    def counts(self, shape: Sequence[int]) -> Array:
         """``[*S']`` the number each window's sum is divided by."""
-        found = windows(shape, window_shape, strides, padding)
-        if not average:
+        if not self.average:
             return jnp.ones((1,) * len(shape))
-        if not normalize_edges or padding != "SAME":
-            return jnp.full((1,) * len(shape), float(whole))
+        if not self.normalize_edges or self.padding != "SAME":
+            return jnp.full((1,) * len(shape), float(math.prod(self.sizes)))
+        found = self.windows(shape)
         return sum_independent(pad_all(jnp.ones(shape), 0, found, False), 0, found, False)
 
-    def output_shape(input_shape):
-        axes = _spatial_axes(len(input_shape), batch_axis, channel_axis)
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        axes = _spatial_axes(len(input_shape), self.batch_axis, self.channel_axis)
         spatial = [input_shape[i] for i in axes]
-        after, shape = output_sizes(spatial, windows(spatial, window_shape, strides, padding)), list(input_shape)
-        for axis, size in zip(axes, after, strict=True):
-            shape[axis] = size
-        return tuple(shape)
+        after = dict(zip(axes, output_sizes(spatial, self.windows(spatial)), strict=True))
+        return tuple(after.get(i, size) for i, size in enumerate(input_shape))
+
+
+def _pool(window_shape, strides, padding, average, normalize_edges, batch_axis, channel_axis) -> Model:
+    sizes, padding = tuple(window_shape), check_padding(getattr(padding, "name", padding))
+    strides = (1,) * len(sizes) if strides is None else tuple(strides)
+    asked = _Pool(sizes, strides, padding, average, normalize_edges, batch_axis, channel_axis)
 
     def init(rng, input_shape):
-        return output_shape(input_shape), ()
+        return asked.output_shape(input_shape), ()
 
-    def apply(params, inputs, **kwargs):
-        axes = _spatial_axes(inputs.ndim, batch_axis, channel_axis)
-        spatial = [inputs.shape[i] for i in axes]
-        shape, steps = [1] * inputs.ndim, [1] * inputs.ndim
-        for axis, window in zip(axes, windows(spatial, window_shape, strides, padding), strict=True):
-            inputs = pad(inputs, (axis,), window)
-            shape[axis], steps[axis] = window.size, window.stride
-        total = lax.reduce_window(inputs, 0.0, lax.add, shape, steps, "VALID")
-        divisor = counts(spatial)
-        return total / jnp.expand_dims(divisor, [i for i in range(inputs.ndim) if i not in axes]).astype(total.dtype)
+    return layer(
+        init,
+        functools.partial(_apply_pool, asked),
+        functools.partial(_propagate_pool, asked),
+        Needs(batch_axis, channel_axis, lambda full: True),
+    )
 
-    def propagate(k: Kernel, **kwargs):
-        _need_positions(k)
-        found = windows(spatial_shape(k), window_shape, strides, padding)
-        scale = 1 / counts(spatial_shape(k)).astype(k.gap.dtype)[None]
 
-        def padded(x, start, full=True):
-            return pad_all(x, start, found, full)
+def _apply_pool(asked: _Pool, params, inputs, **kwargs):
+    axes = _spatial_axes(inputs.ndim, asked.batch_axis, asked.channel_axis)
+    spatial = [inputs.shape[i] for i in axes]
+    shape, steps = [1] * inputs.ndim, [1] * inputs.ndim
+    for axis, window in zip(axes, asked.windows(spatial), strict=True):
+        inputs = pad(inputs, (axis,), window)
+        shape[axis], steps[axis] = window.size, window.stride
+    total = lax.reduce_window(inputs, 0.0, lax.add, shape, steps, "VALID")
+    divisor = jnp.expand_dims(asked.counts(spatial), [i for i in range(inputs.ndim) if i not in axes])
+    return total / divisor.astype(total.dtype)
 
-        def contract(x, start):
-            return sum_independent(x, start, found, True)
 
-        out = sum_positions(k, contract, padded)
-        row, column = out.sides(scale, scale)
-        inside = math.prod(within_sides(scale))
-        return out.replace(
-            gap=out.gap * (row * column),
-            ntk=None if out.ntk is None else out.ntk * (row * column),
-            var1=out.var1 * scale**2,
-            var2=None if out.var2 is None else out.var2 * scale**2,
-            within1=where_kept(operator.mul, out.within1, inside),
-            within2=where_kept(operator.mul, out.within2, inside),
-            shape1=output_shape(k.shape1),
-            shape2=output_shape(k.shape2),
-        )
+def _propagate_pool(asked: _Pool, k: Kernel, **kwargs) -> Kernel:
+    _need_positions(k)
+    found = asked.windows(spatial_shape(k))
+    scale = 1 / asked.counts(spatial_shape(k)).astype(k.gap.dtype)[None]
 
-    return layer(init, apply, propagate, Needs(batch_axis, channel_axis, lambda full: True))
+    def padded(x, start, full=True):
+        return pad_all(x, start, found, full)
+
+    def contract(x, start):
+        return sum_independent(x, start, found, True)
+
+    out = sum_positions(k, contract, padded)
+    row, column = out.sides(scale, scale)
+    inside = math.prod(within_sides(scale))
+    return out.replace(
+        gap=out.gap * (row * column),
+        ntk=None if out.ntk is None else out.ntk * (row * column),
+        var1=out.var1 * scale**2,
+        var2=None if out.var2 is None else out.var2 * scale**2,
+        within1=where_kept(operator.mul, out.within1, inside),
+        within2=where_kept(operator.mul, out.within2, inside),
+        shape1=asked.output_shape(k.shape1),
+        shape2=asked.output_shape(k.shape2),
+    )
 
 
 def GlobalAvgPool(batch_axis: int = 0, channel_axis: int = -1) -> Model:

@@ -11,7 +11,7 @@ from jax import lax
 
 from dynamics.stax.checks import check_count, check_scales
 from dynamics.stax.kernel import Kernel, channels, deviations, own_sides, root, where_kept
-from dynamics.stax.layer import Needs, kernel_layer, layer
+from dynamics.stax.layers import Needs, kernel_layer, layer
 from dynamics.stax.spatial import gap_of, half_distance
 from dynamics.types import Array, ArrayLike, Model
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.stax.kernel import Kernel, safe_reciprocal, safe_sqrt
-from dynamics.stax.layer import kernel_layer
+from dynamics.stax.layers import kernel_layer
 from dynamics.stax.quadrature import hermite_series
 from dynamics.types import Array, Model
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from dynamics.stax.inputs import kernel_from_inputs
 from dynamics.stax.kernel import Kernel, unpair
-from dynamics.stax.tiles import tile_limit, tiled_kernel
+from dynamics.stax.tiles import tile_limit
 from dynamics.stax.tokens import kernel_from_tokens
+from dynamics.stax.vectors import tiled_kernel
 from dynamics.types import Model
 
 
@@ -68,8 +69,8 @@ class KernelFn:
         channel_axis = -1 if self.needs.channel_axis is None else self.needs.channel_axis
         if x2 is None and _all_kernels(x1):
             kernel = x1
-        elif x2 is None and self.needs.pairs and not (kwargs or self.needs.tokens) and _many_vectors(x1, batch_axis):
-            return read_out(tiled_kernel(self.propagate, x1, batch_axis, channel_axis, compute_ntk), get)
+        elif self.needs.pairs and not (kwargs or self.needs.tokens) and _many_vectors(x1, x2, batch_axis):
+            return read_out(tiled_kernel(self.propagate, x1, x2, batch_axis, channel_axis, _pairwise(names)), get)
         else:
             full = self.needs.spatial(True) if diagonal_spatial is None else not diagonal_spatial
             kernel = (kernel_from_tokens if self.needs.tokens else kernel_from_inputs)(
@@ -111,13 +112,22 @@ def _refuse(kwargs) -> None:
     for name, instead in _REFUSED.items():
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} must be None or left out, got {kwargs[name]!r}: {instead}")
+    if kwargs.get("diagonal_batch") is False:
+        raise ValueError("diagonal_batch must be True or None, got False: cov1 and cov2 hold each input with itself")
 
 
-def _many_vectors(x, batch_axis: int) -> bool:
-    """Whether ``x`` is a matrix of more inputs than a tile holds."""
-    if isinstance(x, list | tuple) or jnp.ndim(x) != 2 or not -2 <= batch_axis < 2:
+def _many_vectors(x1, x2, batch_axis: int) -> bool:
+    """Whether both sides are matrices and one holds more inputs than a tile."""
+    sides = [x for x in (x1, x2) if x is not None]
+    if any(isinstance(x, list | tuple | Kernel) or jnp.ndim(x) != 2 for x in sides) or not -2 <= batch_axis < 2:
         return False
-    return jnp.shape(x)[batch_axis] > tile_limit()
+    return max(jnp.shape(x)[batch_axis] for x in sides) > tile_limit()
+
+
+def _pairwise(names) -> tuple[str, ...]:
+    """What ``get`` asks for among a Kernel's attributes of pairs, at least one of them."""
+    gap = ("gap",) if names is None or {"nngp", "gap"} & set(names) or "ntk" not in names else ()
+    return (*gap, "ntk") if names is None or "ntk" in names else gap
 
 
 def _is_kernel(x) -> bool:
