@@ -75,14 +75,14 @@ def canonical(x, batch_axis: int, channel_axis: int, name: str) -> Array:
     return jnp.moveaxis(x, (batch_axis, channel_axis), (0, -1))
 
 
-def check_pair(x1: Array, x2: Array, diagonal: bool) -> None:
-    """Refuses inputs of different shapes, and kernels that cannot fit: a few arrays of all pairs are alive at once."""
+def check_pair(x1: Array, x2: Array, diagonal: bool, alive: int = 3) -> None:
+    """Refuses inputs of different shapes, and kernels that cannot fit: ``alive`` arrays of all pairs at once."""
     if x1.shape[1:] != x2.shape[1:]:
         raise ValueError(
             f"x2 must match x1 in all but the batch axis, got {x2.shape} and {x1.shape} (samples first, channels last)"
         )
     positions = math.prod(x1.shape[1:-1]) ** (1 if diagonal else 2)
-    needed = 3 * x1.shape[0] * x2.shape[0] * positions * x1.dtype.itemsize
+    needed = alive * x1.shape[0] * x2.shape[0] * positions * x1.dtype.itemsize
     available = _available_bytes()
     if available is not None and needed > available:
         raise ValueError(

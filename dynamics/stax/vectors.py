@@ -40,7 +40,7 @@ def tiled_kernel(propagate: Callable[[Kernel], Any], x1, x2, batch_axis: int, ch
     """
     one = canonical(x1, batch_axis, channel_axis, "x1")
     two = None if x2 is None else canonical(x2, batch_axis, channel_axis, "x2")
-    check_pair(one, one if two is None else two, True)
+    check_pair(one, one if two is None else two, True, len(keep))
     return _tiled(propagate, one, two, (batch_axis % 2, channel_axis % 2), keep, tile_limit())
 
 
