@@ -25,7 +25,6 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 from dynamics import config, linalg, operators, stax
@@ -64,23 +63,18 @@ class Config(config.Config):
 
 
 class Result(NamedTuple):
-    """``records['digits']``, ``['linear']`` and ``['theory']``: loss and curvature, ``[T, ratios, seeds]``.
-
-    ``factor [ratios, seeds]``: of the gradient along the top eigenvector at the start, over the first step on digits.
-    """
+    """``records['digits']``, ``['linear']`` and ``['theory']``: loss and curvature, ``[T, ratios, seeds]``."""
 
     config: Config
     records: dict[str, Record]
-    factor: np.ndarray
 
 
 def run(config: Config, simulate=in_memory) -> Result:
     """Digits with a ReLU network, then the linear network and its exact recursion."""
-    digits, factor = run_digits(config, simulate)
-    return Result(config, {"digits": digits, **run_linear(config, simulate)}, factor)
+    return Result(config, {"digits": run_digits(config, simulate), **run_linear(config, simulate)})
 
 
-def run_digits(config: Config, simulate) -> tuple[Record, np.ndarray]:
+def run_digits(config: Config, simulate) -> Record:
     data = jax.tree.map(
         jnp.asarray, images.digits(config.samples, seed=config.seed, classes=2, target="binary", scale="standard")
     )
@@ -89,20 +83,12 @@ def run_digits(config: Config, simulate) -> tuple[Record, np.ndarray]:
 
     def curvature(params, key, batch):
         matvec, size, *_ = operators.hessian(model.apply, half_mse, params, batch)
-        top, _ = linalg.extreme_eigenvalues(matvec, jax.random.normal(key, (size,)), 30)
-        return top.value, top.vector
-
-    def first_step(eta, params, vector, batch):
-        gradient = jax.grad(lambda p: half_mse(model.apply(p, batch.x), batch.y))
-        before = gradient(params)
-        after = gradient(jax.tree.map(lambda w, g: w - eta * g, params, before))
-        return jnp.vdot(vector, ravel_pytree(after)[0]) / jnp.vdot(vector, ravel_pytree(before)[0])
+        return linalg.extreme_eigenvalues(matvec, jax.random.normal(key, (size,)), 30)[0].value
 
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    first, vector = jax.jit(jax.vmap(curvature, (0, 0, None)))(start, keys, data.train)
+    first = jax.jit(jax.vmap(curvature, (0, 0, None)))(start, keys, data.train)
     ratio, seed = (grid.ravel() for grid in np.meshgrid(config.ratio, np.arange(config.seeds), indexing="ij"))
-    eta, begin = jnp.asarray(ratio) / first[seed], jax.tree.map(lambda leaf: leaf[seed], start)
-    factor = jax.jit(jax.vmap(first_step, (0, 0, 0, None)))(eta, begin, vector[seed], data.train)
+    eta = jnp.asarray(ratio) / first[seed]
 
     def make(eta):
         return gradient_descent(model.apply, half_mse, eta)
@@ -112,11 +98,11 @@ def run_digits(config: Config, simulate) -> tuple[Record, np.ndarray]:
         return readout(make(eta), both)
 
     runs = lanes(make, read)
-    state = runs.dynamics.init((eta, begin))
+    state = runs.dynamics.init((eta, jax.tree.map(lambda leaf: leaf[seed], start)))
     at = every(config.record_every, config.steps)
     key = jax.random.key(config.seed)
     _, record = simulate(runs.dynamics, runs.readout, state, data, config.steps, key, at, label="digits")
-    return in_units(config, record, eta, "sharpness"), np.reshape(factor, (len(config.ratio), config.seeds))
+    return in_units(config, record, eta, "sharpness")
 
 
 def run_linear(config: Config, simulate) -> dict[str, Record]:
@@ -191,7 +177,6 @@ def claims(result: Result) -> list[Claim]:
                 found.append(
                     Claim.at_most(f"{name}: final loss over its start", "figure 1", (loss[-1] / loss[0]).max(), 0.1)
                 )
-        found.append(factor_claim(f"digits, eta lambda_0 = {ratio:g}", result.factor[i], ratio, cfg.width))
     return found
 
 
@@ -204,14 +189,6 @@ def growth_claim(name: str, growth: np.ndarray, ratio: float, kind: str) -> Clai
     predicted = (ratio - 1) ** 2
     worst = growth[np.argmax(np.abs(growth - predicted))]
     return Claim.close(name, "equation 4, large n", worst, predicted, 0.1, relative=True)
-
-
-def factor_claim(name: str, factor: np.ndarray, ratio: float, width: int) -> Claim:
-    """The first step multiplies the gradient along the top eigenvector by 1 - eta lambda_0, but for the step's second
-    order, (eta lambda_0)^2 / sqrt(n)."""
-    worst = factor[np.argmax(np.abs(factor - 1 + ratio))]
-    name, tolerance = f"{name}: first step's factor along the top eigenvector", ratio**2 / width**0.5
-    return Claim.close(name, "equation 4, linear part", worst, 1 - ratio, tolerance)
 
 
 def largest_growth(loss) -> np.ndarray:

@@ -203,6 +203,10 @@ def figure(result: Result) -> Figure:
         left.semilogy(record.step, np.asarray(record.values["loss"])[:, i, 0], **style, label=f"$\\eta$ = {eta:g}")
         right.plot(record.step, np.asarray(record.values["sharpness"])[:, i, 0], **style, label=f"$\\eta$ = {eta:g}")
         right.axhline(2 / eta, **theory_style(1), label="$2/\\eta$" if i == 0 else None)
+        certified = np.asarray(record.values["sharpness_matvecs"])[:, i, 0] >= 30
+        upper = np.where(certified, np.asarray(record.values["sharpness_upper"])[:, i, 0], np.nan)
+        bound = {"color": style["color"], "marker": "_", "markersize": 12, "linestyle": "none"}
+        right.plot(record.step, upper, **bound, label="certified upper bound" if i == 0 else None)
     if "central" in result.records:
         flow = result.records["central"]
         left.semilogy(flow.step, flow.values["loss"], **theory_style(), label="central flow")
