@@ -84,7 +84,7 @@ def padded_tridiagonal(matvec: Matvec, start: Array, num_matvecs: int, steps: An
     def body(j, carry):
         basis, alphas, betas, scale = carry
         q, before = basis[j], jnp.maximum(j - 1, 0)
-        alive = jnp.any(q != 0)
+        alive = (j == 0) | (betas[before] > 0)
         w = matvec(q)
         alpha = jnp.vdot(q, w)
         w = w - alpha * q - jnp.where(j > 0, betas[before], 0) * basis[before]
@@ -105,10 +105,14 @@ def padded_tridiagonal(matvec: Matvec, start: Array, num_matvecs: int, steps: An
 
 def _orthogonal(w: Array, basis: Array, count: Any) -> tuple[Array, Array]:
     """``w`` orthogonal to the first ``count`` rows to rounding, and its norm: once more where much was taken off."""
+
+    def project(_, carry):
+        w = orthogonalize(carry[0], basis, count)
+        return w, jnp.linalg.norm(w)
+
     size = jnp.linalg.norm(w)
-    w = orthogonalize(w, basis, count)
-    w = orthogonalize(w, basis, jnp.where(jnp.linalg.norm(w) < 0.7 * size, count, 0))
-    return w, jnp.linalg.norm(w)
+    once = project(0, (w, size))
+    return jax.lax.fori_loop(0, jnp.where(once[1] < 0.7 * size, 1, 0), project, once)
 
 
 def orthogonalize(w: Array, basis: Array, count: Any) -> Array:
@@ -121,6 +125,9 @@ def orthogonalize(w: Array, basis: Array, count: Any) -> Array:
     def body(block, w):
         rows = jax.lax.dynamic_slice_in_dim(basis, block * _ROWS, _ROWS)
         return w - (rows @ w) @ rows
+
+    if basis.shape[0] == _ROWS:  # without a slice, without its copy
+        return w - (basis @ w) @ basis
 
     return jax.lax.fori_loop(0, (count + _ROWS - 1) // _ROWS, body, w)
 
