@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dynamics.empirical import (
+    DEFAULT_BUDGET,
     NtkImplementation,
     contract,
     empirical_kernel_fn,
@@ -173,6 +174,26 @@ def test_estimate_falls_with_the_budget_down_to_one_sample():
     assert plans[2].tile == 1
 
 
+def within(names):
+    cases = [(name, trace) for name in ZOO for trace in ((), (-1,))]
+    return [case if case in names else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("name", "trace"), within([("mlp", ()), ("cnn_grouped", (-1,))]))
+def test_temporaries_stay_within_the_estimate_and_the_estimate_within_the_budget(name, trace):
+    f, params, shape = ZOO[name]()
+    x = inputs(shape, 24)
+    whole = empirical_ntk_plan(f, x, None, params, trace)
+    for budget in (DEFAULT_BUDGET, int(whole.bytes / 3)):
+        plan = empirical_ntk_plan(f, x, None, params, trace, memory=budget)
+        ntk_fn = empirical_ntk_fn(f, trace, memory=budget)
+        memory = fast_jit(lambda p, ntk_fn=ntk_fn: ntk_fn(x, None, p)).lower(params).compile().memory_analysis()
+        assert memory is not None
+        assembly = memory.output_size_in_bytes if plan.tile < 24 else 0  # not counted: it is the kernel
+        assert memory.temp_size_in_bytes <= plan.bytes + assembly
+        assert plan.bytes <= budget
+
+
 @pytest.mark.parametrize("implementation", list(NtkImplementation))
 def test_implementation_and_vmap_axes_change_nothing(implementation):
     f, params, shape = mlp()
@@ -268,6 +289,28 @@ def test_pytrees_in_and_out(x64):
             return pick(f({"a": p["a"], "b": [p["b"], params["b"][1]]}, x))
 
         assert error(kernel, dense_once(one, moving, x)) < TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize(("trace", "diagonal"), [((), ()), ((-1,), ()), ((), (0,)), ((0,), ())])
+def test_an_empty_batch_has_an_empty_kernel(trace, diagonal):
+    params, x = normal(0, 4, 2), inputs((4,), 3)
+    kernel = jax.eval_shape(empirical_ntk_fn(lambda p, x: x @ p, trace, diagonal), x, None, params)
+    empty = jax.eval_shape(empirical_ntk_fn(lambda p, x: x @ p, trace, diagonal), x[:0], None, params)
+    assert empty.shape == tuple(0 if size == 3 else size for size in kernel.shape)
+
+
+def test_complex_numbers_inside_are_exact_and_complex_ends_refused(x64):
+    params, x = {"w": normal(0, 4, 5), "v": normal(1, 5, 2)}, inputs((4,), 3)
+
+    def f(p, x):
+        return jnp.abs((x + 1j * x**2) @ p["w"].astype(complex)) @ p["v"]
+
+    kernel = fast_jit(empirical_ntk_fn(f, trace_axes=()))(x, None, params)
+    assert error(kernel, dense_once(f, params, x)) < TOLERANCE["float64"]
+    with pytest.raises(ValueError, match="complex leaf 'w'"):
+        empirical_ntk_fn(f)(x, None, {"w": params["w"] + 1j, "v": params["v"]})
+    with pytest.raises(ValueError, match="dtype complex128"):
+        empirical_ntk_fn(lambda p, x: x @ p["w"] + 1j)(x, None, params)
 
 
 def test_products_with_vectors_and_other_batches(x64):

@@ -87,6 +87,14 @@ def test_bad_arguments_are_named(bad):
         ntk(lambda p, x: x @ p, **bad)
 
 
+def test_more_eigenvalues_than_there_are_and_unknown_readings_are_refused():
+    batch = Batch(jnp.eye(3), jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match="spectrum: got 4"):
+        ntk(lambda p, x: x @ p, spectrum=4).init(jnp.ones((3, 1)), batch)
+    with pytest.raises(TypeError, match="spectra"):
+        ntk(lambda p, x: x @ p, spectra=1)
+
+
 def test_similarity_identities(precision, key):
     one, two = (a @ a.T for a in jax.random.normal(key, (2, 5, 3)))
     h = jnp.eye(5) - 1 / 5

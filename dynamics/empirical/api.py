@@ -57,7 +57,8 @@ def empirical_ntk_fn(
         the defaults and ``f [n, c]`` the kernel is ``[n1, n2]``, the mean over outputs.
 
     Raises:
-        ValueError: at the call, for a function that mixes its batch, or axes that do not fit its output.
+        ValueError: at the call, for a function that mixes its batch, axes that do not fit its output, or complex
+            parameters or outputs (integer and boolean leaves are constants).
 
     Exact for any pure ``f``: where parameters meet data in a product, convolution or lookup (inside ``jit``,
     ``jax.checkpoint`` and ``scan`` too) the kernel is contracted from Grams of inputs and cotangents, or from gradients

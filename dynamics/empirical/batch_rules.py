@@ -120,6 +120,9 @@ def _moved(name: str, params: dict[str, Any], state: Known, shape: tuple[int, ..
         )
         if spans[state.axis] != 1:
             raise Mixes
+    elif name == "fft":
+        if state.axis >= len(shape) - len(params["fft_lengths"]):
+            raise Mixes
     elif name == "pad":
         if tuple(params["padding_config"][state.axis]) != (0, 0, 0):
             raise Undecided

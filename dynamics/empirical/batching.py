@@ -76,7 +76,7 @@ def _states_at(f: Callable, params: Params, x: PyTree, n: int) -> list[State]:
     states: list[State] = []
     constants: list[list[str]] = []
     per_sample: list[int] = []
-    for count in dict.fromkeys((2 if n == 1 else n, n + 1, 1)):
+    for count in dict.fromkeys((max(n, 2), max(n, 2) + 1, 1)):
         resized = jax.tree.map(lambda leaf, count=count: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), x)
         try:
             program = jaxpr.trace(f, params, resized)

@@ -35,7 +35,8 @@ class Block(NamedTuple):
 class Work(NamedTuple):
     """Sizes of a kernel: ``n``, ``m`` samples; ``t`` traced, ``d`` diagonal, ``f1`` and ``f2`` full outputs.
 
-    ``share`` is the part of all pairs that is computed where the kernel is symmetric.
+    ``share`` is the part of all pairs that is computed where the kernel is ``symmetric``; ``scanned``: traced and
+    diagonal outputs are taken one at a time.
     """
 
     n: int
@@ -45,6 +46,13 @@ class Work(NamedTuple):
     f1: int
     f2: int
     share: float = 1.0
+    symmetric: bool = False
+    scanned: bool = False
+
+    @property
+    def passes(self) -> int:
+        """How often the contraction runs."""
+        return self.t * self.d if self.scanned else 1
 
 
 def blocks_of(
@@ -112,8 +120,9 @@ class Cost(NamedTuple):
 def gram_cost(block: Block, sites1: Sequence[Site], sites2: Sequence[Site], work: Work, itemsize: int) -> Cost:
     """Grams of data and of cotangents, their product summed over positions; nothing of the leaf's size is formed."""
     pairs = work.n * work.m
-    flops = bytes_ = 0.0
+    flops = bytes_ = held = 0.0
     outputs = work.d * work.f1 * work.f2
+    at_once = work.f1 * work.f2 * (1 if work.scanned else work.d)
     for family1 in (block.sites, block.turned):
         for family2 in (block.sites, block.turned):
             if not family1 or not family2:
@@ -126,21 +135,24 @@ def gram_cost(block: Block, sites1: Sequence[Site], sites2: Sequence[Site], work
                 share = work.share if p1 == p2 == first.groups == 1 else 1.0
                 products = (1 if first.indexed else first.rows) + outputs * work.t * first.width
                 flops += 2 * positions * (share * products + outputs)
-                bytes_ += 3 * itemsize * positions * (1 + outputs)
+                bytes_ += 3 * itemsize * positions * work.passes * (1 + at_once)
+                held += itemsize * positions * (1 + 2 * at_once)
             else:
                 flops += 2 * positions * outputs * work.t * (first.rows + first.width + 1)
                 bytes_ += 3 * itemsize * positions * 2 * outputs * work.t
-    return Cost(flops, bytes_, bytes_ / 3)
+                held += itemsize * positions * 4 * at_once * (1 if work.scanned else work.t)
+    return Cost(flops, bytes_, held)
 
 
 def jacobian_cost(block: Block, sites1: Sequence[Site], sites2: Sequence[Site], work: Work, itemsize: int) -> Cost:
     """Gradients of the block formed for each sample and output, then one Gram."""
     flops = 2.0 * work.share * work.n * work.m * work.t * work.d * work.f1 * work.f2 * block.size
     bytes_ = 0.0
-    for samples, outputs, sites in ((work.n, work.f1, sites1), (work.m, work.f2, sites2)):
+    both = ((work.n, work.f1, sites1), (work.m, work.f2, sites2))
+    for samples, outputs, sites in both[: 1 if work.symmetric else 2]:
         count = samples * outputs * work.t * work.d
         for index in (*block.sites, *block.turned):
             flops += 2.0 * count * (1 if sites[index].indexed else sites[index].positions) * block.size
         bytes_ += 3.0 * itemsize * count * block.size
-    held = bytes_ / 3
-    return Cost(flops, bytes_, min(held, CHUNK) if block.sites and not block.turned else held)
+    held = bytes_ / 3 / work.passes
+    return Cost(flops, bytes_, 2 * (min(held, CHUNK) if block.sites and not block.turned else held))

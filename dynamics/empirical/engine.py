@@ -69,7 +69,7 @@ def diagonal_kernel(task: Task, x1: PyTree, x2: PyTree | None) -> Kernels:
         two = None if x2 is None else open_tile(task.net2, task.leaves, second)
         return {name: kernel[:, :, 0, :, 0] for name, kernel in from_opened(task, one, two).items()}
 
-    return jax.lax.map(single, (x1, x1 if x2 is None else x2), batch_size=min(task.plan.tile, _count(x1)))
+    return jax.lax.map(single, (x1, x1 if x2 is None else x2), batch_size=max(min(task.plan.tile, _count(x1)), 1))
 
 
 def _count(x: PyTree) -> int:

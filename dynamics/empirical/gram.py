@@ -23,7 +23,7 @@ def upper_blocks(rows: Array) -> list[Array]:
     Mirror with ``mirrored`` after any sum. Cost: ``(1 + 1/blocks) / 2`` of the whole product.
     """
     size = _block_size(rows.shape[0])
-    return [product(rows[start : start + size], rows[start:]) for start in range(0, rows.shape[0], size)]
+    return [product(rows[start : start + size], rows[start:]) for start in range(0, max(rows.shape[0], 1), size)]
 
 
 def mirrored(blocks: Sequence[Array]) -> Array:
@@ -40,10 +40,12 @@ def mirrored(blocks: Sequence[Array]) -> Array:
 
 def upper_share(rows: int) -> float:
     """Share of the whole product that ``upper_blocks`` computes."""
+    if not rows:
+        return 1.0
     size = _block_size(rows)
     return sum(min(size, rows - start) * (rows - start) for start in range(0, rows, size)) / rows**2
 
 
 def _block_size(rows: int) -> int:
     blocks = 4 if rows >= 256 else 2 if rows >= 128 else 1
-    return -(-rows // blocks)
+    return max(-(-rows // blocks), 1)

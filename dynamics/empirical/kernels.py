@@ -94,6 +94,9 @@ def ntk_jobs(f1, f2, x1, x2, params, request: Request) -> tuple[Any, list[Job]]:
 
 def _job(one: Side, two: Side, symmetric: bool, index: int, params: Params, request: Request, by_sample: bool) -> Job:
     shapes = (jax.tree.leaves(one.outputs)[index].shape, jax.tree.leaves(two.outputs)[index].shape)
+    dtype = jax.tree.leaves(one.outputs)[index].dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"f: got an output of dtype {dtype}; allowed: real floating outputs")
     axes = output_axes(len(shapes[0]), request.trace_axes, request.diagonal_axes)
     check_shapes(shapes[0], shapes[1], axes)
     moving = _Moving(params, request)
@@ -138,6 +141,9 @@ class _Moving:
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
         self.all = [leaf for _, leaf in flat]
         parts = [request.group(name) for name in names]
+        for name, leaf, part in zip(names, self.all, parts):
+            if part is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+                raise ValueError(f"params: got complex leaf {name!r}; allowed: real and imaginary parts as two leaves")
         chosen = [
             place
             for place, leaf in enumerate(self.all)

@@ -73,8 +73,11 @@ class Meeting(NamedTuple):
 def meetings(equation: JaxprEqn, values: Sequence[Any], result: Any) -> list[Meeting] | None:
     """The sites of an equation some of whose operands are views; None where it is not a site.
 
-    Two views that meet are two sites with one tap, each the other's data.
+    Two views that meet are two sites with one tap, each the other's data. Complex products are no sites: the cotangent
+    of a real leaf is the real part of theirs.
     """
+    if jnp.issubdtype(result.dtype, jnp.complexfloating):
+        return None
     name = equation.primitive.name
     tap = jax.ShapeDtypeStruct(result.shape, result.dtype)
     if name == "dot_general":

@@ -66,7 +66,7 @@ def looked_through(equation: JaxprEqn, values: Sequence[Any], result: Any) -> Vi
     view = values[place]
     if name in ("copy", "copy_p", "name", "sharding_constraint"):
         return view._replace(value=result)
-    if name == "convert_element_type" and jnp.issubdtype(result.dtype, jnp.inexact):
+    if name == "convert_element_type" and jnp.issubdtype(result.dtype, jnp.floating):
         return view._replace(value=result)
     if name == "neg":
         return view._replace(value=result, scale=-view.scale)

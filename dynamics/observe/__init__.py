@@ -15,12 +15,13 @@ from dynamics.observe.fourier import frequency_power, frequency_share, gini, sum
 from dynamics.observe.groups import component_power, component_share, irreducible_components
 from dynamics.observe.loss import scores
 from dynamics.observe.noise import batch_sharpness, gradient_noise, hessian_trace
-from dynamics.observe.ntk import ntk, ntk_of_state
+from dynamics.observe.ntk import NtkReadings, ntk, ntk_of_state
 from dynamics.observe.rank import effective_rank, end_to_end, movement, stable_rank, weight_norm, weight_ranks
 from dynamics.observe.representation import label_alignment
 from dynamics.observe.seldom import seldom
 
 __all__ = [
+    "NtkReadings",
     "WarmStart",
     "as_stateful",
     "batch_sharpness",

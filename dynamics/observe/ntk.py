@@ -30,24 +30,10 @@ class NtkMemory(NamedTuple):
     modes: Any
 
 
-def ntk(
-    apply: Callable[..., Array],
-    *,
-    outputs: str = "mean",
-    gram: bool = False,
-    labels: bool = True,
-    start: bool = True,
-    spectrum: int = 0,
-    modes: int = 0,
-    interval: float | None = None,
-    centre: bool = True,
-) -> StatefulObservable:
-    """Reads the NTK ``Theta = J J^T`` of the batch, computed once for all readings.
+class NtkReadings(NamedTuple):
+    """What to read off a kernel, ``ntk_trace`` always: the keyword arguments of ``ntk`` and ``ntk_of_state``.
 
-    Args:
-        apply: ``(params, x) -> f [n, c]``.
-        outputs: 'mean': ``Theta [n, n]``, the mean over outputs of their kernels (exact for one output); 'full':
-            ``[n c, n c]``, sample-major.
+    Attributes:
         gram: read the kernel itself as ``ntk``.
         labels: read ``alignment``, the centred alignment with ``y y^T`` (with ``vec(y) vec(y)^T`` when full).
         start: read ``kernel_distance`` = |Theta_t - Theta_0|_F / |Theta_0|_F and ``start_alignment``, the centred
@@ -60,12 +46,32 @@ def ntk(
         interval: time between two readings; read ``kernel_velocity``, the relative change per unit time
             |Theta - Theta_last|_F / (|Theta_last|_F interval), NaN at the first reading.
         centre: False takes both alignments without centring.
+    """
+
+    gram: bool = False
+    labels: bool = True
+    start: bool = True
+    spectrum: int = 0
+    modes: int = 0
+    interval: float | None = None
+    centre: bool = True
+
+
+def ntk(apply: Callable[..., Array], *, outputs: str = "mean", **readings: Any) -> StatefulObservable:
+    """Reads the NTK ``Theta = J J^T`` of the batch, computed once for all readings.
+
+    Args:
+        apply: ``(params, x) -> f [n, c]``.
+        outputs: 'mean': ``Theta [n, n]``, the mean over outputs of their kernels (exact for one output); 'full':
+            ``[n c, n c]``, sample-major.
+        readings: what to read, by the names and with the defaults of ``NtkReadings``.
 
     Returns:
-        A stateful observable with ``ntk_trace`` (of the matrix read) and the readings above.
+        A stateful observable with ``ntk_trace`` (of the matrix read) and the readings asked for.
 
     Raises:
         ValueError: for arguments out of range.
+        TypeError: for a reading that does not exist.
 
     Cost: one structured kernel a reading, ``O(k m^2)`` for eigenvalues (m = matrix size); an ``eigh`` at the start for
     ``spectrum`` or ``modes``. Memory: up to three kernels. ``ntk_of_state`` shares the passes with training.
@@ -76,105 +82,91 @@ def ntk(
     Example:
         >>> import jax.numpy as jnp
         >>> from dynamics.types import Batch
-        >>> pair = ntk(lambda w, x: x @ w)
+        >>> pair = ntk(lambda w, x: x @ w, labels=False)
         >>> batch = Batch(jnp.eye(3), jnp.ones((3, 1)))
         >>> memory = pair.init(jnp.ones((3, 1)), batch)
         >>> float(pair.update(memory, jnp.zeros((3, 1)), batch)[1]["kernel_distance"])
         0.0
     """
-    _check(outputs, spectrum, modes, interval)
+    if outputs not in ("mean", "full"):
+        raise ValueError(f"outputs: got {outputs!r}; allowed: 'mean' or 'full'")
+    wanted = _checked(readings)
     both_fn = empirical_ntk_and_vjp_fn(apply, trace_axes=(-1,) if outputs == "mean" else ())
-    readings = _Readings(gram, labels, start, spectrum, modes, interval, centre)
 
     def at(params, batch: Batch) -> tuple[Array, Array]:
         both = both_fn(batch.x, params)
         return (both.kernel if outputs == "mean" else flat_kernel(both.kernel)), both.outputs
 
     def init(params, batch) -> NtkMemory:
-        return readings.init(at(params, batch)[0]) if readings.remembers else NtkMemory((), (), (), ())
+        remembers = wanted.start or wanted.spectrum or wanted.modes or wanted.interval is not None
+        return _remember(wanted, at(params, batch)[0]) if remembers else NtkMemory((), (), (), ())
 
     def update(memory: NtkMemory, params, batch):
-        return readings.update(memory, *at(params, batch), batch.y)
+        return _read(wanted, memory, *at(params, batch), batch.y)
 
     return StatefulObservable(init, update)
 
 
-def ntk_of_state(
-    *,
-    gram: bool = False,
-    labels: bool = True,
-    start: bool = True,
-    spectrum: int = 0,
-    modes: int = 0,
-    interval: float | None = None,
-    centre: bool = True,
-) -> Readout:
+def ntk_of_state(**readings: Any) -> Readout:
     """The readings of ``ntk`` from a state with ``kernel`` and ``outputs``, as ``evolve.kernel_descent``'s has.
 
     Args:
-        gram, labels, start, spectrum, modes, interval, centre: see ``ntk``.
+        readings: what to read, by the names and with the defaults of ``NtkReadings``.
 
     Returns:
         A ``Readout`` on the training batch.
 
+    Raises:
+        ValueError, TypeError: as ``ntk``.
+
     Cost: that of the readings; no pass through the network.
     """
-    _check("mean", spectrum, modes, interval)
-    readings = _Readings(gram, labels, start, spectrum, modes, interval, centre)
+    wanted = _checked(readings)
 
     def update(memory: NtkMemory, state, data):
         batch = data.train if isinstance(data, Data) else data
-        return readings.update(memory, state.kernel, state.outputs, batch.y)
+        return _read(wanted, memory, state.kernel, state.outputs, batch.y)
 
-    return Readout(lambda state, data: readings.init(state.kernel), update)
+    return Readout(lambda state, data: _remember(wanted, state.kernel), update)
 
 
-class _Readings(NamedTuple):
-    """What to read off a kernel; see ``ntk``."""
+def _remember(wanted: NtkReadings, kernel: Array) -> NtkMemory:
+    for name, count in (("spectrum", wanted.spectrum), ("modes", wanted.modes)):
+        if count > kernel.shape[0]:
+            raise ValueError(f"{name}: got {count}; allowed: at most the kernel's size, {kernel.shape[0]}")
+    vectors = jnp.linalg.eigh(kernel)[1].T[::-1] if wanted.spectrum or wanted.modes else kernel
+    return NtkMemory(
+        kernel if wanted.start else (),
+        () if wanted.interval is None else jnp.full_like(kernel, jnp.nan),
+        vectors[: wanted.spectrum] if wanted.spectrum else (),
+        vectors[: wanted.modes] if wanted.modes else (),
+    )
 
-    gram: bool
-    labels: bool
-    start: bool
-    spectrum: int
-    modes: int
-    interval: float | None
-    centre: bool
 
-    @property
-    def remembers(self) -> bool:
-        return self.start or bool(self.spectrum or self.modes) or self.interval is not None
-
-    def init(self, kernel: Array) -> NtkMemory:
-        vectors = jnp.linalg.eigh(kernel)[1].T[::-1] if self.spectrum or self.modes else kernel
-        return NtkMemory(
-            kernel if self.start else (),
-            () if self.interval is None else jnp.full_like(kernel, jnp.nan),
-            vectors[: self.spectrum] if self.spectrum else (),
-            vectors[: self.modes] if self.modes else (),
-        )
-
-    def update(self, memory: NtkMemory, kernel: Array, outputs: Array, y: Array) -> tuple[NtkMemory, dict[str, Array]]:
-        readings = {"ntk_trace": jnp.trace(kernel)}
-        if self.gram:
-            readings["ntk"] = kernel
-        if self.labels:
-            targets = jnp.reshape(y, (kernel.shape[0], -1)).astype(kernel.dtype)
-            readings["alignment"] = kernel_alignment(kernel, targets @ targets.T, centre=self.centre)
-        if self.start:
-            readings["kernel_distance"] = kernel_distance(kernel, memory.first)
-            readings["start_alignment"] = kernel_alignment(kernel, memory.first, centre=self.centre)
-        if self.interval is not None:
-            readings["kernel_velocity"] = kernel_distance(kernel, memory.last) / self.interval
-            memory = memory._replace(last=kernel)
-        if self.spectrum:
-            depth = min(_DEPTH, kernel.shape[0] // self.spectrum)
-            pairs = refine(lambda v: kernel @ v, memory.vectors, depth)
-            readings["ntk_eigenvalues"] = pairs.values
-            readings["ntk_eigenvalue_residuals"] = pairs.residuals
-            memory = memory._replace(vectors=pairs.vectors)
-        if self.modes:
-            readings |= _mode_losses(memory.modes, outputs - y)
-        return memory, readings
+def _read(
+    wanted: NtkReadings, memory: NtkMemory, kernel: Array, outputs: Array, y: Array
+) -> tuple[NtkMemory, dict[str, Array]]:
+    readings = {"ntk_trace": jnp.trace(kernel)}
+    if wanted.gram:
+        readings["ntk"] = kernel
+    if wanted.labels:
+        targets = jnp.reshape(y, (kernel.shape[0], -1)).astype(kernel.dtype)
+        readings["alignment"] = kernel_alignment(kernel, targets @ targets.T, centre=wanted.centre)
+    if wanted.start:
+        readings["kernel_distance"] = kernel_distance(kernel, memory.first)
+        readings["start_alignment"] = kernel_alignment(kernel, memory.first, centre=wanted.centre)
+    if wanted.interval is not None:
+        readings["kernel_velocity"] = kernel_distance(kernel, memory.last) / wanted.interval
+        memory = memory._replace(last=kernel)
+    if wanted.spectrum:
+        depth = min(_DEPTH, kernel.shape[0] // wanted.spectrum)
+        pairs = refine(lambda v: kernel @ v, memory.vectors, depth)
+        readings["ntk_eigenvalues"] = pairs.values
+        readings["ntk_eigenvalue_residuals"] = pairs.residuals
+        memory = memory._replace(vectors=pairs.vectors)
+    if wanted.modes:
+        readings |= _mode_losses(memory.modes, outputs - y)
+    return memory, readings
 
 
 def _mode_losses(vectors: Array, error: Array) -> dict[str, Array]:
@@ -183,11 +175,12 @@ def _mode_losses(vectors: Array, error: Array) -> dict[str, Array]:
     return {"mode_loss": shares, "mode_loss_rest": jnp.sum(error**2) / n - jnp.sum(shares)}
 
 
-def _check(outputs: str, spectrum: int, modes: int, interval: float | None) -> None:
-    if outputs not in ("mean", "full"):
-        raise ValueError(f"outputs: got {outputs!r}; allowed: 'mean' or 'full'")
-    for name, count in (("spectrum", spectrum), ("modes", modes)):
+def _checked(readings: dict[str, Any]) -> NtkReadings:
+    wanted = NtkReadings(**readings)
+    for name in ("spectrum", "modes"):
+        count = getattr(wanted, name)
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"{name}: got {count!r}; allowed: an integer >= 0")
-    if isinstance(interval, int | float) and not interval > 0:
-        raise ValueError(f"interval: got {interval!r}; allowed: None or a time > 0")
+    if isinstance(wanted.interval, int | float) and not wanted.interval > 0:
+        raise ValueError(f"interval: got {wanted.interval!r}; allowed: None or a time > 0")
+    return wanted
