@@ -78,7 +78,7 @@ class Config(config.Config):
     @classmethod
     def permute(cls) -> Config:
         """The symmetric group S_5, 120 elements."""
-        return cls(operation="permute", modulus=5, train_fraction=0.4, width=256, seeds=1, steps=2500)
+        return cls(operation="permute", modulus=5, train_fraction=0.5, width=256, seeds=1, steps=2500)
 
     @classmethod
     def relu(cls) -> Config:

@@ -22,7 +22,7 @@ import optax
 
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive, Range
-from dynamics.evolve import descent, every
+from dynamics.evolve import descent, log_steps
 from dynamics.evolve import simulate as in_memory
 from dynamics.losses import accuracy, cross_entropy
 from dynamics.models.scaling import scaled
@@ -98,7 +98,7 @@ def run(config: Config, simulate=in_memory) -> Result:
 
     record = sweep(
         config, simulate, draw, jnp.array(config.alpha), make, lambda alpha: partial(read, config, apply(alpha)),
-        config.steps, every(max(config.steps // 75, 1), config.steps),
+        config.steps, log_steps(config.steps, 120),
     )  # fmt: skip
     return Result(config, {"network": record})
 
