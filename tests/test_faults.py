@@ -153,11 +153,12 @@ def test_fifty_kills_end_in_the_same_bits(nursery, reference, tmp_path, trial):
     kill_until_finished(nursery, reference, tmp_path / "run", kills=5, seed=trial)
 
 
-def test_sigterm_saves_and_exits_3(nursery, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_3(nursery, tmp_path, number):
     pid = nursery.start(tmp_path / "run", steps=3000)
     while not (tmp_path / "run" / "checkpoints").exists():
         time.sleep(0.01)
-    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, number)
     assert nursery.wait() == 3
     text = nursery.errors.read_text()
     assert "interrupted in" in text

@@ -89,6 +89,26 @@ def test_another_start_or_data_is_refused(key, tmp_path):
             go(*other)
 
 
+def test_another_jax_is_warned_about_recorded_and_goes_on(key, tmp_path, capsys):
+    batch, params = problem(key)
+    run = gradient_descent(linear, half_mse, 0.1)
+
+    def go(start):
+        with open_run(tmp_path / "run", {}) as held:
+            return held.simulate(run, read, run.init(start), batch, 10, key, [0, 10], label="a")
+
+    before = go(params)
+    with contextlib.closing(Journal(tmp_path / "run" / "run.sqlite")) as journal:
+        journal.set(provenance={**journal.get("provenance"), "jax": "0.0.1"})
+    after = go(params * (1 + 1e-6))  # a start that another jax would draw: other bits
+    said = capsys.readouterr().err
+    assert "jax was '0.0.1' and is" in said
+    assert "the bits may differ" in said
+    assert "the start differs in its bits" in said
+    assert "provenance" in [kind for _, kind, _ in load(tmp_path / "run").events]
+    jax.tree.map(np.testing.assert_array_equal, before[1].values, after[1].values)
+
+
 def test_calls_need_distinct_labels_and_no_tracing(key, tmp_path):
     batch, params = problem(key)
     run = gradient_descent(linear, half_mse, 0.1)

@@ -1,5 +1,6 @@
 """Trackers: every finite reading arrives, a broken one never stops a run, and none waits for a network."""
 
+import os
 import subprocess
 import sys
 import time
@@ -88,7 +89,7 @@ def test_wandb_writes_offline_and_never_waits(tmp_path):
     )
     # every way out leads to a port where nobody listens
     environment = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "JAX_PLATFORMS": "cpu"}
-    environment |= {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    environment |= {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     start = time.monotonic()
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60, env=environment)
     assert time.monotonic() - start < 45.0
