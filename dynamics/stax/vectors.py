@@ -1,8 +1,8 @@
 """Kernels of vectors tile by tile, in place: all layers on a tile that stays in cache.
 
 A network of layers that act on each pair of inputs by itself is a function of pairs. The inputs' inner products fill
-the array that is to hold the result, and a loop over tiles overwrites them: beside the result no memory is needed that
-grows with the number of pairs. Without ``x2`` only tiles from the diagonal up are computed, and mirrored at the end.
+the array that is to hold the result, and a loop over tiles overwrites them: beside a single result no memory is needed
+that grows with the number of pairs. Without ``x2`` only tiles from the diagonal up are computed, and mirrored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def tiled_kernel(propagate: Callable[[Kernel], Any], x1, x2, batch_axis: int, ch
     """
     one = canonical(x1, batch_axis, channel_axis, "x1")
     two = None if x2 is None else canonical(x2, batch_axis, channel_axis, "x2")
-    check_pair(one, one if two is None else two, True, len(keep))
+    check_pair(one, one if two is None else two, True, 2 * len(keep) - 1)
     return _tiled(propagate, one, two, (batch_axis % 2, channel_axis % 2), keep, tile_limit())
 
 
@@ -89,20 +89,19 @@ def _tiled(propagate, x1: Array, x2: Array | None, axes: tuple[int, int], keep: 
     pairs = _Pairs(one, one if x2 is None else _Vectors(x2, variance(x2)))
     # What belongs to the inputs one by one; its entries of pairs are not used, so that they are never computed.
     frame = propagate(_kernel(jnp.zeros((grid.n1, grid.n2), x1.dtype), pairs, axes, keep, grid.same))
-    first, refined = _products(pairs, grid.same)
+    products, refined = _products(pairs, grid.same)
+    # One result overwrites the products; several would each read what another one has overwritten.
+    count = len(_entries(frame, keep))
 
     def step(buffers, place):
-        tile = pairs.tile(grid, place)
-        versine = _versine(tile, get(grid, place, buffers[0]), lax.dynamic_slice_in_dim(refined, place.i, grid.size1))
+        tile, source = pairs.tile(grid, place), buffers[0] if count == 1 else products
+        versine = _versine(tile, get(grid, place, source), lax.dynamic_slice_in_dim(refined, place.i, grid.size1))
         versine = jnp.where(itself(grid, place), 0, versine)
         gap = root(tile.one.var)[:, None] * root(tile.two.var) * versine
         new = _entries(propagate(_kernel(gap, tile, axes, keep)), keep)
-        if len(new) > 1:
-            # All are read from the first buffer, so they come before any is overwritten.
-            new = lax.optimization_barrier(new)
         return [put(grid, place, *each) for each in zip(buffers, new, strict=True)], None
 
-    buffers = [first, *(jnp.zeros_like(first) for _ in _entries(frame, keep)[1:])]
+    buffers = [products] if count == 1 else [jnp.zeros_like(products) for _ in range(count)]
     buffers = lax.scan(step, buffers, places)[0]
     found = iter(map(mirrored, buffers) if grid.same else buffers)
 
