@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,13 @@ from dynamics.types import Batch, Dynamics, Record
 
 
 class Lane(NamedTuple):
-    """One run: output scale, temperature, training samples, which data set is its own, and ``f_0 [n, 1]`` on it."""
+    """One run: output scale, temperature, training samples, its own data set, and ``f_0 [n, 1]`` there (by ``train``)."""
 
     alpha: jax.Array
     temperature: jax.Array
     samples: jax.Array
     pool: jax.Array
-    origin: jax.Array | None = None
+    origin: Any = None
 
 
 class Noisy(NamedTuple):
