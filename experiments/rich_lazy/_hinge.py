@@ -14,7 +14,7 @@ from dynamics.types import Batch, Dynamics, Record
 
 
 class Lane(NamedTuple):
-    """One run: output scale, temperature, training samples, its own data set, and ``f_0 [n, 1]`` there (by ``train``)."""
+    """One run: output scale, temperature, training samples, its data set, and ``f_0 [n, 1]`` there (by ``train``)."""
 
     alpha: jax.Array
     temperature: jax.Array
