@@ -266,7 +266,7 @@ def test_phase_diagram_claims_where_network_and_theory_disagree():
     stays = _still((4, 1), train_loss=fall, test_loss=1.0)
     records = {"network, eps=0.1": stays, "infinite width, eps=0.1": learns}
     claims = {claim.name: claim for claim in phase_diagram.claims(phase_diagram.Result(config, records))}
-    agree = claims["eps = 0.1: share of cells where network and theory agree on whether it generalises"]
+    agree = claims["eps = 0.1: share of runs where network and theory agree on whether it generalises"]
     assert (agree.measured, agree.holds) == (0, False)
     assert claims["eps = 0.1: share of cells with P <= D that fit and never generalise"].holds
     idle = {"network, eps=0.1": _still((4, 1), train_loss=1.0, test_loss=1.0), "infinite width, eps=0.1": learns}

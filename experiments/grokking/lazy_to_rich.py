@@ -8,7 +8,7 @@ alpha, the longer that takes. The run shows train and test loss of the network o
 infinite width (their exact reduction to the mean and second moment of the weights), the lazy baseline, the alignment of
 the kernel with the labels and its distance from the start, for several alphas, seeds and sample counts.
 
-Run time: about 60 s for the quick preset on two CPU cores.
+Run time: about 75 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dynamics.types import Claim, Record
 from experiments.grokking._lazy_to_rich import FALL, delay, run_cells
 
 SOURCE = "Kumar, Bordelon, Gershman & Pehlevan 2023, 'Grokking as the transition from lazy to rich training dynamics'"
-SECONDS = 60
+SECONDS = 75
 
 
 @dataclasses.dataclass(frozen=True)
