@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,3 +93,28 @@ def _filled(x: PyTree, extra: int) -> PyTree:
         return jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (extra, *leaf.shape[1:]))])
 
     return jax.tree.map(fill, x) if extra else x
+
+
+def free_bytes(devices: Sequence[Any] | None = None) -> float:
+    """Free memory of ``devices`` (all by default) together, bytes: an accelerator's own, the machine's for CPU.
+
+    Page cache counts as free, since the system hands it back when asked; infinite where the platform does not say.
+    """
+    devices = jax.devices() if devices is None else devices
+    told = [device.memory_stats() or {} for device in devices if device.platform != "cpu"]
+    if told:
+        return float(sum(stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0) for stats in told))
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _page_cache()
+    except (ValueError, OSError, AttributeError):
+        return math.inf
+    return float(free * len({device.process_index for device in devices}))
+
+
+def _page_cache() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["Cached"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 0

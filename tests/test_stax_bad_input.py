@@ -41,7 +41,7 @@ def test_what_is_not_offered_says_what_to_use(name):
 
 
 def test_kernels_above_the_memory_are_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr(inputs, "_available_bytes", lambda: 500)
+    monkeypatch.setattr(inputs, "free_bytes", lambda devices: 500)
     for args in ((jnp.ones((9, 3)),), (jnp.ones((9, 3)), jnp.ones((8, 3)))):
         with pytest.raises(ValueError, match="free: evaluate it in tiles with batch"):
             stax.Dense(1).kernel(*args)

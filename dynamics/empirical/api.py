@@ -58,9 +58,8 @@ def empirical_ntk_fn(
 
     Raises:
         ValueError: at the call, for a function that mixes its batch, axes that do not fit its output, or complex
-            parameters or outputs (integer and boolean leaves are constants).
-        MemoryError: at the call, before anything is allocated, when kernel and temporaries by estimate exceed the
-            memory of all devices together; it says how many samples fit.
+            parameters or outputs (integer and boolean leaves are constants); before anything is allocated, when kernel
+            and temporaries by estimate exceed the free memory of all devices together: it says how many samples fit.
 
     Exact for any pure ``f``: where parameters meet data in a product, convolution or lookup (inside ``jit``,
     ``jax.checkpoint`` and ``scan`` too) the kernel is contracted from Grams of inputs and cotangents, or from gradients

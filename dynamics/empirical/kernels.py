@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from dynamics.empirical.axes import OutputAxes, arrange, check_shapes, output_axes, traced_size
 from dynamics.empirical.batching import splits_into_samples
 from dynamics.empirical.engine import Task, diagonal_kernel, pairs_kernel, work_of
-from dynamics.empirical.memory import device_bytes
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan, make_plan
 from dynamics.empirical.structured import Network, alike, network
+from dynamics.mesh import free_bytes
 from dynamics.types import Array, Params, PyTree
 
 Axes = int | Sequence[int]
@@ -81,23 +81,24 @@ def ntk_parts(
 ) -> PyTree:
     """The NTK by parts of the parameters: a pytree like the output, of ``Parts``."""
     structure, jobs = ntk_jobs(f1, f2, x1, x2, params, request)
-    _check_room(jobs, device_bytes())
+    _check_room(jobs, free_bytes())
     return jax.tree.unflatten(structure, [Parts(compute(job)) for job in jobs])
 
 
 def _check_room(jobs: Sequence[Job], limit: float) -> None:
-    """Refuses kernels that no device could hold, before anything is allocated."""
+    """Refuses kernels that the free memory cannot hold, before anything is allocated."""
     results = sum(job.result_bytes for job in jobs)
     need = results + max((job.task.plan.bytes for job in jobs), default=0)
     if need <= limit:
         return
     n, m = (shape[0] if shape else 1 for shape in jobs[0].shapes)
-    share = max(0.0, limit - (need - results)) / results
+    share = max(0.0, limit - (need - results)) / max(results, 1.0)
     fit = int(math.sqrt(share) * n) if jobs[0].x2 is None else int(share * n)
-    raise MemoryError(
+    raise ValueError(
         f"x1, x2: got {n} and {m} samples, whose kernel takes {results / 2**30:.3g} GiB and its temporaries "
-        f"{(need - results) / 2**30:.3g} GiB by estimate; allowed: what fits in {limit / 2**30:.3g} GiB, at most {fit} "
-        "samples of x1 at once. diagonal_axes=0 keeps the diagonal alone; ntk_operator needs no kernel"
+        f"{(need - results) / 2**30:.3g} GiB by estimate; allowed: what fits in the {limit / 2**30:.3g} GiB that are "
+        f"free, at most {fit} samples of x1 at once. diagonal_axes=0 keeps the diagonal alone; ntk_operator needs no "
+        "kernel"
     )
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
-import jax
 from jax.extend.core import ClosedJaxpr
 
 from dynamics.empirical import jaxpr
@@ -95,16 +93,3 @@ def _equations(program: ClosedJaxpr) -> list[tuple[Any, list[ClosedJaxpr]]]:
 
 def _bytes(aval) -> float:
     return math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8) if hasattr(aval, "shape") else 0.0
-
-
-def device_bytes() -> float:
-    """Memory of all devices together: an accelerator's own limit, the machine's memory for CPU; inf where unknown."""
-    devices = jax.devices()
-    limits = [
-        (device.memory_stats() or {}).get("bytes_limit", math.inf) for device in devices if device.platform != "cpu"
-    ]
-    if limits:
-        return float(sum(limits))
-    if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= getattr(os, "sysconf_names", {}).keys():
-        return math.inf
-    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * jax.process_count())

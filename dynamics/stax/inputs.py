@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dynamics.mesh import free_bytes
 from dynamics.stax.kernel import Kernel, pair_indices, safe_reciprocal, safe_sqrt, within_sides
 from dynamics.types import Array
 
@@ -83,33 +83,12 @@ def check_pair(x1: Array, x2: Array, diagonal: bool, alive: int = 3) -> None:
         )
     positions = math.prod(x1.shape[1:-1]) ** (1 if diagonal else 2)
     needed = alive * x1.shape[0] * x2.shape[0] * positions * x1.dtype.itemsize
-    available = _available_bytes()
-    if available is not None and needed > available:
+    available = free_bytes(jax.devices()[:1])
+    if needed > available:
         raise ValueError(
             f"the kernel of {x1.shape[0]} x {x2.shape[0]} inputs needs about {needed / 2**30:.3g} GiB and "
             f"{available / 2**30:.3g} GiB are free: evaluate it in tiles with batch(kernel_fn, batch_size=...)"
         )
-
-
-def _available_bytes() -> int | None:
-    device = jax.devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _reclaimable()
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _reclaimable() -> int:
-    """Bytes of page cache, which the system hands back when asked."""
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["Cached"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 0
 
 
 def variance(x: Array) -> Array:

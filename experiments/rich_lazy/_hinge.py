@@ -77,7 +77,7 @@ def train(seed: int, apply, start, lane: Lane, data: Batch, batch: int, block: i
     )
     state = runs.dynamics.init((lane._replace(origin=origin), start))
     blocks, key = -(-updates // block), jax.random.key(seed)
-    state, _ = simulate(runs.dynamics, lambda *_: {}, state, data, blocks, key, [blocks], runs.stop, label=label)
+    state, _ = simulate(runs.dynamics, runs.readout, state, data, blocks, key, [blocks], runs.stop, label=label)
     return state.state
 
 

@@ -5,7 +5,7 @@ Ridge regression with k random features on n samples of a task with kernel eigen
 with ``L_i = lam_i/(lam_i + gamma)``, predict its train and test error. At a small ridge the test error peaks where
 k = n (double descent); at the best ridge more samples and more features always help.
 
-Run time: about 20 s for the quick preset on two CPU cores.
+Run time: about 40 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ rests at ``n^(-min(a-1, 2b))``; at fixed time the first correction is 1/n; and a
 ``C = n t`` as ``C^(-(a-1)/(1+b))``. Theory is the inverse Laplace transform of ``sum c_k/(s + lam_k R(s))`` (and
 its double transform for samples), evaluated on Talbot's contour; each draw's flow is solved by its eigenvectors.
 
-Run time: about 40 s for the quick preset on two CPU cores.
+Run time: about 100 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
