@@ -353,7 +353,8 @@ def test_vmap_grad_and_kernel_function(x64):
         (dict(trace_axes=(1, -1)), "trace_axes"),
         (dict(trace_axes=(-1,), diagonal_axes=(1,)), "diagonal_axes"),
         (dict(mixing="maybe"), "mixing"),
-        (dict(implementation=7), "NtkImplementation"),
+        (dict(implementation=7), "implementation"),
+        (dict(memory=-1), "memory"),
     ],
 )
 def test_bad_arguments_are_named(arguments, name):

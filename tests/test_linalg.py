@@ -157,5 +157,8 @@ def test_refine_tracks_a_block(x64, key):
     np.testing.assert_allclose(pairs.values, values[::-1][:2], atol=1e-6)
     measured = np.linalg.norm(pairs.vectors @ a - np.asarray(pairs.values)[:, None] * pairs.vectors, axis=1)
     np.testing.assert_allclose(pairs.residuals, measured, atol=1e-12)
+    flipped = linalg.refine(product(a), -jnp.asarray(vectors), depth=5)  # signs follow the guess
+    np.testing.assert_allclose(flipped.vectors, -pairs.vectors, atol=1e-12)
+    assert bool(jnp.all(jnp.sum(pairs.vectors * vectors, 1) > 0))
     with pytest.raises(ValueError, match=r"^depth: got 0"):
         linalg.refine(product(a), jnp.ones((1, 40)), depth=0)

@@ -12,6 +12,7 @@ from dynamics.empirical import (
     centred,
     class_blocks,
     effective_dimension,
+    empirical_ntk_and_vjp_fn,
     empirical_ntk_fn,
     empirical_ntk_parts_fn,
     flat_kernel,
@@ -171,8 +172,32 @@ def test_matrix_free_estimates_hold_the_dense_values(task, key):
         np.testing.assert_allclose(pairs.residuals, measured, atol=1e-6 * float(values[0]))
 
 
-def test_operator_refuses_what_it_cannot_cut(key):
-    with pytest.raises(ValueError, match="batch_size"):
-        ntk_operator(lambda p, x: x @ p, jnp.ones((3, 1)), jnp.eye(3), batch_size=0)
-    with pytest.raises(ValueError, match="other samples"):
-        ntk_operator(lambda p, x: (x - x.mean(0)) @ p, jnp.ones((3, 1)), jnp.eye(3), batch_size=2)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, p, x, key: ntk_operator(f, p, x, batch_size=0), "batch_size: got 0"),
+        (lambda f, p, x, key: ntk_operator(lambda p, x: f(p, x - x.mean(0)), p, x, batch_size=2), "other samples"),
+        (lambda f, p, x, key: ntk_operator(f, p, x[:0]), "x: got no samples"),
+        (
+            lambda f, p, x, key: ntk_eigenpairs(f, p, x, 7, key, method="dense"),
+            r"k: got 7; allowed: an integer in \[1, 3",
+        ),
+        (lambda f, p, x, key: ntk_eigenpairs(f, p, x, 1, key, method="lanczos"), "method: got 'lanczos'"),
+        (lambda f, p, x, key: ntk_effective_dimension(ntk_operator(f, p, x), 0.0, key), "ridge: got 0.0"),
+        (lambda f, p, x, key: ntk_label_alignment(ntk_operator(f, p, x), jnp.ones(5), key), "y: got 5 entries"),
+        (lambda f, p, x, key: class_blocks(jnp.eye(3), jnp.arange(2), 3), r"labels: got shape \(2,\)"),
+    ],
+)
+def test_matrix_free_arguments_are_named(call, message, key):
+    with pytest.raises(ValueError, match=message):
+        call(lambda p, x: x @ p, jnp.ones((3, 1)), jnp.eye(3), key)
+
+
+def test_leaves_that_are_no_floats_are_constants():
+    x, params = jnp.eye(3), {"w": jnp.ones((3, 2)), "times": jnp.int32(2)}
+    operator = ntk_operator(lambda p, x: x @ p["w"] * p["times"], params, x, batch_size=2)
+    np.testing.assert_allclose(jax.vmap(operator.matvec)(jnp.eye(6)), 4 * jnp.eye(6))
+    both = empirical_ntk_and_vjp_fn(lambda p, x: x @ p["w"] * p["times"], memory=1)(x, params)
+    gradient = both.pull(jnp.ones((3, 2)))
+    assert gradient["times"].dtype == jnp.int32
+    np.testing.assert_allclose(gradient["w"], 2 * jnp.ones((3, 2)))

@@ -77,7 +77,8 @@ def empirical_ntk_fn(
         >>> ntk_fn(jnp.eye(2), None, jnp.ones((2, 1))).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    NtkImplementation(implementation)
+    if implementation not in list(NtkImplementation):
+        raise ValueError(f"implementation: got {implementation!r}; allowed: {[*map(int, NtkImplementation)]}")
     request = Request(trace_axes=trace_axes, diagonal_axes=diagonal_axes, memory=memory, mixing=mixing)
 
     def ntk_fn(x1: PyTree, x2: PyTree | None, params: Params, **kwargs: Any) -> PyTree:

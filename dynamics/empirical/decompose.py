@@ -68,7 +68,13 @@ def class_blocks(kernel: Array, labels: Array, classes: int) -> Array:
 
     Returns:
         ``[classes, classes]``; 0 for a class without samples.
+
+    Raises:
+        ValueError: when ``labels`` has another number of samples, or of columns than there are classes.
     """
+    allowed = (kernel.shape[0],) if labels.ndim == 1 else (kernel.shape[0], classes)
+    if labels.shape != allowed:
+        raise ValueError(f"labels: got shape {labels.shape}; allowed: {allowed}")
     member = labels if labels.ndim == 2 else jax.nn.one_hot(labels, classes, dtype=kernel.dtype)
     count = jnp.sum(member, 0)
     average = member / jnp.where(count > 0, count, 1)

@@ -110,6 +110,8 @@ def ntk_plans(f1, f2, x1, x2, params, request: Request) -> PyTree:
 
 def ntk_jobs(f1, f2, x1, x2, params, request: Request) -> tuple[Any, list[Job]]:
     """The structure of the output, and a job for each array in it."""
+    if not isinstance(request.memory, int | float) or not request.memory > 0:
+        raise ValueError(f"memory: got {request.memory!r}; allowed: a number of bytes > 0")
     x2 = x2 if jax.tree.leaves(x2) else None
     one = Side(f1, x1, jax.eval_shape(f1, params, x1))
     two = one if x2 is None else Side(f2, x2, jax.eval_shape(f2, params, x2))
@@ -126,7 +128,7 @@ def _job(one: Side, two: Side, symmetric: bool, index: int, params: Params, requ
         raise ValueError(f"f: got an output of dtype {dtype}; allowed: real floating outputs")
     axes = output_axes(len(shapes[0]), request.trace_axes, request.diagonal_axes)
     check_shapes(shapes[0], shapes[1], axes)
-    moving = _Moving(params, request)
+    moving = Moving(params, request)
     inner = _sample_axes(axes) if by_sample else axes
     net1 = _network(one, index, moving, by_sample, force=False)
     net2 = net1 if symmetric or (one.f is two.f and _same_samples(one.x, two.x, by_sample)) else None
@@ -160,8 +162,14 @@ def compute(job: Job) -> dict[str, Array]:
     return kernels
 
 
-class _Moving:
-    """The parameter leaves that the kernel sums over, their parts and weights."""
+class Moving:
+    """The parameter leaves that the kernel sums over, their parts and weights; all others are constants.
+
+    Attributes:
+        leaves: the chosen floating leaves.
+        groups: the part of each.
+        weights: the weight of each, or None.
+    """
 
     def __init__(self, params: Params, request: Request):
         flat, self.structure = jax.tree.flatten_with_path(params)
@@ -195,7 +203,7 @@ class _Moving:
         return jax.tree.unflatten(self.structure, merged)
 
 
-def _network(side: Side, index: int, moving: _Moving, by_sample: bool, *, force: bool) -> Network:
+def _network(side: Side, index: int, moving: Moving, by_sample: bool, *, force: bool) -> Network:
     def one_sample(params: Params, sample: PyTree) -> Array:
         if not by_sample:
             return jax.tree.leaves(side.f(params, sample))[index]
@@ -218,4 +226,4 @@ def _same_samples(x1: PyTree, x2: PyTree, by_sample: bool) -> bool:
     return described[0] == described[1]
 
 
-__all__ = ["Job", "Plan", "Request", "compute", "ntk_jobs", "ntk_parts", "ntk_plans"]
+__all__ = ["Job", "Moving", "Plan", "Request", "compute", "ntk_jobs", "ntk_parts", "ntk_plans"]

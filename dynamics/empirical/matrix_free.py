@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dynamics.empirical.api import empirical_ntk_fn
 from dynamics.empirical.batching import splits_into_samples
-from dynamics.empirical.kernels import Request, ntk_plans
+from dynamics.empirical.kernels import Moving, Request, ntk_plans
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan
 from dynamics.linalg import Eigenpairs, Estimate, eigenpairs, mean_and_error, spectral_density, trace
 from dynamics.types import Array, Params, PyTree
@@ -38,13 +38,14 @@ def ntk_operator(
 
     Args:
         f: ``(params, x) -> [n, ...]``; with ``batch_size`` each output sample a function of its own input sample.
-        params: where the Jacobian is taken.
-        x: inputs ``[n, ...]``.
+        params: where the Jacobian is taken; integer and boolean leaves are constants.
+        x: inputs ``[n, ...]``, n >= 1.
         batch_size: samples at a time in both passes, which bounds the memory; all at once unless given, and then the
             product is ``J J^T`` of the whole batch's function, whether or not it mixes samples.
 
     Raises:
-        ValueError: when ``batch_size`` is not an integer >= 1, or is given for an ``f`` that mixes samples.
+        ValueError: when ``x`` is empty, or ``batch_size`` is not an integer >= 1 or is given for an ``f`` that mixes
+            samples.
 
     Cost: about four forward passes a product; memory one backward pass over ``batch_size`` samples.
 
@@ -55,6 +56,8 @@ def ntk_operator(
         [4.0, 4.0, 4.0]
     """
     n = jax.tree.leaves(x)[0].shape[0]
+    if n == 0:
+        raise ValueError("x: got no samples; allowed: at least one")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size: got {batch_size!r}; allowed: None or an integer >= 1")
     if batch_size is not None and not splits_into_samples(f, params, x, "refuse"):
@@ -64,19 +67,20 @@ def ntk_operator(
     tile = n if batch_size is None else min(batch_size, n)
     count = -(-n // tile)
     tiles = jax.tree.map(lambda leaf: _padded(leaf, count, tile), x)
+    moving = Moving(params, Request())
 
     def matvec(vector: Array) -> Array:
         cotangents = _padded(jnp.reshape(vector, output.shape), count, tile, zeros=True)
 
         def pull(direction, pair):
             samples, cotangent = pair
-            (gradient,) = jax.vjp(lambda p: f(p, samples), params)[1](cotangent)
+            (gradient,) = jax.vjp(lambda leaves: f(moving.merge(leaves), samples), moving.leaves)[1](cotangent)
             return jax.tree.map(jnp.add, direction, gradient), None
 
         def push(samples):
-            return jax.jvp(lambda p: f(p, samples), (params,), (direction,))[1]
+            return jax.jvp(lambda leaves: f(moving.merge(leaves), samples), (moving.leaves,), (direction,))[1]
 
-        direction, _ = jax.lax.scan(pull, jax.tree.map(jnp.zeros_like, params), (tiles, cotangents))
+        direction, _ = jax.lax.scan(pull, jax.tree.map(jnp.zeros_like, moving.leaves), (tiles, cotangents))
         return jnp.reshape(jnp.reshape(jax.lax.map(push, tiles), (count * tile, *rest))[:n], -1)
 
     return NtkOperator(matvec, size, output.dtype)
@@ -107,10 +111,15 @@ def ntk_eigenpairs(
 
     Returns:
         ``Eigenpairs`` with values, vectors ``[k, n c]``, residuals ``|Theta v - lambda v|`` and matvecs (0 if dense).
+
+    Raises:
+        ValueError: when ``k`` or ``method`` is out of range, or as ``ntk_operator``.
     """
     if method not in ("auto", "dense", "matrix-free"):
         raise ValueError(f"method: got {method!r}; allowed: 'auto', 'dense' or 'matrix-free'")
     operator = ntk_operator(f, params, x, batch_size=batch_size)
+    if not isinstance(k, int) or not 1 <= k <= operator.size:
+        raise ValueError(f"k: got {k!r}; allowed: an integer in [1, {operator.size}]")
     if method == "auto":
         method = "dense" if _dense_is_cheaper(f, params, x, operator, k, memory) else "matrix-free"
     if method == "matrix-free":
@@ -149,8 +158,14 @@ def ntk_label_alignment(
         probes: number of products spent on the norm.
         centre: False leaves the centring ``H`` out.
 
+    Raises:
+        ValueError: when ``y`` has another number of entries.
+
     Reference: Cortes, Mohri & Rostamizadeh 2012, definition 4.
     """
+
+    if y.size != operator.size:
+        raise ValueError(f"y: got {y.size} entries; allowed: as many as outputs, {operator.size}")
 
     def centred(vector: Array) -> Array:
         return vector - jnp.mean(vector) if centre else vector
@@ -175,7 +190,12 @@ def ntk_effective_dimension(
         key: for the probes.
         probes: Lanczos runs, >= 2.
         steps: products in each; the quadrature's own bias falls with them.
+
+    Raises:
+        ValueError: when ``ridge`` is a number <= 0, or ``probes`` or ``steps`` out of range.
     """
+    if isinstance(ridge, int | float) and not ridge > 0:
+        raise ValueError(f"ridge: got {ridge!r}; allowed: a number > 0")
     density = spectral_density(operator.matvec, key, operator.size, probes=probes, steps=steps, dtype=operator.dtype)
     positive = jnp.maximum(density.nodes, 0)
     return mean_and_error(density.size * jnp.sum(density.weights * positive / (positive + ridge), -1))

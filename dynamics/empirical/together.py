@@ -13,7 +13,7 @@ from dynamics.empirical import contract
 from dynamics.empirical.axes import OutputAxes, arrange, traced_size
 from dynamics.empirical.blocks import Block
 from dynamics.empirical.engine import Task, from_opened, unit_cotangents
-from dynamics.empirical.kernels import Axes, Job, Request, compute, ntk_jobs
+from dynamics.empirical.kernels import Axes, Job, Moving, Request, compute, ntk_jobs
 from dynamics.empirical.plan import DEFAULT_BUDGET
 from dynamics.empirical.structured import Side, open_tile, sides
 from dynamics.empirical.views import rearrange
@@ -79,8 +79,11 @@ def _whole(job: Job) -> bool:
 
 
 def _apart(f, x: PyTree, params: Params, job: Job) -> KernelAndGradient:
-    outputs, pullback = jax.vjp(lambda p: f(p, x), params)
-    return KernelAndGradient(outputs, compute(job)["ntk"], lambda cotangents: pullback(cotangents)[0])
+    moving = Moving(params, Request())
+    outputs, pullback = jax.vjp(lambda leaves: f(moving.merge(leaves), x), moving.leaves)
+    return KernelAndGradient(
+        outputs, compute(job)["ntk"], lambda cotangents: _with_zeros(pullback(cotangents)[0], params)
+    )
 
 
 def _shared(job: Job, params: Params) -> KernelAndGradient:
@@ -114,11 +117,12 @@ def _gradient(task: Task, found: list[Side], coefficients: Array, params: Params
         part = _block_gradient(task, block, side, coefficients)
         total[block.leaf] = part if total[block.leaf] is None else total[block.leaf] + part
     given = [jnp.zeros_like(leaf) if part is None else part for part, leaf in zip(total, task.leaves, strict=True)]
-    moving = iter(given)
-    return jax.tree.map(
-        lambda leaf: next(moving) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else jnp.zeros_like(leaf),
-        params,
-    )
+    return _with_zeros(given, params)
+
+
+def _with_zeros(gradients: list[Array], params: Params) -> Params:
+    """Gradients of the floating leaves, zeros for the others."""
+    return Moving(jax.tree.map(jnp.zeros_like, params), Request()).merge(gradients)
 
 
 def _block_gradient(task: Task, block: Block, side: Side, coefficients: Array) -> Array:

@@ -18,7 +18,7 @@ def refine(matvec: Matvec, vectors: Array, depth: int = 3) -> Eigenpairs:
         depth: blocks, >= 1; 1 only rotates V.
 
     Returns:
-        ``Eigenpairs`` with measured residuals.
+        ``Eigenpairs`` with measured residuals, each vector with the sign that points along V's row of its rank.
 
     Raises:
         ValueError: when ``depth`` is out of range.
@@ -50,4 +50,5 @@ def refine(matvec: Matvec, vectors: Array, depth: int = 3) -> Eigenpairs:
     theta, s = theta[::-1][:k], s[:, ::-1][:, :k]
     ritz = basis @ s
     residuals = jnp.linalg.norm(images @ s - ritz * theta, axis=0)
+    ritz = jnp.where(jnp.sum(ritz * vectors.T, 0) < 0, -ritz, ritz)
     return Eigenpairs(theta, ritz.T, residuals, jnp.int32(k * depth))
