@@ -61,8 +61,8 @@ newest-suite: $(NEWEST_VENV)/.test
 	@$(NEWEST_VENV)/bin/python -c "import sys, jax; print('newest line: Python', sys.version.split()[0], 'jax', jax.__version__)"
 	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) $(NEWEST_TESTS) $(PYTEST_ARGS)
 
-# What depends on JAX's own interfaces: the structured NTK, the kernels, the loop, the models.
-NEWEST_TESTS ?= tests/test_architecture.py tests/test_evolve.py tests/test_models.py tests/test_observe_rank.py
+# What depends on JAX's own interfaces: the structured NTK, kernels, operators, the loop, the models, the notebooks.
+NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,architecture empirical evolve linalg models notebooks observe_ntk observe_rank operators stax))
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)"
