@@ -80,61 +80,82 @@ class Result(NamedTuple):
 
 def run(config: Config, simulate=in_memory) -> Result:
     records: dict[str, Record] = {}
-
-    def steps(count: int) -> int:
-        return max(round(count * config.pace), 20)
-
-    def labelled(prefix: str):
-        def inner(*arguments, label=None, **options):
-            return simulate(*arguments, label=f"{prefix}, {label}", **options)
-
-        return inner
-
-    def keep(name: str, settings, record: Record, axes) -> list[str]:
-        keys = [f"{name}, {value:g}" for value in settings]
-        for key, index in zip(keys, axes):
-            values = {k: np.asarray(v)[index] for k, v in record.values.items()}
-            records[key] = Record(record.step, record.step, values)
-        return keys
-
     found = []
-    lazy = lazy_to_rich.Config(seed=config.seed, seeds=1, alpha=config.alpha, steps=steps(3000), fresh=600)
-    record = run_cells(lazy, labelled("lazy to rich"), lazy.alpha, (lazy.samples,) * len(lazy.alpha), lazy.steps, "")[
-        "network"
-    ]
-    cells = [(slice(None), i, 0) for i in range(10)]
-    keys = keep("lazy to rich", config.alpha, record, cells)
-    found.append(Mechanism("lazy to rich", "output scale alpha", config.alpha, keys, "loss", 0.1, 0.1))
-
-    sums = modular_addition.Config(seed=config.seed, seeds=1, weight_decay=config.decay, steps=steps(3000))
-    record = modular_addition.run_activation(sums, "square", labelled("modular addition"))
-    keys = keep("modular addition", config.decay, record, cells)
-    found.append(Mechanism("modular addition, AdamW", "weight decay", config.decay, keys, "accuracy", 0.99, 0.9))
-
-    keys = []
-    for alpha in config.gd_alpha:
-        plain = modular_gd.Config(seed=config.seed, seeds=1, alpha=alpha, steps=steps(32_000))
-        record = modular_gd.run(plain, labelled(f"modular addition by GD, {alpha:g}")).records["network"]
-        keys += keep("modular addition by GD", (alpha,), record, [(slice(None), 0)])
-    found.append(Mechanism("modular addition, GD", "output scale alpha", config.gd_alpha, keys, "accuracy", 0.95, 0.9))
-
-    digits = large_init.Config(seed=config.seed, seeds=1)
-    settings = {f"large initial weights, {decay:g}": (digits.scale, decay) for decay in config.norm_decay}
-    for key, record in large_init.run_cells(digits, simulate, settings, steps(6000)).items():
-        keep(key.split(",")[0], (float(key.split(",")[1]),), record, [(slice(None), 0)])
-    title, names = "large initial weights, digits", list(settings)
-    by = Mechanism(title, "weight decay", config.norm_decay, names, "accuracy", 0.99, 0.8, "weight-norm clock")
-    for decay, key in zip(config.norm_decay, names):
-        records[f"{key}, theory"] = norm_clock(digits.learning_rate * decay, by, records[key])
-    found.append(by)
-
-    keys = []
-    for separation in config.separation:
-        clusters = xor_clusters.Config(seed=config.seed, seeds=1, width=1000, separation=separation, steps=steps(100))
-        record = xor_clusters.run(clusters, labelled(f"XOR clusters, {separation:g}")).records["network"]
-        keys += keep("XOR clusters", (separation,), record, [(slice(None), 0)])
-    found.append(Mechanism("XOR clusters", "separation |mu|", config.separation, keys, "accuracy", 0.99, 0.95))
+    for part in (_lazy_to_rich, _modular_addition, _modular_gd, _large_weights, _xor_clusters):
+        mechanism, measured = part(config, simulate)
+        found.append(mechanism)
+        records |= measured
     return Result(config, records, found)
+
+
+def _lazy_to_rich(config: Config, simulate) -> tuple[Mechanism, dict[str, Record]]:
+    lazy = lazy_to_rich.Config(seed=config.seed, seeds=1, alpha=config.alpha, steps=_steps(config, 3000), fresh=600)
+    sizes = (lazy.samples,) * len(lazy.alpha)
+    record = run_cells(lazy, _labelled(simulate, "lazy to rich"), lazy.alpha, sizes, lazy.steps, "")["network"]
+    records = _by_setting("lazy to rich", config.alpha, record)
+    return Mechanism("lazy to rich", "output scale alpha", config.alpha, [*records], "loss", 0.1, 0.1), records
+
+
+def _modular_addition(config: Config, simulate) -> tuple[Mechanism, dict[str, Record]]:
+    sums = modular_addition.Config(seed=config.seed, seeds=1, weight_decay=config.decay, steps=_steps(config, 3000))
+    record = modular_addition.run_activation(sums, "square", _labelled(simulate, "modular addition"))
+    records = _by_setting("modular addition", config.decay, record)
+    title = "modular addition, AdamW"
+    return Mechanism(title, "weight decay", config.decay, [*records], "accuracy", 0.99, 0.9), records
+
+
+def _modular_gd(config: Config, simulate) -> tuple[Mechanism, dict[str, Record]]:
+    records: dict[str, Record] = {}
+    for alpha in config.gd_alpha:
+        plain = modular_gd.Config(seed=config.seed, seeds=1, alpha=alpha, steps=_steps(config, 32_000))
+        result = modular_gd.run(plain, _labelled(simulate, f"modular addition by GD, {alpha:g}"))
+        records[f"modular addition by GD, {alpha:g}"] = _reading(result.records["network"], (slice(None), 0))
+    title = "modular addition, GD"
+    return Mechanism(title, "output scale alpha", config.gd_alpha, [*records], "accuracy", 0.95, 0.9), records
+
+
+def _large_weights(config: Config, simulate) -> tuple[Mechanism, dict[str, Record]]:
+    digits = large_init.Config(seed=config.seed, seeds=1)
+    decays = {f"large initial weights, {decay:g}": decay for decay in config.norm_decay}
+    settings = {key: (digits.scale, decay) for key, decay in decays.items()}
+    measured = large_init.run_cells(digits, simulate, settings, _steps(config, 6000))
+    records = {key: _reading(record, (slice(None), 0)) for key, record in measured.items()}
+    title, clock = "large initial weights, digits", "weight-norm clock"
+    found = Mechanism(title, "weight decay", config.norm_decay, [*decays], "accuracy", 0.99, 0.8, clock)
+    theory = {
+        f"{key}, theory": norm_clock(digits.learning_rate * decay, found, records[key]) for key, decay in decays.items()
+    }
+    return found, records | theory
+
+
+def _xor_clusters(config: Config, simulate) -> tuple[Mechanism, dict[str, Record]]:
+    records: dict[str, Record] = {}
+    shared: dict[str, Any] = dict(seed=config.seed, seeds=1, width=1000, steps=_steps(config, 100))
+    for separation in config.separation:
+        clusters = xor_clusters.Config(separation=separation, **shared)
+        result = xor_clusters.run(clusters, _labelled(simulate, f"XOR clusters, {separation:g}"))
+        records[f"XOR clusters, {separation:g}"] = _reading(result.records["network"], (slice(None), 0))
+    return Mechanism("XOR clusters", "separation |mu|", config.separation, [*records], "accuracy", 0.99, 0.95), records
+
+
+def _steps(config: Config, count: int) -> int:
+    return max(round(count * config.pace), 20)
+
+
+def _labelled(simulate, prefix: str):
+    def inner(*arguments, label=None, **options):
+        return simulate(*arguments, label=f"{prefix}, {label}", **options)
+
+    return inner
+
+
+def _by_setting(name: str, settings: tuple[float, ...], record: Record) -> dict[str, Record]:
+    """A record ``[T, settings, seeds]`` taken apart, its first seed."""
+    return {f"{name}, {value:g}": _reading(record, (slice(None), i, 0)) for i, value in enumerate(settings)}
+
+
+def _reading(record: Record, index: tuple) -> Record:
+    return Record(record.step, record.step, {name: np.asarray(value)[index] for name, value in record.values.items()})
 
 
 class Times(NamedTuple):
