@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
+from dynamics.runs.figures import new_figure, save_figure
 from dynamics.runs.index import write_index
 from dynamics.runs.report import write_report
 from dynamics.runs.svg import inline_svg
@@ -80,7 +81,7 @@ def test_report_escapes_and_shows_everything(tmp_path):
     assert "1 of 2 claims hold" in page
     for text in ("0.2512", "needs two values of eps", "0.1, 0.2", "in.b", "0.10.2", "nan"):
         assert text in page
-    assert "python -m experiments.grokking --name &#x27;a b&#x27;" in page
+    assert "python -m experiments.<wbr>grokking --name &#x27;a b&#x27;" in page
 
 
 def test_report_is_self_contained_and_its_policy_matches_its_content(tmp_path):
@@ -125,8 +126,9 @@ def test_hostile_svg_is_reduced_to_a_drawing(tmp_path):
         '<g id="a" style="fill: url(http://example.org/y); stroke: #ff0000; font: italic 700 10px \'DejaVu Sans\'">'
         '<use xlink:href="#a" clip-path="url(#p)"/><use href="other.svg#a"/><text>a &lt;b&gt;</text></g></svg>'
     )
-    clean, dark = inline_svg(path, 'a "label" <b>', "f0-")
+    clean, dark, width = inline_svg(path, 'a "label" <b>', "f0-")
     assert dark == ".stroke-ff0000{stroke:#ff6666}"
+    assert width == 90.0
     for bad in ("alert", "example.org", "foreignObject", "<style", "<a", "other.svg", "svg+xml", "display"):
         assert bad not in clean
     for good in ('id="f0-a"', 'href="#f0-a"', "url(#f0-p)", 'stroke="#ff0000"', 'font-size="10px"', "a &lt;b&gt;"):
@@ -142,6 +144,31 @@ def test_svg_with_entities_is_refused(tmp_path):
     path.write_text('<!DOCTYPE svg [<!ENTITY a "b">]><svg xmlns="http://www.w3.org/2000/svg">&a;</svg>')
     with pytest.raises(ValueError, match="entities"):
         inline_svg(path, "x", "f0-")
+
+
+def test_labels_of_a_saved_figure_neither_touch_nor_leave_their_axes(tmp_path):
+    figure, panels = new_figure(1, 3, width=2.4, height=2.3)
+    for panel in panels[:2]:
+        panel.loglog([16, 512], [0.2, 3.0])
+    panels[0].set(xlabel="number of random features k", ylabel="a quantity (on the training set; lines: theory)")
+    panels[1].set_ylabel("kernel distance $|K_t - K_0|_F / |K_0|_F$ on fresh points")
+    figure.colorbar(panels[2].imshow([[0.0, 1.0]]), label="log10 of the change (blank: not fitted)")
+    limits = panels[0].get_xlim()
+    save_figure(figure, tmp_path)
+    figure.draw_without_rendering()
+    assert panels[0].get_xlim() == limits
+    for axes in figure.axes:
+        for axis, side in ((axes.xaxis, "width"), (axes.yaxis, "height")):
+            room = 1.05 * getattr(axes.get_window_extent(), side)  # the layout moves a little after the break
+            assert getattr(axis.label.get_window_extent(), side) <= room, axis.get_label_text()
+            low, high = axis.get_view_interval()
+            shown = [
+                label.get_window_extent()
+                for minor in (False, True)
+                for at, label in zip(axis.get_ticklocs(minor=minor), axis.get_ticklabels(minor=minor))
+                if label.get_text() and low <= at <= high
+            ]
+            assert not any(one.overlaps(other) for at, one in enumerate(shown) for other in shown[:at])
 
 
 def test_two_figures_share_no_identifier(tmp_path):

@@ -4,6 +4,7 @@ import statistics
 
 import browser
 import pytest
+from matplotlib.figure import Figure
 from test_report import CLAIMS, make_run
 
 from dynamics.runs.index import write_index
@@ -110,6 +111,26 @@ def test_figure_zooms_by_button_key_and_back(chromium, report):
     chromium.run(press, "+")
     chromium.run(press, "0")
     assert chromium.run(view) == pytest.approx(home)
+
+
+def test_on_a_phone_a_wide_figure_scrolls_at_a_legible_size(chromium, tmp_path):
+    run = make_run(tmp_path)
+    drawing = Figure(figsize=(16.8, 6))
+    drawing.subplots(2, 4)
+    drawing.savefig(run / "figure.svg")
+    chromium.open(write_report(run).as_uri(), width=360)
+    wide, seen, page = chromium.run(
+        "const plot = document.querySelector('.plot'); return [plot.scrollWidth, plot.clientWidth, "
+        "document.documentElement.scrollWidth]"
+    )
+    assert page <= 360
+    assert wide / 4 > 0.7 * seen  # one of the four panels fills most of the screen
+    chromium.run("const plot = document.querySelector('.plot'); plot.scrollLeft = plot.scrollWidth")
+    chromium.run("document.querySelector('[data-action=in]').click()")
+    x, _, width, _ = chromium.run(
+        "return document.querySelector('svg').getAttribute('viewBox').split(/[ ,]+/).map(Number)"
+    )
+    assert x + width > 0.95 * 16.8 * 72  # it zooms into what is seen, here the right end
 
 
 def test_everything_interactive_has_a_name_and_takes_the_keyboard(chromium, report, index):

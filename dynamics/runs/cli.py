@@ -42,6 +42,9 @@ def main(name: str, argv: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         code = Interrupted.code
+    except BrokenPipeError:  # the reader of our output, `head` or a pager, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = HOLDS
     sys.exit(code)
 
 

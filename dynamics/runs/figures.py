@@ -84,6 +84,8 @@ def save_figure(figure: Any, folder: Path) -> list[Path]:
 
     from dynamics.runs.files import write_bytes
 
+    with matplotlib.rc_context(STYLE):
+        _settle(figure)
     paths = []
     for suffix, options in (
         ("png", {"dpi": 150, "metadata": {"Software": None}}),
@@ -96,3 +98,47 @@ def save_figure(figure: Any, folder: Path) -> list[Path]:
         write_bytes(path, buffer.getvalue())
         paths.append(path)
     return paths
+
+
+def _settle(figure: Any) -> None:
+    """Breaks axis labels longer than their axis, then takes away the minor tick labels that would touch others."""
+    every_axis = [axis for axes in figure.axes if axes.axison for axis in (axes.xaxis, axes.yaxis)]
+    figure.draw_without_rendering()
+    for _ in range(2):  # onto two lines, then smaller
+        if sum(_broken(axis) for axis in every_axis):
+            figure.draw_without_rendering()
+    for axis in every_axis:
+        _thin(axis)
+
+
+def _broken(axis: Any) -> bool:
+    """Whether the label of ``axis`` was longer than it; the label is then set on two lines, or smaller if it cannot."""
+    text, side = axis.get_label_text(), "width" if axis.axis_name == "x" else "height"
+    length, room = (getattr(thing.get_window_extent(), side) for thing in (axis.label, axis.axes))
+    if not text or length <= room:
+        return False
+    spaces = [at for at, letter in enumerate(text) if letter == " " and text.count("$", 0, at) % 2 == 0]
+    if "\n" in text or not spaces:
+        axis.label.set_fontsize(max(6.0, axis.label.get_fontsize() * room / length))
+    else:
+        middle = min(spaces, key=lambda at: abs(at - len(text) / 2))
+        axis.set_label_text(f"{text[:middle]}\n{text[middle + 1 :]}")
+    return True
+
+
+def _thin(axis: Any) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator
+
+    low, high = sorted(axis.get_view_interval())
+    taken: list[Any] = []
+    texts: dict[bool, dict[float, str]] = {False: {}, True: {}}
+    for minor in (False, True):
+        for at, label in zip(axis.get_ticklocs(minor=minor), axis.get_ticklabels(minor=minor)):
+            if not low <= at <= high:
+                continue
+            box, text = label.get_window_extent().padded(2), label.get_text()
+            texts[minor][float(at)] = text if text and not any(box.overlaps(other) for other in taken) else ""
+            taken += [box] if texts[minor][float(at)] else []
+    if any(texts[True].values()):
+        axis.set_minor_locator(FixedLocator(list(texts[True])))
+        axis.set_minor_formatter(FixedFormatter(list(texts[True].values())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import escape
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from dynamics.runs.files import write_bytes
-from dynamics.runs.page import badge, document, read_json, shown, verdict
+from dynamics.runs.page import badge, broken, document, read_json, shown, verdict
 
 
 class Row(NamedTuple):
@@ -96,12 +95,11 @@ def _row(row: Row) -> str:
     settings = _settings(row.folder)
     kind = {True: "holds", False: "fails", None: "none"}[row.holds]
     when = datetime.fromtimestamp(row.changed, UTC).strftime("%Y-%m-%d %H:%M")
-    broken = re.sub("([._])", r"\1<wbr>", escape(row.experiment))
     words = escape(f"{row.experiment} {row.name} {row.words} {settings}".lower())
     return (
         f'<tr data-experiment="{escape(row.experiment)}" data-name="{escape(row.name)}" data-verdict="{kind}" '
         f'data-changed="{row.changed:.0f}" data-words="{words}"><td>{picture}</td>'
-        f'<th scope="row">{broken}</th><td data-label="Run">{name}</td>'
+        f'<th scope="row">{broken(row.experiment)}</th><td data-label="Run">{name}</td>'
         f'<td>{badge(row.holds, row.words)}</td><td data-label="Started">{when}</td>'
         f'<td class="muted number">{escape(settings)}</td></tr>'
     )

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -47,6 +48,11 @@ def badge(holds: bool | None, text: str | None = None) -> str:
     """A verdict as markup: colour, sign and word, so that none of them is needed alone."""
     kind, word = VERDICTS[holds]
     return f'<span class="verdict {kind}">{escape(text or word)}</span>'
+
+
+def broken(text: str) -> str:
+    """Plain text as markup that may break after a dot, an underscore or a slash."""
+    return re.sub("([._/])", r"\1<wbr>", escape(text))
 
 
 def verdict(claims: Sequence[dict[str, Any]]) -> tuple[bool | None, str]:

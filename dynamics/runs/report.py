@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from dynamics.runs.files import write_bytes
-from dynamics.runs.page import badge, document, read_json, shown, verdict
+from dynamics.runs.page import badge, broken, document, read_json, shown, verdict
 from dynamics.runs.svg import Drawing, inline_svg
 
 
@@ -72,30 +73,43 @@ def write_report(run_dir: Path) -> Path:
 def _header(experiment: str, name: str, provenance: Mapping[str, Any], claims: Sequence[dict[str, Any]]) -> str:
     holds, words = verdict(claims)
     facts = [f"run <code>{escape(name)}</code>"]
-    facts += [escape(text.format(shown(provenance[key]))) for key, text in _FACTS.items() if provenance.get(key)]
-    lead = "".join(f"<p>{escape(str(provenance[key]))}</p>" for key in ("description", "source") if provenance.get(key))
+    facts += [escape(text.format(_moment(provenance[key]))) for key, text in _FACTS.items() if provenance.get(key)]
+    kinds = (("description", "lead"), ("source", "muted"))
+    lead = "".join(
+        f'<p class="{kind}">{escape(str(provenance[key]))}</p>' for key, kind in kinds if provenance.get(key)
+    )
     return (
-        f"<header><h1>{escape(experiment)}</h1>{lead}<p>{badge(holds, words)}</p>"
+        f'<header><h1>{broken(experiment)}</h1>{lead}<p class="overall">{badge(holds, words)}</p>'
         f'<p class="muted">{" · ".join(facts)}</p></header>'
     )
 
 
 _ELSEWHERE = ("command", "description", "source")
-_FACTS = {"status": "{}", "started": "started {}", "seconds": "{} s", "preset": "preset {}"}
+_FACTS = {"status": "{}", "started": "started {}", "seconds": "took {} s", "preset": "preset {}"}
+
+
+def _moment(value: Any) -> str:
+    """A fact as text; a time stamp to the minute."""
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (TypeError, ValueError):
+        return shown(value)
 
 
 def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
     if not claims:
         return '<section aria-labelledby="claims"><h2 id="claims">Claims</h2><p>None recorded yet.</p></section>'
-    columns = ("Verdict", "Claim", "Measured", "Predicted", "Tolerance", "Source", "Note")
+    words = [key for key in ("source", "note") if any(claim.get(key) for claim in claims)]
+    columns = ("Verdict", "Claim", "Measured", "Predicted", "Tolerance", *map(str.capitalize, words))
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    rows = "".join(_claim(claim, words) for claim in claims)
     return (
         '<section aria-labelledby="claims"><h2 id="claims">Claims</h2><div class="table"><table class="claims">'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(_claim, claims))}</tbody></table></div></section>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>"
     )
 
 
-def _claim(claim: Mapping[str, Any]) -> str:
+def _claim(claim: Mapping[str, Any], words: Sequence[str]) -> str:
     holds = claim.get("holds")
     cells = [
         f"<td>{badge(holds if isinstance(holds, bool) else None)}</td>",
@@ -106,7 +120,7 @@ def _claim(claim: Mapping[str, Any]) -> str:
         status = claim.get(f"{key}_status") if value is None else None
         text = "" if value is None and status is None else shown(value if status is None else status)
         cells.append(f'<td class="number" data-label="{key.capitalize()}">{escape(text)}</td>')
-    for key in ("source", "note"):
+    for key in words:
         text = shown(claim.get(key)) if claim.get(key) else ""
         cells.append(f'<td data-label="{key.capitalize()}">{escape(text)}</td>')
     return f"<tr>{''.join(cells)}</tr>"
@@ -131,13 +145,20 @@ def _figure(path: Path, drawing: Drawing) -> str:
         f'<button type="button" data-action="{action}" aria-label="{words}, {escape(name)}">{sign}</button>'
         for action, sign, words in (("in", "+", "Zoom in"), ("out", "−", "Zoom out"), ("reset", "Reset", "Reset zoom"))
     )
+    caption = "" if name == "figure" else f"<figcaption>{escape(name)}</figcaption>"
     return (
-        f'<figure><div class="plot" tabindex="0" role="group" aria-label="{escape(name)}, zoomable: {keys}">'
+        f'<figure class="{_size(drawing)}"><div class="plot" tabindex="0" role="group" '
+        f'aria-label="{escape(name)}, zoomable: {keys}">'
         f"{drawing.markup}</div>"
         f'<div class="tools">{tools}<span class="muted" role="status">100 %</span>'
-        f'<span class="muted">Drag to move; Ctrl and wheel, or + − 0 and arrows, to zoom.</span></div>'
-        f"<figcaption>{escape(name)}</figcaption></figure>"
+        f'<span class="muted">Drag or scroll to move; Ctrl and wheel, or + − 0 and arrows, to zoom.</span></div>'
+        f"{caption}</figure>"
     )
+
+
+def _size(drawing: Drawing) -> str:
+    """The figure's class: how many steps of 150 points it is wide, which a small screen scrolls rather than shrinks."""
+    return f"w{min(round(drawing.width / 150), 12)}" + (" wide" if drawing.width > 700 else "")
 
 
 def _command(provenance: Mapping[str, Any]) -> str:
@@ -147,7 +168,7 @@ def _command(provenance: Mapping[str, Any]) -> str:
     text = command if isinstance(command, str) else shlex.join(map(str, command))
     return (
         '<section aria-labelledby="repeat"><h2 id="repeat">Repeat this run</h2>'
-        f'<pre id="command" tabindex="0">{escape(text)}</pre>'
+        f'<pre id="command" tabindex="0">{broken(text)}</pre>'
         '<button type="button" data-copy="command" aria-live="polite" hidden>Copy command</button></section>'
     )
 

@@ -33,10 +33,11 @@ _FONT = re.compile(r"^(?P<before>.*?)(?P<size>[\d.]+(?:px|pt|em|%))(?:/\S+)?\s+(
 
 
 class Drawing(NamedTuple):
-    """``markup`` for the page, and the CSS rules ``dark`` that recolour it on a dark one."""
+    """``markup`` for the page, the CSS rules ``dark`` that recolour it on a dark one, and its ``width`` in points."""
 
     markup: str
     dark: str
+    width: float
 
 
 def inline_svg(path: Path, label: str, prefix: str) -> Drawing:
@@ -67,12 +68,13 @@ def inline_svg(path: Path, label: str, prefix: str) -> Drawing:
     if "viewBox" not in clean.attrib:
         clean.set("viewBox", f"0 0 {_number(root.get('width'))} {_number(root.get('height'))}")
     clean.attrib.pop("height", None)
-    clean.set("width", f"{2.0 * float(re.split(r'[ ,]+', clean.attrib['viewBox'].strip())[2]):g}")
+    width = float(re.split(r"[ ,]+", clean.attrib["viewBox"].strip())[2])
+    clean.set("width", f"{2.0 * width:g}")
     clean.attrib.setdefault("stroke-linejoin", "round")
     clean.set("role", "img")
     clean.set("aria-label", label)
     rules = (f".{kind}-{value[1:]}{{{kind}:{_on_dark(kind, value)}}}" for kind, value in sorted(colours))
-    return Drawing(ElementTree.tostring(clean, encoding="unicode"), "".join(rules))
+    return Drawing(ElementTree.tostring(clean, encoding="unicode"), "".join(rules), width)
 
 
 def _on_dark(kind: str, value: str) -> str:

@@ -14,7 +14,12 @@ for (const figure of document.querySelectorAll("figure")) {
     plot.classList.toggle("zoomed", w < home[2]);
     status.textContent = Math.round(100 * home[2] / w) + " %";
   };
-  const zoom = (factor, fx = 0.5, fy = 0.5) => {
+  const part = (value) => Math.min(Math.max(value, 0), 1);
+  const middle = () => {
+    const box = svg.getBoundingClientRect(), seen = plot.getBoundingClientRect();
+    return [part((seen.left + seen.width / 2 - box.left) / box.width), part((seen.top + seen.height / 2 - box.top) / box.height)];
+  };
+  const zoom = (factor, fx, fy) => {
     const next = Math.min(Math.max(w / factor, home[2] / 40), home[2]);
     x += fx * (w - next);
     y += fy * (h - h * next / w);
@@ -23,7 +28,7 @@ for (const figure of document.querySelectorAll("figure")) {
   };
   const move = (dx, dy) => { x += dx * w; y += dy * h; show(); };
   const reset = () => { [x, y, w, h] = home; show(); };
-  const actions = { in: () => zoom(1.5), out: () => zoom(1 / 1.5), reset };
+  const actions = { in: () => zoom(1.5, ...middle()), out: () => zoom(1 / 1.5, ...middle()), reset };
   for (const button of figure.querySelectorAll("button")) {
     button.addEventListener("click", actions[button.dataset.action]);
   }
