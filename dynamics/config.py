@@ -146,4 +146,8 @@ def _check_number(name: str, value: Any, allowed: Range, kind: Any) -> None:
     if not is_number or (kind is int and not isinstance(value, int)) or value not in allowed:
         word = "an integer" if kind is int else "a number"
         limits = f"{word} {allowed}" if str(allowed) != "finite" else f"{word} that is finite"
-        raise ValueError(f"{name}: got {value!r}; allowed: {limits}")
+    elif kind is int and abs(value) >= 2**31:
+        limits = "an integer below 2^31"
+    else:
+        return
+    raise ValueError(f"{name}: got {value!r}; allowed: {limits}")

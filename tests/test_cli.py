@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from dynamics.runs import cli, load
+from dynamics.runs.cli import listing
 from dynamics.runs.commands import run_main
 from dynamics.runs.discover import flagship, gallery
 
@@ -91,6 +92,13 @@ def test_the_same_command_shows_the_stored_claims(command, tmp_path):
         (("--fork", "b"), ("fork", "--name")),
         (("--name", "none", "--fork", "b"), ("fork", "none", "a run that exists")),
         (("--sweep", "eta=1,99"), ("eta", "99", "> 0 and <= 10")),
+        (("--steps", str(10**20)), ("--steps", "an integer below 2^31")),
+        (("--name", ""), ("name", "''", "letters, digits")),
+        (("--workers", "0"), ("--workers", "0", ">= 1")),
+        (("--workers", "2"), ("--workers", "only with --sweep")),
+        (("--show", "x"), ("--show", "only with --sweep")),
+        (("--cluster", "slurm"), ("--cluster", "only with --sweep")),
+        (("--sweep", "eta=1,2", "--name", "a", "--resume"), ("--resume", "not with --sweep")),
     ],
 )
 def test_bad_input_exits_2_and_makes_no_files(command, tmp_path, flags, words):
@@ -145,6 +153,8 @@ def test_a_sweep_on_the_command_line(command, tmp_path):
     code, out, _ = command("--sweep", "eta=log:0.1:1:3", "curvature=1,2", "--name", "s")
     assert code == 0
     assert "6 of 6 cells done over eta x curvature" in out
+    code, out, _ = command("--sweep", "eta=log:0.1:1:3", "curvature=1,2", "--name", "s", "--json")
+    assert (code, json.loads(out)["done"], json.loads(out)["swept"]["curvature"]) == (0, 6, [1.0, 2.0])
     assert (tmp_path / "runs" / "toy" / "s" / "figure.svg").exists()
 
 
@@ -156,10 +166,24 @@ def test_the_gallery_lists_every_experiment_without_importing_them(command):
     assert all(entry.seconds for entry in listed)
     assert all(entry.module in out for entry in listed)
     assert flagship("experiments.grokking") == "lazy_to_rich"
+    narrow = listing(listed, 80)
+    assert max(map(len, narrow)) <= 80
+    assert {entry.family for entry in listed} <= set(narrow)
+    text = " ".join(" ".join(narrow).split())
+    assert all(f"{entry.paper} {entry.seconds:g} s {entry.title}" in text for entry in listed)
     code, _, errors = command("nonsense", name="experiments.grokking")
     assert code == 2
     assert "lazy_to_rich" in errors
     assert command("x", name="experiments")[0] == 2
+
+
+def test_a_reader_who_leaves_is_no_error():
+    done = subprocess.run(
+        f"set -o pipefail; {sys.executable} -u -m experiments | head -1", shell=True, executable="/bin/bash",
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "experiments" in done.stdout
 
 
 def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
@@ -190,6 +214,8 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
     code, out = run("repeat", root / "toy" / "a")
     assert code == 0
     assert out.count("the same bits") == 2
+    assert run("index", root) == (0, f"{root / 'index.html'}\n")
+    assert run("index", root / "nothing")[0] == 2
     assert "could be freed" in run("gc", root)[1]
     assert list(root.glob("toy/a/checkpoints/*.ckpt"))
     run("gc", root, "--delete")

@@ -1,4 +1,4 @@
-"""Looks after a folder of runs: ``python -m dynamics.runs list|show|compare|export|gc|repeat|work``."""
+"""Looks after a folder of runs: ``python -m dynamics.runs list|show|compare|export|index|gc|repeat|work``."""
 
 import sys
 

@@ -7,7 +7,9 @@ import importlib
 import importlib.util
 import os
 import platform
+import shutil
 import sys
+import textwrap
 import time
 import traceback
 from pathlib import Path
@@ -58,17 +60,14 @@ def _dispatch(name: str, argv: list[str]) -> int:
         paper = discover.flagship(name)
         if argv and not argv[0].startswith("-"):
             paper, argv = argv[0].replace("-", "_"), argv[1:]
-        known = [
-            entry.module.rsplit(".", 1)[1] for entry in discover.gallery(name.split(".")[0]) if _within(entry, name)
-        ]
+        known = [entry.paper for entry in discover.gallery(name.split(".")[0]) if entry.family == name]
         if paper not in known:
             raise BadInput(f"experiment: got {paper!r}; allowed: {', '.join(known)}")
+        others = f"{name} runs its flagship, {paper}; beside it python -m {name}.PAPER, PAPER being one of "
+        others += ", ".join(word for word in known if word != paper)
         name = f"{name}.{paper}"
+        return run_experiment(importlib.import_module(name), name.split(".", 1)[1], argv, f"python -m {name}", others)
     return run_experiment(importlib.import_module(name), name.split(".", 1)[1], argv, f"python -m {name}")
-
-
-def _within(entry: discover.Entry, family: str) -> bool:
-    return entry.module.rsplit(".", 1)[0] == family
 
 
 def _gallery(package: str, argv: list[str]) -> int:
@@ -80,18 +79,39 @@ def _gallery(package: str, argv: list[str]) -> int:
     if argv == ["--json"]:
         print(json_text([entry._asdict() for entry in entries]), end="")
         return HOLDS
-    width = max((len(entry.module) for entry in entries), default=0)
-    print(
-        f"{len(entries)} experiments; run one with `python -m NAME`, a family's flagship (*) with `python -m FAMILY`\n"
-    )
-    for entry in entries:
-        seconds = f"{entry.seconds:5.0f} s" if entry.seconds else "      -"
-        print(f"{'*' if entry.flagship else ' '} {entry.module:<{width}} {seconds}  {entry.title}")
+    print(f"{len(entries)} experiments, with the time of their quick presets on two CPU cores.")
+    print("python -m FAMILY.NAME runs one, python -m FAMILY its flagship (*); --help has more.")
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n".join(listing(entries, columns)))
     return HOLDS
 
 
-def run_experiment(module: ModuleType, experiment: str, argv: list[str], prog: str) -> int:
-    """One experiment from flags to report; returns the exit code."""
+def listing(entries: list[discover.Entry], columns: int | None) -> list[str]:
+    """The gallery as lines: one an experiment, or at most so many columns wide, by family."""
+    lines, family = [""], ""
+    width = max((len(entry.module if columns is None else entry.paper) for entry in entries), default=0)
+    for entry in entries:
+        name = entry.module if columns is None else entry.paper
+        seconds = f"{entry.seconds:4.0f} s" if entry.seconds else "     -"
+        head = f"{'*' if entry.flagship else ' '} {name:<{width}} {seconds}  "
+        if columns is None:
+            lines.append(head + entry.title)
+            continue
+        if entry.family != family:
+            family = entry.family
+            lines += [*([""] if len(lines) > 1 else []), family]
+        lines += textwrap.wrap(
+            entry.title,
+            max(columns, len(head) + 20),
+            initial_indent=head,
+            subsequent_indent=" " * len(head),
+            break_on_hyphens=False,
+        )
+    return lines
+
+
+def run_experiment(module: ModuleType, experiment: str, argv: list[str], prog: str, others: str = "") -> int:
+    """One experiment from flags to report; returns the exit code. ``--help`` ends its description with ``others``."""
     from dynamics.runs.flags import parse
 
     title = (module.__doc__ or experiment).strip()
@@ -99,12 +119,14 @@ def run_experiment(module: ModuleType, experiment: str, argv: list[str], prog: s
     def stored(base, early):
         return _stored_config(type(base), Path(early["out"] or "runs") / experiment, early)
 
-    config, options = parse(module.Config, argv, prog, title, stored)
-    if options.fork is not None and options.name is None:
-        raise BadInput("fork: needs --name, the run to continue from")
+    words = f"{title}\n\n{others}" if others else title
+    config, options = parse(module.Config, argv, prog, words, stored)
+    _check(options)
     root = Path(options.out) / experiment
     name = (
-        options.fork or options.name or default_name([config, options.sweep] if options.sweep else config, options.x64)
+        default_name([config, options.sweep] if options.sweep else config, options.x64)
+        if options.name is None
+        else options.fork or options.name
     )
     path = root / checked_name(name)
     if path.is_symlink() or path.resolve().parent != root.resolve():
@@ -134,6 +156,24 @@ def run_experiment(module: ModuleType, experiment: str, argv: list[str], prog: s
         print(claims_table(claims))
         print(f"{words}; report: {path / 'report.html'}")
     return CLAIM_FAILS if any(claim["holds"] is False for claim in claims) else HOLDS
+
+
+def _check(options: Any) -> None:
+    """Refuses options that would do nothing, or that no run could have.
+
+    Raises:
+        BadInput: naming the option and what is allowed.
+    """
+    if options.fork is not None and options.name is None:
+        raise BadInput("--fork: needs --name, the run to continue from")
+    if options.workers < 1:
+        raise BadInput(f"--workers: got {options.workers}; allowed: an integer >= 1")
+    if options.sweep and (options.fork is not None or options.resume):
+        raise BadInput("--fork, --resume: not with --sweep, which resumes when the same command is given again")
+    given = {"--show": options.show is not None, "--workers": options.workers > 1, "--cluster": bool(options.cluster)}
+    idle = ", ".join(name for name, used in given.items() if used)
+    if idle and not options.sweep:
+        raise BadInput(f"{idle}: only with --sweep")
 
 
 def execute(
@@ -196,7 +236,11 @@ def _sweep(module: ModuleType, config: Any, options: Any, path: Path, about: dic
 
         submit(path, options.workers, options.cluster)
     return worker.finish(
-        path, workers=1 if options.cluster else options.workers, show=options.show, quiet=options.quiet
+        path,
+        workers=1 if options.cluster else options.workers,
+        show=options.show,
+        quiet=options.quiet,
+        json=options.json,
     )
 
 

@@ -32,6 +32,16 @@ class Entry(NamedTuple):
         """``family.paper``, the name of its folder of runs."""
         return self.module.split(".", 1)[1]
 
+    @property
+    def family(self) -> str:
+        """The package that holds it, ``experiments.family``."""
+        return self.module.rsplit(".", 1)[0]
+
+    @property
+    def paper(self) -> str:
+        """The last part of its module's name."""
+        return self.module.rsplit(".", 1)[1]
+
 
 def gallery(package: str = "experiments") -> list[Entry]:
     """Every experiment under ``package``, by family; files without a ``SOURCE`` are not experiments."""

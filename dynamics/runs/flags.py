@@ -46,7 +46,7 @@ class Options:
     quiet: bool = False
     """no progress bars and no table"""
     json: bool = False
-    """print the claims as JSON"""
+    """print the claims as JSON (of a sweep: how many cells are done)"""
 
 
 def parse(
@@ -69,7 +69,7 @@ def parse(
     presets = cls.presets()
     chosen = _early(argv, "preset") or "quick"
     if chosen not in presets:
-        raise BadInput(f"preset: got {chosen!r}; allowed: {', '.join(presets)}")
+        raise BadInput(f"--preset: got {chosen!r}; allowed: {', '.join(presets)}")
     base = presets[chosen]()
     if stored is not None:
         base = stored(base, {key: _early(argv, key) for key in ("out", "name", "fork", "resume")}) or base
@@ -82,21 +82,24 @@ def parse(
     literal = Literal[tuple(presets)]  # type: ignore[valid-type]
     choice = tyro.conf.arg(help=field_help(Options)["preset"], metavar="{" + ",".join(presets) + "}")
     common[0] = ("preset", Annotated[literal, choice], chosen)
-    flags = dataclasses.make_dataclass("Flags", own + common)
+    groups = (("experiment", own), ("run", common))
+    made = [(name, dataclasses.make_dataclass(name, fields, frozen=True)) for name, fields in groups]
+    flags = dataclasses.make_dataclass("Flags", [(name, cls, cls()) for name, cls in made])
     with _single_blank_lines():
         given = tyro.cli(
             flags,
             args=argv,
             prog=prog,
             description=_wrapped(description),
-            config=(tyro.conf.FlagCreatePairsOff,),
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
             use_underscores=False,
         )
     try:
-        config = cls(**{name: getattr(given, name) for name, *_ in own})
+        config = cls(**vars(given.experiment))
     except ValueError as error:
-        raise BadInput(f"--{error}") from error
-    return config, Options(**{name: getattr(given, name) for name, *_ in common})
+        name, colon, rest = str(error).partition(":")
+        raise BadInput(f"--{name.replace('_', '-')}{colon}{rest}") from error
+    return config, Options(**vars(given.run))
 
 
 class _Held(io.TextIOWrapper):

@@ -39,7 +39,7 @@ def write_index(root: Path) -> Path:
     Raises:
         ValueError: when ``root`` is not a folder.
 
-    From a shell: ``python -m dynamics.runs.index [root]``.
+    From a shell: ``python -m dynamics.runs index [root]``.
 
     Cost: three small files read a run.
     """
@@ -121,9 +121,3 @@ _CONTROLS = (
     '<option value="fails">a claim fails</option><option value="none">unfinished or untested</option></select></label>'
     '<span id="count" role="status"></span></form>'
 )
-
-
-if __name__ == "__main__":
-    import sys
-
-    print(write_index(Path(sys.argv[1] if len(sys.argv) > 1 else "runs")))

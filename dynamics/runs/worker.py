@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -143,7 +144,7 @@ def _over_devices(state: Any) -> Any:
     return jax.device_put(state, NamedSharding(mesh, PartitionSpec("lanes")))
 
 
-def finish(path: Path, *, workers: int, show: str | None, quiet: bool) -> int:
+def finish(path: Path, *, workers: int, show: str | None, quiet: bool, json: bool = False) -> int:
     """Works on a sweep with ``workers`` processes, then writes its figure and report; returns the exit code."""
     from dynamics.runs.phase import phase_diagram, summary
 
@@ -152,7 +153,7 @@ def finish(path: Path, *, workers: int, show: str | None, quiet: bool) -> int:
     try:
         code = work(path, quiet=quiet)
     except Interrupted as error:
-        raise Interrupted(f"{error}\nresume with the same command, or: {' '.join(command[1:])}") from error
+        raise Interrupted(f"{error}\nresume with the same command, or: python {shlex.join(command[1:])}") from error
     finally:
         for helper in helpers:
             helper.terminate()
@@ -164,7 +165,10 @@ def finish(path: Path, *, workers: int, show: str | None, quiet: bool) -> int:
 
         save_figure(phase_diagram(grid, show), path)
         write_report(path)
-    if not quiet:
+    if json:
+        about = {"path": str(path), "swept": grid.swept, "cells": int(grid.cells), "done": int(grid.done)}
+        print(json_text(about), end="")
+    elif not quiet:
         print(summary(grid, show))
     return code
 
