@@ -3,6 +3,10 @@
 ``m <- g + beta m``, ``w <- w - eta m`` on the loss ``(1/2n) sum_i |f_i - y_i|^2``: the sharpness rises to
 (2 + 2 beta)/eta, which is 3.8/eta at beta = .9, and hovers there (figure 4). Digits, three tanh layers of 50.
 
+A crossing by 1 or 2 % sets off an oscillation that cuts the sharpness by up to a fifth before it dies out, and
+progressive sharpening restores it: the mean lies somewhat below the threshold, the more so the slower the sharpening
+(300 samples at the same rates: .78 to .99 by seed; 1000: .90 to .99). From eta = .6 on some starts diverge.
+
 Run time: about 30 s for the quick preset on two CPU cores.
 """
 
@@ -35,11 +39,11 @@ SECONDS = 30
 class Config(config.Config):
     seeds: Annotated[int, Count] = 3
     """number of initialisations"""
-    eta: Annotated[tuple[float, ...], Positive] = (0.4, 0.5)
+    eta: Annotated[tuple[float, ...], Positive] = (0.45, 0.5)
     """learning rate eta"""
     beta: Annotated[float, config.Range(0, 1, open_high=True)] = 0.9
     """momentum beta"""
-    samples: Annotated[int, config.Range(20, 1797)] = 300
+    samples: Annotated[int, config.Range(20, 1797)] = 1000
     """training digits n"""
     width: Annotated[int, Count] = 50
     """tanh units of a hidden layer"""

@@ -90,7 +90,7 @@ def run(config: Config, simulate=in_memory) -> Result:
             state, record = follow(config, model.apply, first, data, eta, simulate, f"{name} {i}")
             columns.append(np.asarray(record.values["losses"]))
             if name == "edge":
-                cosine[i] = opposition(config, model.apply, state.params, data.train, columns[-1])
+                cosine[i] = opposition(config, model.apply, state.params, data.train)
         records[name] = record._replace(values={"losses": np.stack(columns, 1)})
     records["toy"], alignment = run_toy(config, simulate)
     return Result(config, records, cosine, alignment)
@@ -108,16 +108,25 @@ def follow(config: Config, apply, params, data: Data, eta: float, simulate, labe
     return simulate(dynamics, read, dynamics.init(params), data, total, jax.random.key(config.seed), at, label=label)
 
 
-def opposition(config: Config, apply, params, batch: Batch, losses: np.ndarray) -> float:
-    """Cosine between the gradients of the two groups whose losses rose and fell most in the last step."""
-    change = losses[-1] - losses[-2]
-    order = np.argsort(change)
+def opposition(config: Config, apply, params, batch: Batch) -> float:
+    """Cosine between the gradients of the two groups whose losses the next step moves most, one up and one down.
 
-    def gradient(rows):
-        part = jax.tree.map(lambda leaf: leaf[rows], batch)
-        return ravel_pytree(jax.grad(lambda p: half_mse(apply(p, part.x), part.y))(params))[0]
+    A step moves a sample's loss by its gradient at the step's middle, times the step, up to the third order; at either
+    end the oscillation has carried many samples across their own minimum.
+    """
 
-    fell, rose = gradient(order[: config.group]), gradient(order[-config.group :])
+    def mean_loss(p, rows=slice(None)):
+        return half_mse(apply(p, batch.x[rows]), batch.y[rows])
+
+    def losses(p):
+        return 0.5 * jnp.sum((apply(p, batch.x) - batch.y) ** 2, -1)
+
+    step = jax.tree.map(lambda g: -config.eta * g, jax.grad(mean_loss)(params))
+    middle, after = (jax.tree.map(lambda p, d, part=part: p + part * d, params, step) for part in (0.5, 1.0))
+    order = jnp.argsort(losses(after) - losses(params))
+    fell, rose = (
+        ravel_pytree(jax.grad(mean_loss)(middle, rows))[0] for rows in (order[: config.group], order[-config.group :])
+    )
     return float(jnp.vdot(fell, rose) / (jnp.linalg.norm(fell) * jnp.linalg.norm(rose)))
 
 
