@@ -12,6 +12,8 @@ import pytest
 
 import dynamics as nt
 from dynamics import stax
+from dynamics.stax.kernel import Kernel
+from dynamics.stax.layers import kernel_layer
 
 _PLACE = pathlib.Path(__file__).parent / "fixtures" / "make_stax.py"
 _SPEC = importlib.util.spec_from_file_location("make_stax", _PLACE)
@@ -78,6 +80,32 @@ def test_float32_within_1e5_of_float64(depth):
     # Positive semi-definite to the rounding of a symmetric eigenvalue solver.
     values = np.linalg.eigvalsh(np.asarray(found.ntk, np.float64))
     assert values[0] > -1e-5 * values[-1]
+
+
+@pytest.mark.parametrize("activation", [stax.Erf, stax.Gelu, stax.Sin, stax.Cos, stax.Gaussian, stax.Gabor])
+def test_float32_within_1e5_of_float64_at_any_norm(activation):
+    """Small norms, norms far beyond the activation's own scale, near duplicates of them: nothing cancels."""
+    s = np.geomspace(0.01, 100, 5).astype(np.float32)
+    s = np.concatenate([s, s * np.float32(1.001)])
+    versine = np.array([0, 1e-6, 1e-4, 1e-2, 0.3, 1, 1.7], np.float32)
+    rows = np.repeat(s, len(versine))
+    gap = np.tile(versine, len(s))[:, None] * np.outer(rows, s)
+
+    @jax.jit
+    def kernels(gap, rows, columns):
+        axes = {"is_gaussian": True, "shape1": (1, 1), "shape2": (1, 1)}
+        before = Kernel(gap, jnp.ones_like(gap), rows**2, columns**2, **axes)
+        after = kernel_layer(activation()).propagate(before)
+        return after.nngp, after.nngp + after.ntk * before.nngp
+
+    with jax.enable_x64(True):
+        exact = kernels(*(a.astype(np.float64) for a in (gap, rows, s)))
+    with jax.enable_x64(False):
+        found = kernels(gap, rows, s)
+    for reference, value in zip(exact, found, strict=True):
+        # Rows of versine 0 hold the diagonal.
+        own = np.sqrt(np.diag(reference[:: len(versine)]))
+        assert np.max(np.abs(value - reference) / np.outer(np.repeat(own, len(versine)), own)) < 1e-5
 
 
 @pytest.mark.parametrize("activation", [stax.Relu(), stax.Erf(), stax.Gelu(), stax.Tanh(), stax.Sign()])

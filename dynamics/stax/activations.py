@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf
 
-from dynamics.stax.elementwise import Dual, elementwise, smooth_dual
-from dynamics.stax.kernel import safe_reciprocal, safe_sqrt
+from dynamics.stax.elementwise import Dual, alike, distance_dual, elementwise, smooth_dual
+from dynamics.stax.kernel import safe_reciprocal
+from dynamics.stax.lifted import Lifted, self_angle
 from dynamics.types import Array, Model
 
 
@@ -22,16 +23,24 @@ def Erf(a: float | Array = 1.0, b: float | Array = 1.0, c: float | Array = 0.0) 
     """
     factor = 2 * a**2 / jnp.pi
 
-    def cross(k, q1, q2):
-        k, product = b**2 * k, (1 + 2 * b**2 * q1) * (1 + 2 * b**2 * q2)
-        root = safe_sqrt(product - 4 * k**2)
-        return factor * jnp.arctan2(2 * k, root) + c**2, 2 * factor * b**2 / root
+    def cross(gap, s1, s2):
+        pair = _lifted(gap, s1, s2, 2 * b**2)
+        (cosine, sine), close = pair.turn(), alike(s1, s2)
+        # One arctangent for both: k' - c^2 is that of k over R.
+        angle = jnp.arctan2(jnp.where(close, sine, pair.k), jnp.where(close, cosine, pair.area))
+        return factor * angle, factor * angle + c**2, 2 * factor * b**2 / pair.area
 
     def variance(q):
-        q = b**2 * q
-        return factor * jnp.arctan2(2 * q, jnp.sqrt(1 + 4 * q)) + c**2
+        q = 2 * b**2 * q
+        return factor * jnp.arctan2(q, jnp.sqrt(1 + 2 * q)) + c**2
 
-    return elementwise(lambda x: a * erf(b * x) + c, smooth_dual(variance, cross))
+    return elementwise(lambda x: a * erf(b * x) + c, distance_dual(variance, cross))
+
+
+def _lifted(gap: Array, s1: Array, s2: Array, scale) -> Lifted:
+    """Preactivations in units in which variances are ``scale`` times as large."""
+    root = jnp.sqrt(scale)
+    return Lifted(scale * gap, root * s1, root * s2)
 
 
 def Sigmoid_like() -> Model:
@@ -45,19 +54,26 @@ def Gelu(approximate: bool = False) -> Model:
     Reference: Tsuchida et al. 2021, eq. 8.
     """
 
-    def cross(k, q1, q2):
-        product, shifted = q1 * q2, (1 + q1) * (1 + q2)
-        square = shifted - k**2
-        root = jnp.sqrt(square)
-        share = jnp.arctan2(k, root) / (2 * jnp.pi) + 0.25
-        covariance = (k**2 + product * square) / (shifted * root) / (2 * jnp.pi) + k * share
-        slope = (1 / square + (1 - product) / shifted + 1) * k / root / (2 * jnp.pi) + share
-        return covariance, slope
+    def cross(gap, s1, s2):
+        pair = Lifted(gap, s1, s2)
+        q1, q2, area, own = s1**2, s2**2, pair.area, pair.areas
+        angle1, angle2, (cosine, sine) = self_angle(s1), self_angle(s2), pair.turn()
+        turn = jnp.arctan2(sine, cosine)
+        away = jnp.pi - turn - 0.5 * (angle1 + angle2)
+        # R1 - R and R2 - R, of the sides' and the pair's area.
+        shrunk = (pair.difference - pair.h) / (own[0] + area), -(pair.difference + pair.h) / (own[1] + area)
+        linear = away * pair.distance + 0.5 * (q1 + q2) * turn - 0.25 * pair.difference * (angle1 - angle2)
+        distance = pair.fall() - pair.rise() - shrunk[0] / (1 + q1) - shrunk[1] / (1 + q2) + linear
+        k, long = pair.k, (1 + q1) * (1 + q2)
+        covariance = k**2 / (long * area) + q1 * q2 * area / long + k * away
+        slope = (1 / area**2 + (1 - q1 * q2) / long + 1) * k / area + away
+        return distance / (2 * jnp.pi), covariance / (2 * jnp.pi), slope / (2 * jnp.pi)
 
     def variance(q):
-        return cross(q, q, q)[0]
+        own = jnp.sqrt(1 + 2 * q)
+        return (2 * q**2 / ((1 + q) * own) + q * (jnp.pi - jnp.arctan2(own, q))) / (2 * jnp.pi)
 
-    return elementwise(lambda x: jax.nn.gelu(x, approximate=approximate), smooth_dual(variance, cross))
+    return elementwise(lambda x: jax.nn.gelu(x, approximate=approximate), distance_dual(variance, cross))
 
 
 def Sin(a: float | Array = 1.0, b: float | Array = 1.0, c: float | Array = 0.0) -> Model:
@@ -66,15 +82,28 @@ def Sin(a: float | Array = 1.0, b: float | Array = 1.0, c: float | Array = 0.0) 
     Reference: Pearce et al. 2020.
     """
 
-    def cross(k, q1, q2):
-        mean = -0.5 * (q1 + q2)
-        plus, minus = jnp.exp(b**2 * (mean + k)), jnp.cos(2 * c) * jnp.exp(b**2 * (mean - k))
-        return a**2 / 2 * (plus - minus), a**2 * b**2 / 2 * (plus + minus)
+    even = jnp.cos(2 * c)
+
+    def cross(gap, s1, s2):
+        q1, q2, distance = b**2 * s1**2, b**2 * s2**2, b**2 * (gap + 0.5 * (s1 - s2) ** 2)
+        near, mirrored = jnp.exp(-distance), even * jnp.exp(distance - q1 - q2)
+        apart = -(1 + mirrored) * jnp.expm1(-distance) - 0.5 * even * (jnp.exp(-q1) - jnp.exp(-q2)) ** 2
+        odd = _difference(b**2 * (s1 * s2 - gap), 0.5 * (q1 + q2))
+        covariance = 2 * jnp.sin(c) ** 2 * near + even * odd
+        return 0.5 * a**2 * apart, 0.5 * a**2 * covariance, 0.5 * a**2 * b**2 * (near + mirrored)
 
     def variance(q):
-        return a**2 / 2 * (1 - jnp.cos(2 * c) * jnp.exp(-2 * b**2 * q))
+        return a**2 * (jnp.sin(c) ** 2 - 0.5 * even * jnp.expm1(-2 * b**2 * q))
 
-    return elementwise(lambda x: a * jnp.sin(b * x + c), smooth_dual(variance, cross))
+    return elementwise(lambda x: a * jnp.sin(b * x + c), distance_dual(variance, cross))
+
+
+def _difference(k: Array, mean: Array) -> Array:
+    """``exp(k - mean) - exp(-k - mean)`` for ``mean >= |k|``."""
+    positive = k >= 0
+    size = jnp.where(positive, k, -k)
+    value = -jnp.exp(size - mean) * jnp.expm1(-2 * size)
+    return jnp.where(positive, value, -value)
 
 
 def Cos(a: float | Array = 1.0, b: float | Array = 1.0, c: float | Array = 0.0) -> Model:
@@ -118,32 +147,55 @@ def Exp(a: float | Array = 1, b: float | Array = 1) -> Model:
 def Gaussian(a: float | Array = 1, b: float | Array = -1) -> Model:
     """``f(x) = a exp(b x^2)`` with ``b <= 0``; ``k' = a^2 / sqrt((1 - 2 b q1)(1 - 2 b q2) - 4 b^2 k^2)``."""
 
-    def cross(k, q1, q2):
-        square = (1 - 2 * b * q1) * (1 - 2 * b * q2) - 4 * b**2 * k**2
-        root = safe_sqrt(square)
-        return a**2 / root, a**2 * 4 * b**2 * k / root**3
+    scale = -2 * b
 
-    return elementwise(lambda x: a * jnp.exp(b * x**2), smooth_dual(lambda q: a**2 / safe_sqrt(1 - 4 * b * q), cross))
+    def cross(gap, s1, s2):
+        q1, q2, difference = scale * s1**2, scale * s2**2, scale * (s1 - s2) * (s1 + s2)
+        h, total = scale**2 * gap * (2 * s1 * s2 - gap), 1 + q1 + q2
+        area, mean = jnp.sqrt(total + h), jnp.sqrt(jnp.sqrt(1 + 2 * q1)) * jnp.sqrt(jnp.sqrt(1 + 2 * q2))
+        # area^2 - mean^2, with mean^4 = total^2 - difference^2.
+        apart = h + difference**2 / (total + mean**2)
+        covariance = a**2 / area
+        slope = covariance / area**2 * scale**2 * (s1 * s2 - gap)
+        return covariance * apart / (mean * (area + mean)), slope
+
+    def variance(q):
+        return a**2 / jnp.sqrt(1 + 2 * scale * q)
+
+    return elementwise(lambda x: a * jnp.exp(b * x**2), Dual(variance, cross))
 
 
 def Gabor() -> Model:
     """``f(x) = exp(-x^2) sin(x)``."""
 
-    def cross(k, q1, q2):
-        total, product = q1 + q2, q1 * q2
-        difference = 4 * (product - k**2)
-        denominator = 2 * total + difference + 1
-        even = jnp.exp(-(total + difference + 2 * k) / (2 * denominator))
-        odd = jnp.exp(-(total + difference - 2 * k) / (2 * denominator))
-        shared, skew = 1 + 2 * total + 4 * (k**2 + product), 4 * k * (difference + 3 * total + 2)
-        slope = (even * (shared - skew) + odd * (shared + skew)) / denominator**2.5 / 2
-        return (odd - even) / (2 * jnp.sqrt(denominator)), slope
+    def cross(gap, s1, s2):
+        pair = _lifted(gap, s1, s2, 2)
+        square = pair.area**2
+        closer, outer = 0.5 * pair.distance / square, 0.5 * pair.h / square
+        even, odd = jnp.exp(-0.5 + 0.5 / square + closer), jnp.exp(-closer - outer)
+        distance = 0.5 * (pair.fall() - jnp.expm1(-closer - outer) / pair.area + _even_distance(pair, closer))
+        total, product = pair.s1**2 + pair.s2**2, (pair.s1 * pair.s2) ** 2
+        shared, skew = 1 + total + pair.k**2 + product, pair.k * (2 * pair.h + 3 * total + 4)
+        covariance = _difference(0.5 * pair.k / square, (0.25 * total + 0.5 * pair.h) / square) / (2 * pair.area)
+        return distance, covariance, (even * (shared - skew) + odd * (shared + skew)) / pair.area**5 / 2
 
     def variance(q):
-        denominator = 1 + 4 * q
-        return -jnp.expm1(-2 * q / denominator) / (2 * jnp.sqrt(denominator))
+        square = 1 + 4 * q
+        return -jnp.expm1(-2 * q / square) / (2 * jnp.sqrt(square))
 
-    return elementwise(lambda x: jnp.exp(-(x**2)) * jnp.sin(x), smooth_dual(variance, cross))
+    return elementwise(lambda x: jnp.exp(-(x**2)) * jnp.sin(x), distance_dual(variance, cross))
+
+
+def _even_distance(pair: Lifted, closer: Array) -> Array:
+    """``exp(-1/2) (w exp(w^2 / 2 + closer) - mean of w_i exp(w_i^2 / 2))`` for ``w = 1 / R``, ``w_i = 1 / R_i``."""
+    w, (one, two) = 1 / pair.area, pair.areas
+    mean, half, fall = 0.5 * (1 / one + 1 / two), 0.5 * pair.areas_apart / (one * two), pair.fall()
+    level, top = w * jnp.exp(0.5 * w**2), jnp.exp(0.5 * mean**2)
+    below = fall * top + level * jnp.expm1(0.5 * fall * (mean + w))  # the function of the mean, less that of w
+    angle, spread = mean * half, jnp.exp(0.5 * half**2)
+    bent = jnp.expm1(0.5 * half**2) * jnp.cosh(angle) + 2 * jnp.sinh(0.5 * angle) ** 2
+    convex = top * (mean * bent + spread * half * jnp.sinh(angle))  # the mean of the function, less that of the mean
+    return jnp.exp(-0.5) * (level * jnp.expm1(closer) - below - convex)
 
 
 def ExpNormalized(gamma: float | Array = 1, shift: float | Array = -1, do_clip: bool = False) -> Model:

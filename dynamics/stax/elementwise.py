@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.kernel import Kernel, deviations, safe_sqrt, within_sides
+from dynamics.stax.kernel import Kernel, deviations, root, safe_sqrt, within_sides
 from dynamics.stax.layers import layer
+from dynamics.stax.spatial import gap_of
 from dynamics.types import Array, Model
 
 
@@ -59,6 +60,30 @@ def elementwise(fn: Callable[[Array], Array] | None, dual: Dual) -> Model:
         )
 
     return layer(init, apply, propagate)
+
+
+def distance_dual(
+    variance: Callable[[Array], Array], cross: Callable[[Array, Array, Array], tuple[Array, Array, Array]]
+) -> Dual:
+    """The dual of ``f`` from ``(gap, s1, s2) -> (d', k', slope)``, ``d' = (q1' + q2') / 2 - k'``.
+
+    Nothing is lost where two inputs nearly coincide when ``cross`` itself subtracts no large numbers. Where deviations
+    are not ``alike``, the gap comes from ``k'``: ``d'`` has an error of ``eps`` times the larger variance.
+    """
+
+    def gaps(gap, s1, s2):
+        # Broadcast once: gradients sum over each array that is broadcast, and are compiled anew for each such sum.
+        gap, s1, s2 = jnp.broadcast_arrays(gap, s1, s2)
+        distance, covariance, slope = cross(gap, s1, s2)
+        one, two = root(variance(s1**2)), root(variance(s2**2))
+        return jnp.where(alike(s1, s2), gap_of(distance, one, two), jnp.maximum(one * two - covariance, 0)), slope
+
+    return Dual(variance, gaps)
+
+
+def alike(s1: Array, s2: Array) -> Array:
+    """Whether deviations are within a factor of about 1.6, so that a squared distance keeps the digits of a gap."""
+    return (s1 - s2) ** 2 <= 0.25 * s1 * s2
 
 
 def smooth_dual(
