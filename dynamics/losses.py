@@ -57,6 +57,11 @@ def accuracy(f: Array, y: Array | np.ndarray) -> Array:
 
 
 def _check_shapes(f: Array, y: Array | np.ndarray) -> None:
+    for name, value in (("f", f), ("y", y)):
+        if not hasattr(value, "shape"):
+            also = "; a model returns one array" if name == "f" else ""
+            raise TypeError(f"{name}: got {type(value).__name__}; allowed: an array [n, c], for a loss of (f, y){also}")
     if f.shape != y.shape:
-        remedy = "; for class labels use jax.nn.one_hot" if f.ndim == 2 and f.shape[1] > 1 else ""
+        labels = f.ndim == 2 and f.shape[1] > 1 and y.shape[:1] == f.shape[:1]
+        remedy = "; for class labels use jax.nn.one_hot" if labels else ""
         raise ValueError(f"y: got shape {y.shape}; allowed: the shape of f, {f.shape}{remedy}")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from dynamics.types import Array, Batch, Params
+from dynamics.types import Array, Batch, Params, check_apply
 
 Loss = Callable[[Array, Array], Array]
 Apply = Callable[..., Array]
@@ -57,6 +57,7 @@ def hessian(
     Raises:
         ValueError: when ``where`` chooses nothing or ``batch_size`` does not divide the sample count.
     """
+    check_apply(apply)
     theta, unravel, merge = _flat(params, where)
 
     def gradient(batch: Batch) -> Callable[[Array], Array]:
@@ -77,6 +78,7 @@ def gauss_newton(
     ``H = G + sum_i (d loss / df_i) d^2 f_i``: the two agree where the loss gradient vanishes. Arguments as ``hessian``.
     Cost of a matvec: about 1.3 gradients.
     """
+    check_apply(apply)
     theta, unravel, merge = _flat(params, where)
 
     def whole(batch: Batch) -> Callable[[Array], Array]:
@@ -196,6 +198,7 @@ def ntk(apply: Apply, params: Params, batch: Batch, *, where: Where | None = Non
 
     Cost of a matvec: about 1.3 gradients; no Gram matrix is formed.
     """
+    check_apply(apply)
     theta, _, merge = _flat(params, where)
     f, push = jax.linearize(lambda v: apply(merge(v), batch.x), theta)
     pull = jax.linear_transpose(push, theta)

@@ -198,6 +198,8 @@ def check_apply(apply: Any) -> None:
     """Raises TypeError, saying what to pass instead, when ``apply`` is a model or a module rather than its function."""
     if isinstance(apply, Model):
         raise TypeError("apply: got a Model; pass its function, model.apply")
+    if isinstance(apply, StatefulModel):
+        raise TypeError("apply: got a StatefulModel; pass models.frozen(model, state.model_state).apply")
     modules = {f"{base.__module__}.{base.__name__}" for base in type(apply).__mro__}
     for bridge, names in _MODULES.items():
         if modules & names and not type(apply).__module__.startswith("equinox._"):  # equinox wraps functions in modules
@@ -205,3 +207,5 @@ def check_apply(apply: Any) -> None:
                 f"apply: got the module {type(apply).__name__}; make it a Model with dynamics.models.{bridge} and pass "
                 "model.apply"
             )
+    if not callable(apply):
+        raise TypeError(f"apply: got {type(apply).__name__}; allowed: a function (params, x) -> f")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dynamics.evolve.checks import check_learning_rate, check_optimizer, check_params, scalar
 from dynamics.types import Array, Batch, Data, Dynamics, Params, PyTree, StatefulModel, check_apply
 
 
@@ -56,18 +57,25 @@ def descent(
     Raises:
         ValueError: when ``batch_size`` is not an integer >= 1, or, at tracing, exceeds the sample count without
             replacement, or a loss finds ``f`` and ``y`` of different shapes.
-        TypeError: when ``apply`` is a model or module rather than its function, or a state did not come from ``init``.
+        TypeError: when ``apply`` is a model or module rather than its function, ``loss`` is no function or gives no
+            scalar, ``optimizer`` is no transformation, ``params`` are not floating, or a state did not come from
+            ``init``.
 
     Cost: one gradient on the batch a step; drawing without replacement costs ``batch_size^2/2`` comparisons, or
     sorts n numbers where that is less.
     """
-    check_apply(apply)
+    if not isinstance(apply, StatefulModel):
+        check_apply(apply)
+    if not callable(loss):
+        raise TypeError(f"loss: got {loss!r}; allowed: a function (f, y) -> scalar, e.g. dynamics.losses.half_mse")
+    check_optimizer(optimizer)
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size: got {batch_size!r}; allowed: None or an integer >= 1")
     stateful = isinstance(apply, StatefulModel)
 
     def init(params) -> DescentState:
         params, model_state = params if stateful else (params, ())
+        check_params(params)
         dtype = jnp.result_type(*jax.tree.leaves(params))
         step, loss = jnp.zeros((), jnp.int32), jnp.array(jnp.inf, dtype)
         return DescentState(params, optimizer.init(params), model_state, step, loss)
@@ -75,8 +83,8 @@ def descent(
     def objective(params, model_state, batch: Batch, key):
         if isinstance(apply, StatefulModel):
             f, model_state = apply.apply(params, model_state, batch.x, key)
-            return loss(f, batch.y), model_state
-        return loss(apply(params, batch.x), batch.y), model_state
+            return scalar(loss(f, batch.y)), model_state
+        return scalar(loss(apply(params, batch.x), batch.y)), model_state
 
     def step(key, state: DescentState, data) -> DescentState:
         _check_state(state)
@@ -111,6 +119,7 @@ def gradient_descent(
     batch_size: int | None = None,
 ) -> Dynamics:
     """Gradient descent or heavy ball: ``theta <- theta - eta grad L``; ``time`` is ``eta * step``. See ``descent``."""
+    check_learning_rate(learning_rate)
     optimizer = optax.sgd(learning_rate, momentum=momentum)
     return descent(apply, loss, optimizer, dt=learning_rate, batch_size=batch_size)
 
@@ -119,12 +128,14 @@ def training_batch(data: Batch | Data) -> Batch:
     """The batch that moves the parameters: ``data.train`` of ``Data``, or the ``Batch`` itself.
 
     Raises:
-        TypeError: when there is no ``x`` in it.
+        TypeError: when there is no ``x`` in it, or ``x`` is a list.
     """
     batch = data.train if isinstance(data, Data) else data
     if not hasattr(batch, "x"):
         got = "an array" if isinstance(batch, jax.Array) else type(batch).__name__
         raise TypeError(f"data: got {got}; allowed: Batch(x, y), or Data(train, test) of two of them")
+    if isinstance(batch.x, list):
+        raise TypeError("data.x: got a list; allowed: an array [n, ...], e.g. jnp.array(x)")
     return batch
 
 

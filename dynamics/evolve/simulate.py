@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics.types import Array, Dynamics, PyTree, Readout, Record
+from dynamics.evolve.checks import check_data, check_key
+from dynamics.types import Array, Dynamics, PyTree, Readout, Record, StatefulObservable
 
 RESERVED = {"step", "time", "cell"}
 """Names that no reading may have: the coordinates of records and sweeps."""
@@ -50,8 +51,8 @@ def every(interval: int, steps: int) -> np.ndarray:
     Raises:
         ValueError: unless ``interval >= 1`` and ``steps >= 0``.
     """
-    if interval < 1 or steps < 0:
-        raise ValueError(f"every: got interval={interval!r}, steps={steps!r}; allowed: interval >= 1 and steps >= 0")
+    if interval < 1 or steps < 0 or int(interval) != interval:
+        raise ValueError(f"every: got interval={interval!r}, steps={steps!r}; allowed: integers >= 1 and >= 0")
     return np.unique(np.append(np.arange(0, steps + 1, interval), steps))
 
 
@@ -93,6 +94,7 @@ def simulate(
     Cost: the updates, one readout a recorded step, and one ``stop`` a step; no host round trip.
     """
     del label
+    check_data(data)
     targets = check_record_at(record_at, steps)
     count = len(targets)
     ends = targets if count and targets[-1] == steps else np.append(targets, np.int32(steps))
@@ -109,8 +111,8 @@ def check_record_at(record_at: Any, steps: int) -> np.ndarray:
         ValueError: unless the steps are strictly increasing integers in ``[0, steps]``.
     """
     targets = np.asarray(record_at)
-    if steps < 0 or int(steps) != steps:
-        raise ValueError(f"steps: got {steps!r}; allowed: an integer >= 0")
+    if isinstance(steps, str) or np.ndim(steps) or not 0 <= steps < 2**31 or int(steps) != steps:
+        raise ValueError(f"steps: got {steps!r}; allowed: an integer >= 0 and below 2^31")
     if targets.ndim != 1 or (targets.size and not np.issubdtype(targets.dtype, np.integer)):
         raise ValueError(f"record_at: got shape {targets.shape} and dtype {targets.dtype}; allowed: integers [T]")
     if targets.size and (targets[0] < 0 or targets[-1] > steps or np.any(np.diff(targets) <= 0)):
@@ -144,6 +146,7 @@ def advance(dynamics: Dynamics, readout, stop, carry: Carry, data: Any, key: Arr
         target, and cut between recorded steps, without a second program or a changed bit. Compiled once for each
         ``(dynamics.step, readout, stop)`` and number of targets.
     """
+    check_key(key)
     targets = jnp.asarray(targets, jnp.int32)
     read = jnp.ones(targets.shape, bool) if read is None else jnp.asarray(read, bool)
     return _advance(dynamics.step, readout, stop, carry, data, key, targets, read)
@@ -163,6 +166,8 @@ def _advance(step_fn, readout, stop, carry: Carry, data, key, targets, read):
 
     def reading(carry: Carry):
         memory, values = update(carry.memory, carry.state, data)
+        if not isinstance(values, Mapping):
+            raise TypeError(f"readout: got {type(values).__name__} from it; allowed: a dictionary {{name: array}}")
         values = {name: jnp.asarray(value) for name, value in values.items()}
         if taken := sorted(RESERVED & values.keys()):
             raise ValueError(f"readout: got a reading named {taken[0]!r}; allowed: any name but {sorted(RESERVED)}")
@@ -188,10 +193,17 @@ def _advance(step_fn, readout, stop, carry: Carry, data, key, targets, read):
     return jax.lax.scan(segment, carry, (targets, read))
 
 
+_OBSERVABLES = {f"dynamics.observe.{topic}" for topic in ("loss", "density", "rank", "fourier", "noise", "groups")}
+
+
 def as_readout(readout: Callable[..., Any] | Readout) -> Readout:
     """``readout`` as a ``Readout`` pair; a plain function gets an empty memory."""
     if isinstance(readout, Readout):
         return readout
+    observable = isinstance(readout, StatefulObservable) or getattr(readout, "__module__", "") in _OBSERVABLES
+    if observable or not callable(readout):
+        got = "an observable" if observable else type(readout).__name__
+        raise TypeError(f"readout: got {got}; allowed: observe.readout(dynamics, observable), or (state, data) -> dict")
     return Readout(lambda state, data: (), lambda memory, state, data: (memory, readout(state, data)))
 
 

@@ -23,22 +23,37 @@ def from_equinox(make: Callable[[Any], Any]) -> Model:
 
     Raises:
         ImportError: when equinox is not installed; the message names the extra.
+        TypeError: for a module where the function that makes it belongs, or one that draws random numbers.
     """
     try:
         import equinox
     except ImportError as error:
         raise ImportError("from_equinox needs equinox: pip install 'dynamics[equinox]'") from error
 
+    module: Any = make
+    if isinstance(module, equinox.Module) and not type(module).__module__.startswith("equinox._"):
+        raise TypeError(
+            f"make: got the module {type(module).__name__}; allowed: a function of a key that builds it, "
+            f"lambda key: {type(module).__name__}(..., key=key)"
+        )
     static = equinox.partition(equinox.filter_eval_shape(make, jax.random.key(0)), _is_inexact)[1]
+
+    def call(params, x):
+        try:
+            return equinox.combine(params, static)(x)
+        except RuntimeError as error:
+            if "key" not in str(error):
+                raise
+            raise TypeError("make: the module draws random numbers; allowed: dropout with inference=True") from error
 
     def init(key, input_shape):
         params = equinox.filter(make(key), equinox.is_inexact_array)
         one = jax.ShapeDtypeStruct(tuple(input_shape[1:]), jnp.result_type(float))
-        f = jax.eval_shape(lambda p, x: equinox.combine(p, static)(x), params, one)
+        f = jax.eval_shape(call, params, one)
         return (input_shape[0], *f.shape), params
 
     def apply(params, x):
-        return jax.vmap(equinox.combine(params, static))(x)
+        return jax.vmap(call, (None, 0))(params, x)
 
     return Model(init, apply)
 

@@ -30,7 +30,8 @@ def from_flax(module: Any, *, dtype: Any = None, **call: Any) -> Model | Statefu
         ``Model`` or ``StatefulModel``; ``kernel`` is None.
 
     Raises:
-        TypeError: when ``module`` is neither a linen nor an nnx module instance.
+        TypeError: when ``module`` is neither a linen nor an nnx module instance, or, when it is first called, has
+            statistics or dropout and no argument that tells training from evaluation.
 
     Example:
         >>> import flax.linen as nn, jax
@@ -63,8 +64,19 @@ def _drop_state(initial):
 
 
 def _from_linen(module, dtype, call):
+    from flax.errors import InvalidRngError
+
     def modes(training: bool) -> dict[str, Any]:
         return {**_mode_flags(type(module).__call__, training), **call}
+
+    def checked(variables, x, **how):
+        try:
+            return module.apply(variables, x, **how)
+        except InvalidRngError as error:
+            raise TypeError(
+                f"module: {type(module).__name__} draws random numbers (dropout) whenever it is called; give its call "
+                "an argument `train` or `deterministic` that turns them off, so that training and evaluation differ"
+            ) from error
 
     def variables_of(key, input_shape):
         streams = dict(zip(("params", "dropout"), jax.random.split(key)))
@@ -76,7 +88,7 @@ def _from_linen(module, dtype, call):
 
     def init(key, input_shape):
         variables = variables_of(key, input_shape)
-        f = jax.eval_shape(lambda v, x: module.apply(v, x, **modes(False)), variables, _dummy(input_shape, dtype))
+        f = jax.eval_shape(lambda v, x: checked(v, x, **modes(False)), variables, _dummy(input_shape, dtype))
         return _output_shape(input_shape, f), split(variables)
 
     def apply(params, model_state, x, key):
@@ -84,7 +96,7 @@ def _from_linen(module, dtype, call):
         return module.apply(variables, x, rngs={"dropout": key}, mutable=list(model_state), **modes(True))
 
     def evaluate(params, model_state, x):
-        return module.apply({"params": params, **model_state}, x, **modes(False))
+        return checked({"params": params, **model_state}, x, **modes(False))
 
     stateful = StatefulModel(init, apply, evaluate)
 

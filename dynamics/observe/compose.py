@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -47,6 +47,14 @@ def as_stateful(observable: Observable | StatefulObservable) -> StatefulObservab
     """``observable`` as an ``(init, update)`` pair; a plain one gets an empty memory."""
     if isinstance(observable, StatefulObservable):
         return observable
+    if not callable(observable):
+        got = type(observable).__name__
+        raise TypeError(
+            f"observable: got {got}; allowed: (params, batch) -> {{name: array}}, or an (init, update) pair"
+        )
+    if getattr(observable, "__module__", "").startswith("dynamics.observe.") and observable.__qualname__.isidentifier():
+        name = observable.__qualname__
+        raise TypeError(f"observable: got the factory {name}; call it, as in observe.{name}(...)")
     return StatefulObservable(
         lambda params, batch: (), lambda memory, params, batch: (memory, observable(params, batch))
     )
@@ -70,7 +78,7 @@ def readout(
     if train is not None:
         chosen.append((lambda data: data.train if isinstance(data, Data) else data, as_stateful(train)))
     if test is not None:
-        chosen.append((lambda data: data.test, as_stateful(test)))
+        chosen.append((_test_batch, as_stateful(test)))
 
     def init(state, data):
         return tuple(pair.init(dynamics.params(state), choose(data)) for choose, pair in chosen)
@@ -95,7 +103,16 @@ def since_start(read: Callable[[Params, Params, Batch], Readings]) -> StatefulOb
     )
 
 
+def _test_batch(data: Any) -> Batch:
+    if getattr(data, "test", None) is None:
+        got = "Data without test" if isinstance(data, Data) else type(data).__name__
+        raise TypeError(f"test: the data is {got}; allowed: Data(train, test) of two batches")
+    return data.test
+
+
 def _merge(merged: dict[str, Array], readings: Readings) -> None:
+    if not isinstance(readings, Mapping):
+        raise TypeError(f"observable: got {type(readings).__name__} from it; allowed: a dictionary {{name: array}}")
     clash = merged.keys() & readings.keys()
     if clash:
         raise ValueError(f"two observables give the same reading {sorted(clash)}; wrap one in prefixed(...)")

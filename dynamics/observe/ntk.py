@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dynamics.empirical import empirical_ntk_and_vjp_fn, flat_kernel, kernel_alignment, kernel_distance
 from dynamics.linalg.subspace import refine
-from dynamics.types import Array, Batch, Data, Readout, StatefulObservable
+from dynamics.types import Array, Batch, Data, Readout, StatefulObservable, check_apply
 
 _DEPTH = 3  # blocks of the Krylov space in which warm-started eigenvectors are refined
 
@@ -90,11 +90,16 @@ def ntk(apply: Callable[..., Array], *, outputs: str = "mean", **readings: Any) 
     """
     if outputs not in ("mean", "full"):
         raise ValueError(f"outputs: got {outputs!r}; allowed: 'mean' or 'full'")
+    check_apply(apply)
     wanted = _checked(readings)
     both_fn = empirical_ntk_and_vjp_fn(apply, trace_axes=(-1,) if outputs == "mean" else ())
 
     def at(params, batch: Batch) -> tuple[Array, Array]:
         both = both_fn(batch.x, params)
+        if both.outputs.ndim < 2:
+            raise ValueError(
+                f"f: got shape {both.outputs.shape}; allowed: [n, c]; give one output a last axis, f[:, None]"
+            )
         return (both.kernel if outputs == "mean" else flat_kernel(both.kernel)), both.outputs
 
     def init(params, batch) -> NtkMemory:

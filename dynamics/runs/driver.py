@@ -17,6 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 from dynamics.evolve import LaneState
+from dynamics.evolve.checks import check_data
 from dynamics.evolve.simulate import Carry, advance, check_record_at, start, times
 from dynamics.runs import checkpoint, hosts
 from dynamics.runs.errors import Interrupted, Unusable
@@ -56,6 +57,7 @@ def durable_simulate(
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, data, key))):
         raise ValueError("simulate: a durable run cannot stand inside jit or vmap; map lanes with evolve.lanes instead")
+    check_data(data)
     targets = check_record_at(record_at, steps)
     label = run.enter(label)
     header = {

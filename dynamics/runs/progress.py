@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dynamics.evolve.checks import check_data
 from dynamics.evolve.simulate import advance, check_record_at, start, times
 from dynamics.runs.driver import Pace
 from dynamics.types import Dynamics, PyTree, Readout, Record
@@ -48,6 +49,7 @@ def simulate_with_progress(
     """
     from tqdm.auto import tqdm
 
+    check_data(data)
     targets = check_record_at(record_at, steps)
     ends = targets if targets.size and targets[-1] == steps else np.append(targets, np.int32(steps))
     carry, count, now = start(readout, state, data, stop), len(targets), 0

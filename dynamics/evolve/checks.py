@@ -1,0 +1,73 @@
+"""What a run is called with, checked before anything is traced: messages name the argument, the value, the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynamics.types import Array, Batch, Data, Params
+
+
+def check_data(data: Any) -> None:
+    """Raises TypeError for leaves that hold no numbers, ValueError for a batch without samples."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        kind = getattr(getattr(leaf, "dtype", None), "kind", "U" if isinstance(leaf, str) else "")
+        if kind in ("O", "S", "U"):
+            raise TypeError(
+                f"data{jax.tree_util.keystr(path)}: got {getattr(leaf, 'dtype', type(leaf).__name__)}; allowed: an "
+                "array of numbers; class names become targets by np.unique(names, return_inverse=True), jax.nn.one_hot"
+            )
+    batch = data.train if isinstance(data, Data) else data
+    if isinstance(batch, Batch):
+        for leaf in jax.tree.leaves(batch.x)[:1]:
+            if np.ndim(leaf) and not np.shape(leaf)[0]:
+                raise ValueError(f"data.x: got shape {np.shape(leaf)}; allowed: at least one sample")
+
+
+def check_key(key: Any) -> None:
+    """Raises TypeError unless ``key`` is a PRNG key, typed or of the old kind."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == np.uint32 and np.ndim(key))):
+        raise TypeError(f"key: got {key!r}; allowed: a PRNG key, e.g. jax.random.key(0)")
+
+
+def check_params(params: Params) -> None:
+    """Raises TypeError unless ``params`` holds arrays that can be moved: floating or complex, at least one."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise TypeError(f"params: got {type(params).__name__} without arrays; allowed: a pytree of floating arrays")
+    for path, leaf in leaves:
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(f"params{jax.tree_util.keystr(path)}: got {dtype}; allowed: floating or complex numbers")
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises TypeError unless ``optimizer`` is an optax transformation."""
+    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+        return
+    name = getattr(optimizer, "__name__", "")
+    got = f"the function {name}; call it, as in optax.{name}(1e-3)" if callable(optimizer) else repr(optimizer)
+    raise TypeError(f"optimizer: got {got}; allowed: an optax transformation, e.g. optax.sgd(0.1)")
+
+
+def check_learning_rate(learning_rate: Any) -> None:
+    """Raises ValueError for a number that is not finite, TypeError for what is no number; arrays pass."""
+    if isinstance(learning_rate, str) or learning_rate is None:
+        raise TypeError(f"learning_rate: got {learning_rate!r}; allowed: a finite number, or an optax schedule")
+    if isinstance(learning_rate, (int, float)) and not np.isfinite(learning_rate):
+        raise ValueError(f"learning_rate: got {learning_rate!r}; allowed: a finite number")
+
+
+def scalar(loss: Array) -> Array:
+    """``loss`` itself.
+
+    Raises:
+        TypeError: when it is not a scalar.
+    """
+    if jnp.shape(loss):
+        raise TypeError(f"loss: got shape {jnp.shape(loss)}; allowed: a scalar; take the mean over samples")
+    return loss
