@@ -44,6 +44,27 @@ def test_lanczos_traced_steps_equal_shorter_run(x64, key):
         np.testing.assert_allclose(got, expected, atol=1e-9)
 
 
+def test_certified_run_stops_where_its_bound_is_close(x64, key):
+    """As many products as reported give the same bounds at once; lanes of a vmap stop each by itself."""
+    a, values = matrix()
+    start, interval = jax.random.normal(key, (40,)), 0.02
+
+    @jax.jit
+    @jax.vmap
+    def run(certify):
+        return linalg.certified_eigenvalue(product(a), start, 6, certify, 30, interval=interval)
+
+    found = run(jnp.array([False, True]))
+    steps = int(found.matvecs[1])
+    assert found.matvecs[0] == 6 < steps < 30
+    at_once = jax.jit(jax.vmap(lambda n: linalg.extreme_eigenvalues(product(a), start, 30, steps=n)[0]))
+    expected = at_once(jnp.array([6, steps, steps - 4]))
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, wanted[:2], atol=1e-9)
+    assert values[-1] <= found.limit[1] <= (1 + interval) * found.value[1]
+    assert expected.limit[2] > (1 + interval) * expected.value[2]
+
+
 def test_breakdown_is_exact(precision):
     """On an invariant subspace both bounds close up to rounding, and padding never shows."""
     eps = np.finfo(precision).eps

@@ -1,6 +1,6 @@
 """Matrix-free linear algebra on a matvec; knows no model."""
 
-from dynamics.linalg.certificate import Bound, extreme_eigenvalues, warm_start
+from dynamics.linalg.certificate import Bound, certified_eigenvalue, extreme_eigenvalues, warm_start
 from dynamics.linalg.density import Density, Moments, cumulative, moments, smoothed, spectral_density
 from dynamics.linalg.eigen import Eigenpairs, eigenpairs
 from dynamics.linalg.lanczos import Tridiagonal, three_term, tridiagonalize
@@ -15,6 +15,7 @@ __all__ = [
     "Moments",
     "TraceEstimate",
     "Tridiagonal",
+    "certified_eigenvalue",
     "cumulative",
     "eigenpairs",
     "extreme_eigenvalues",

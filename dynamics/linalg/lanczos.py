@@ -12,6 +12,7 @@ from dynamics.types import Array
 
 Matvec = Callable[[Array], Array]
 _ROWS = 8  # basis rows orthogonalised against at once: few enough that a short run touches little memory
+_WHOLE = 16  # rows of a basis that is rather read whole than sliced
 
 
 class Tridiagonal(NamedTuple):
@@ -79,7 +80,20 @@ def padded_tridiagonal(matvec: Matvec, start: Array, num_matvecs: int, steps: An
         raise ValueError(f"num_matvecs: got {num_matvecs!r}; allowed: an integer in [1, {size}]")
     basis = jnp.zeros((padded_rows(num_matvecs + 1), size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
     zeros = jnp.zeros(num_matvecs, start.dtype)
-    steps = jnp.asarray(num_matvecs if steps is None else steps, jnp.int32)
+    return extended(matvec, Tridiagonal(zeros, zeros, basis, jnp.int32(0)), num_matvecs if steps is None else steps)
+
+
+def enlarged(t: Tridiagonal, num_matvecs: int) -> Tridiagonal:
+    """A padded ``t`` with buffers for ``num_matvecs``, at least its own."""
+    more = num_matvecs - t.diagonal.shape[0]
+    rows = padded_rows(num_matvecs + 1) - t.basis.shape[0]
+    diagonal, offdiagonal = (jnp.pad(x, (0, more)) for x in (t.diagonal, t.offdiagonal))
+    return Tridiagonal(diagonal, offdiagonal, jnp.pad(t.basis, ((0, rows), (0, 0))), t.steps)
+
+
+def extended(matvec: Matvec, t: Tridiagonal, steps: Any) -> Tridiagonal:
+    """A padded ``t`` continued until ``steps`` matvecs are done in all, a traced integer within its buffers."""
+    dtype, steps = t.basis.dtype, jnp.asarray(steps, jnp.int32)
 
     def body(j, carry):
         basis, alphas, betas, scale = carry
@@ -90,16 +104,16 @@ def padded_tridiagonal(matvec: Matvec, start: Array, num_matvecs: int, steps: An
         w = w - alpha * q - jnp.where(j > 0, betas[before], 0) * basis[before]
         w, beta = _orthogonal(w, basis, j + 1)
         scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), beta))
-        alive_next = alive & (beta > 4 * jnp.finfo(start.dtype).eps * scale)
+        alive_next = alive & (beta > 4 * jnp.finfo(dtype).eps * scale)
         beta = jnp.where(alive_next, beta, 0)
         basis = basis.at[j + 1].set(jnp.where(alive_next, w / jnp.where(beta > 0, beta, 1), 0))
         alphas = alphas.at[j].set(jnp.where(alive, alpha, alphas[0]))
         return basis, alphas, betas.at[j].set(beta), scale
 
-    carry = (basis, zeros, zeros, jnp.zeros((), start.dtype))
-    basis, alphas, betas, _ = jax.lax.fori_loop(0, steps, body, carry)
-    done = jnp.arange(num_matvecs) < steps
-    alphas = jnp.where(done, alphas, alphas[0])
+    scale = jnp.maximum(jnp.max(jnp.abs(t.diagonal)), jnp.max(t.offdiagonal))
+    carry = (t.basis, t.diagonal, t.offdiagonal, scale)
+    basis, alphas, betas, _ = jax.lax.fori_loop(t.steps, steps, body, carry)
+    alphas = jnp.where(jnp.arange(alphas.shape[0]) < steps, alphas, alphas[0])
     return Tridiagonal(alphas, betas, basis, steps)
 
 
@@ -126,7 +140,7 @@ def orthogonalize(w: Array, basis: Array, count: Any) -> Array:
         rows = jax.lax.dynamic_slice_in_dim(basis, block * _ROWS, _ROWS)
         return w - (rows @ w) @ rows
 
-    if basis.shape[0] == _ROWS:  # without a slice, without its copy
+    if basis.shape[0] <= _WHOLE:  # without a slice, without its copy
         return w - (basis @ w) @ basis
 
     return jax.lax.fori_loop(0, (count + _ROWS - 1) // _ROWS, body, w)

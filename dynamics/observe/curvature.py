@@ -70,6 +70,7 @@ def top_eigenvalue(
     num_matvecs: int = 6,
     certified_matvecs: int = 30,
     certify_every: int = 20,
+    interval: float = 1e-3,
     threshold: Any = None,
     which: str = "largest",
     tau: float = 0.2,
@@ -79,13 +80,14 @@ def top_eigenvalue(
     """The largest eigenvalue of any operator, tracked like ``sharpness``: ``<name>``, ``<name>_residual`` and so on.
 
     Most readings spend ``num_matvecs`` products; the first, every ``certify_every``-th and the one after a crossing of
-    ``threshold`` spend ``certified_matvecs``, which brings the upper bound close (some .3 %).
+    ``threshold`` spend more, until the upper bound is within ``interval`` of the reading.
 
     Args:
         operator: ``(params, batch) -> Operator``, symmetric.
         name: of the readings.
-        num_matvecs, certified_matvecs: products of a cheap and of a certified reading.
+        num_matvecs, certified_matvecs: products of a cheap reading, and the most that a certified one may spend.
         certify_every: readings between two certified ones.
+        interval: the certified readings' aim for (upper - reading) / reading, >= 0.
         threshold: e.g. ``2 / learning_rate``; None for no extra certificates.
         which: "smallest" follows lambda_min instead: the reading is an upper bound, and ``<name>_lower`` replaces
             ``<name>_upper``.
@@ -94,12 +96,14 @@ def top_eigenvalue(
         seed: of the random parts.
 
     Raises:
-        ValueError: when ``num_matvecs``, ``certify_every``, ``tau`` or ``which`` is out of range.
+        ValueError: when ``num_matvecs``, ``certify_every``, ``interval``, ``tau`` or ``which`` is out of range.
     """
     if not 1 <= num_matvecs <= certified_matvecs:
         raise ValueError(f"num_matvecs: got {num_matvecs!r}; allowed: an integer in [1, {certified_matvecs}]")
     if certify_every < 1:
         raise ValueError(f"certify_every: got {certify_every!r}; allowed: an integer >= 1")
+    if not interval >= 0:
+        raise ValueError(f"interval: got {interval!r}; allowed: a number >= 0")
     if not tau > 0:
         raise ValueError(f"tau: got {tau!r}; allowed: a number > 0")
     if which not in ("largest", "smallest"):
@@ -114,11 +118,16 @@ def top_eigenvalue(
     def update(memory: WarmStart, params, batch):
         matvec, size, *_ = operator(params, batch)
         certify = (memory.count % certify_every == 0) | memory.crossed
-        buffer = min(certified_matvecs, size)
-        steps = jnp.minimum(jnp.where(certify, certified_matvecs, num_matvecs), buffer)
         start, share = linalg.warm_start(jax.random.fold_in(memory.key, memory.count), memory.vector, tau)
-        top, _ = linalg.extreme_eigenvalues(
-            lambda v: sign * matvec(v), start, buffer, random_share=share, p=p, steps=steps
+        top = linalg.certified_eigenvalue(
+            lambda v: sign * matvec(v),
+            start,
+            min(num_matvecs, size),
+            certify,
+            min(certified_matvecs, size),
+            interval=interval,
+            random_share=share,
+            p=p,
         )
         value = sign * top.value
         crossed = jnp.bool_(False) if threshold is None else (value > threshold) != (memory.value > threshold)
