@@ -99,7 +99,7 @@ def test_float32_within_1e5_of_float64_at_any_norm(activation):
         return after.nngp, after.nngp + after.ntk * before.nngp
 
     with jax.enable_x64(True):
-        exact = kernels(*(a.astype(np.float64) for a in (gap, rows, s)))
+        exact = [np.asarray(k) for k in kernels(*(a.astype(np.float64) for a in (gap, rows, s)))]
     with jax.enable_x64(False):
         found = kernels(gap, rows, s)
     for reference, value in zip(exact, found, strict=True):
@@ -198,6 +198,13 @@ def test_batch_equals_whole(size, x64):
         whole, tiled = kernel_fn(*args), batched(*args)
         assert jax.tree.structure(whole) == jax.tree.structure(tiled)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), whole, tiled)
+
+
+def test_batch_of_a_kernel_equals_whole(x64):
+    x, head = jax.random.normal(jax.random.key(0), (4, 5)), stax.Dense(8, 1.2, 0.1).kernel
+    before = jax.jit(stax.Dense(8).kernel)(x)
+    found = nt.batch(head, batch_size=2)(before, None, "ntk")
+    np.testing.assert_allclose(found, jax.jit(head)(before).ntk, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.slow

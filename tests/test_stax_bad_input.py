@@ -8,6 +8,11 @@ import pytest
 from dynamics import stax
 from dynamics.stax import inputs
 
+
+def channels_first(*layers):
+    return stax.serial(stax.Dense(4, channel_axis=1), *layers).kernel(jnp.ones((2, 3, 4, 5)))
+
+
 BAD = [
     (lambda: stax.Dense(3, W_std=-1.0), "W_std must be at least 0, got -1.0"),
     (lambda: stax.Conv(3, (2, 2), b_std=-0.5), "b_std must be at least 0, got -0.5"),
@@ -23,6 +28,14 @@ BAD = [
     (lambda: stax.Embedding(3, 4).apply((jnp.ones((3, 4)),), jnp.array([[0, 3]])), r"tokens in .* got 3"),
     (lambda: stax.Embedding(3, 4).apply((jnp.ones((3, 4)),), jnp.array([[-1, 9]])), r"tokens in .* got -1"),
     (lambda: stax.serial(stax.Relu(), stax.Relu()).kernel(jnp.ones((2, 3))), "put a Dense or Conv layer"),
+    (lambda: channels_first(stax.GlobalAvgPool()), "channel_axis of the layer is 3, but its input .* channel_axis 1"),
+    (lambda: channels_first(stax.Flatten(0, 1), stax.Dense(1)), "batch_axis of the layer is 0, but"),
+    (lambda: stax.Dense(1).kernel(jnp.ones((2, 0))), "x1 must be real with at least one channel"),
+    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3), complex)), "x1 must be real"),
+    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, ("ntk", "ntk")), "get must name each attribute once"),
+    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, ("ntk", 3)), "get must name an attribute .* got 3"),
+    (lambda: stax.Dense(1).kernel(stax.Dense(1).kernel(jnp.eye(2)), jnp.eye(2)), "x2 must be None where"),
+    (lambda: stax.Kernel(nngp=jnp.eye(2)), "needs cov1"),
     (lambda: stax.serial(stax.Dense(1), stax.GlobalAvgPool()).kernel(jnp.ones((2, 3))), "spatial axes"),
 ]
 

@@ -23,7 +23,8 @@ def batch(
     above it. Tiles go to the devices in turn. Call it outside of ``jax.jit``; each tile shape is compiled once.
 
     Args:
-        kernel_fn: ``(x1, x2, *args, **kwargs)`` to an array, a namedtuple of arrays or a Kernel, analytic or empirical.
+        kernel_fn: ``(x1, x2, *args, **kwargs)`` to an array, a namedtuple of arrays or a Kernel, analytic or empirical;
+            ``x1`` may be a Kernel if it takes one.
         batch_size: inputs a tile and axis; 0 for all at once.
         device_count: number of local devices to use, -1 for all of them, 0 for the default one.
         store_on_device: False moves finished tiles to host memory.
@@ -51,9 +52,11 @@ def batch(
 
     @functools.wraps(kernel_fn, updated=())
     def batched(x1, x2=None, *args, **kwargs):
-        if isinstance(x1, Kernel):
-            raise ValueError("batch needs inputs x1 and x2, got a Kernel: batch the whole network's kernel_fn instead")
-        n1, n2 = _count(x1), _count(x1 if x2 is None else x2)
+        whole, same = x1 if isinstance(x1, Kernel) else None, x2 is None
+        if whole is None:
+            n1, n2 = _count(x1), _count(x1 if same else x2)
+        else:
+            (n1, n2), same = whole.gap.shape[:2], whole.x1_is_x2
         rows, columns = _slices(n1, batch_size), _slices(n2, batch_size)
         if len(rows) == len(columns) == 1:
             return compiled(x1, x2, *args, **kwargs)
@@ -61,15 +64,18 @@ def batch(
         tiles: list[list[Any]] = [[None] * len(columns) for _ in rows]
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
-                if x2 is None and j < i and _mirrors(tiles[j][i]):
+                if same and j < i and _mirrors(tiles[j][i]):
                     continue
-                right = None if x2 is None and i == j else _take(x1 if x2 is None else x2, column)
-                tiles[i][j] = place(compiled, _take(x1, row), right, args, kwargs)
+                if whole is None:
+                    pair = _take(x1, row), None if same and i == j else _take(x1 if x2 is None else x2, column)
+                else:
+                    pair = whole.slice(row, column), x2
+                tiles[i][j] = place(compiled, *pair, args, kwargs)
         for i in range(len(rows)):
             for j in range(len(columns)):
                 if tiles[i][j] is None:
                     tiles[i][j] = _mirror(tiles[j][i])
-        return _assemble(tiles, x2 is None)
+        return _assemble(tiles, same)
 
     return batched
 

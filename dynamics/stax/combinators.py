@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from dynamics.stax.checks import check_layers
-from dynamics.stax.layers import Needs, kernel_layer
+from dynamics.stax.layers import Needs, composed, kernel_layer
 from dynamics.stax.layers import layer as make_layer
 from dynamics.types import Model
 
@@ -48,7 +48,7 @@ def serial(*layers: Any) -> Model:
             kernel = each.propagate(kernel, **kwargs)
         return kernel
 
-    return make_layer(init, apply, propagate, _serial_needs([each.needs for each in kernels]))
+    return composed(init, apply, propagate, _serial_needs([each.needs for each in kernels]))
 
 
 def _serial_needs(needs: Sequence[Needs]) -> Needs:
@@ -90,7 +90,7 @@ def parallel(*layers: Any) -> Model:
         _same_count(layers, ks)
         return type(ks)(each.propagate(k, **kwargs) for each, k in zip(kernels, ks, strict=True))
 
-    return make_layer(init, apply, propagate, _parallel_needs([each.needs for each in kernels]))
+    return composed(init, apply, propagate, _parallel_needs([each.needs for each in kernels]))
 
 
 def _same_count(layers, branches) -> None:
@@ -154,7 +154,7 @@ def repeat(layer: Sequence, n: int) -> Model:
         k = kernel.propagate(k, **kwargs)
         return jax.lax.scan(lambda k, _: (kernel.propagate(k, **kwargs), None), k, None, n - 1)[0]
 
-    return make_layer(init, apply, propagate, kernel.needs)
+    return composed(init, apply, propagate, kernel.needs)
 
 
 def Identity() -> Model:

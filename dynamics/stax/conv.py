@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynamics.stax.kernel import Kernel, channels, safe_sqrt, within_sides
+from dynamics.stax.kernel import Kernel, channels, safe_sqrt, transpose_spatial, within_sides
 from dynamics.stax.layers import Needs, layer
 from dynamics.stax.scaling import Scaling, scaling
 from dynamics.stax.spatial import (
@@ -239,26 +239,4 @@ def _independent_positions(k: Kernel) -> Kernel:
         ntk=None if k.ntk is None else jnp.where(same(k.ntk.ndim, 2, shape), k.ntk, 0),
         within1=keep(k.within1, 1, *within_sides(s1)),
         within2=keep(k.within2, 1, *within_sides(s2)),
-    )
-
-
-def transpose_spatial(k: Kernel, order: Sequence[int]) -> Kernel:
-    """Reorders the spatial axes: axis ``i`` of the result is axis ``order[i]`` of ``k``."""
-    if list(order) == list(range(len(order))):
-        return k
-
-    def move(x: Array | None, start: int, full: bool):
-        if x is None:
-            return None
-        axes = [start + 2 * i + side for i in order for side in (0, 1)] if full else [start + i for i in order]
-        return jnp.transpose(x, [*range(start), *axes])
-
-    full = not k.diagonal_spatial
-    return k.replace(
-        gap=move(k.gap, 2, full),
-        ntk=move(k.ntk, 2, full),
-        var1=move(k.var1, 1, False),
-        var2=move(k.var2, 1, False),
-        within1=move(k.within1, 1, True),
-        within2=move(k.within2, 1, True),
     )

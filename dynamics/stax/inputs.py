@@ -71,6 +71,8 @@ def canonical(x, batch_axis: int, channel_axis: int, name: str) -> Array:
     for axis_name, axis in (("batch_axis", batch_axis), ("channel_axis", channel_axis)):
         if not -x.ndim <= axis < x.ndim:
             raise ValueError(f"{axis_name} must lie in [{-x.ndim}, {x.ndim}) for {name} of shape {x.shape}, got {axis}")
+    if jnp.iscomplexobj(x) or not x.shape[channel_axis]:
+        raise ValueError(f"{name} must be real with at least one channel, got {x.dtype} of shape {x.shape}")
     x = x.astype(jnp.promote_types(jnp.result_type(float), jnp.float32))
     return jnp.moveaxis(x, (batch_axis, channel_axis), (0, -1))
 

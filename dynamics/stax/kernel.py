@@ -32,9 +32,16 @@ _STATIC = (
 _LEAVES = ("gap", "ntk", "var1", "var2", "within1", "within2", "mask1", "mask2")
 
 
+class _Named(type):
+    """``Kernel(nngp=..., cov1=..., ...)``: neural-tangents' names in place of the stored gaps and variances."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return _from_names(**kwargs) if "nngp" in kwargs else super().__call__(*args, **kwargs)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class Kernel(metaclass=_Named):
     """Covariances of the outputs of an infinitely wide layer; a pytree.
 
     With ``n1`` and ``n2`` inputs and spatial axes of sizes ``S = (h, w, ...)``, a full spatial covariance has axes
@@ -136,12 +143,73 @@ class Kernel:
 
     def select(self, get: str) -> Any:
         """The attribute ``get`` by name."""
-        if get not in PUBLIC:
-            raise ValueError(f"get must name an attribute of Kernel ({', '.join(PUBLIC)}), got {get!r}")
-        return getattr(self, get)
+        return getattr(self, check_name(get))
+
+    def slice(self, n1_slice: Any, n2_slice: Any) -> Kernel:
+        """The Kernel of ``x1[n1_slice]`` and ``x2[n2_slice]``; slices or index arrays."""
+        same = self.x1_is_x2 and isinstance(n1_slice, slice) and n1_slice == n2_slice
+
+        def pairs(x):
+            return where_kept(lambda x: x[n1_slice][:, n2_slice], x)
+
+        def second(one, two):
+            return None if same else where_kept(lambda x: x[n2_slice], self.other(one, two))
+
+        var1, var2 = self.var1[n1_slice], second(self.var1, self.var2)
+        counts = var1.shape[0], (var1 if var2 is None else var2).shape[0]
+        shapes = [
+            (*shape[: self.batch_axis], count, *shape[self.batch_axis + 1 :])
+            for shape, count in zip((self.shape1, self.shape2), counts, strict=True)
+        ]
+        return dataclasses.replace(
+            self,
+            gap=pairs(self.gap),
+            ntk=pairs(self.ntk),
+            var1=var1,
+            var2=var2,
+            within1=where_kept(lambda x: x[n1_slice], self.within1),
+            within2=second(self.within1, self.within2),
+            x1_is_x2=same,
+            shape1=shapes[0],
+            shape2=shapes[1],
+        )
+
+    def transpose(self, axes: Sequence[int] | None = None) -> Kernel:
+        """Spatial axes reordered: axis ``i`` of the result is axis ``axes[i]``; ``shape1`` and ``shape2`` stay."""
+        order = range(self.spatial_ndim) if axes is None else [a % self.spatial_ndim for a in axes]
+        return transpose_spatial(self, list(order))
+
+    def __mul__(self, factor: Any) -> Kernel:
+        """The Kernel of outputs times ``factor``."""
+        square = factor**2
+        leaves = {name: where_kept(lambda x: square * x, getattr(self, name)) for name in _COVARIANCES}
+        return dataclasses.replace(self, **leaves)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Kernel:
+        return self * (1 / divisor)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _REFUSED:
+            raise AttributeError(f"Kernel has no {name}: {_REFUSED[name]}")
+        raise AttributeError(f"Kernel has no attribute {name!r}; it has {', '.join(PUBLIC)}")
 
 
+_COVARIANCES = ("gap", "ntk", "var1", "var2", "within1", "within2")
+_REFUSED = {
+    "reverse": "spatial axes are always in the order of the inputs (is_reversed is False)",
+    "dot_general": "apply the linear map to the inputs before the network",
+    "mask": "masks are not offered; zero the masked entries of the inputs (biases still reach them)",
+}
 PUBLIC = ("nngp", "ntk", "cov1", "cov2", *_LEAVES[:1], *_LEAVES[2:], *_STATIC)
+
+
+def check_name(name: Any) -> str:
+    """``name``, after checking that a Kernel has it."""
+    if name not in PUBLIC:
+        raise ValueError(f"get must name an attribute of Kernel ({', '.join(PUBLIC)}), got {name!r}")
+    return name
 
 
 def where_kept(fn: Callable[..., Any], *arrays: Any) -> Any:
@@ -280,6 +348,28 @@ def diagonal_of(cov: Array) -> Array:
     return cov
 
 
+def transpose_spatial(k: Kernel, order: Sequence[int]) -> Kernel:
+    """Reorders the spatial axes: axis ``i`` of the result is axis ``order[i]`` of ``k``."""
+    if list(order) == list(range(len(order))):
+        return k
+
+    def move(x: Any, start: int, full: bool):
+        if x is None:
+            return None
+        axes = [start + 2 * i + side for i in order for side in (0, 1)] if full else [start + i for i in order]
+        return jnp.transpose(x, [*range(start), *axes])
+
+    full = not k.diagonal_spatial
+    return k.replace(
+        gap=move(k.gap, 2, full),
+        ntk=move(k.ntk, 2, full),
+        var1=move(k.var1, 1, False),
+        var2=move(k.var2, 1, False),
+        within1=move(k.within1, 1, True),
+        within2=move(k.within2, 1, True),
+    )
+
+
 def kernel_from_covariances(nngp: Array, ntk, cov1: Array, cov2=None, *, diagonal_spatial: bool, **meta: Any) -> Kernel:
     """A Kernel from ``nngp [n1, n2, ...]``, ``ntk``, ``cov1 [n1, ...]`` and ``cov2`` (None when ``x2`` is ``x1``)."""
     diagonal = diagonal_spatial or cov1.ndim == 1
@@ -297,3 +387,17 @@ def kernel_from_covariances(nngp: Array, ntk, cov1: Array, cov2=None, *, diagona
 
     gap = jnp.maximum(row * column - nngp, 0)
     return k.replace(gap=gap, within1=within(cov1, var1), within2=within(cov2, var2))
+
+
+def _from_names(nngp, ntk=None, cov1=None, cov2=None, x1_is_x2=None, diagonal_spatial=False, **meta: Any) -> Kernel:
+    """A Kernel from the attributes of neural-tangents' Kernel, in the precision of covariances."""
+    batch, turned = meta.get("diagonal_batch", True), meta.get("is_reversed", False)
+    if cov1 is None or not batch or turned:
+        raise ValueError(
+            "Kernel(nngp=...) needs cov1, diagonal_batch=True and is_reversed=False (reverse() the original), got "
+            f"cov1 {'None' if cov1 is None else 'given'}, diagonal_batch={batch} and is_reversed={turned}"
+        )
+    nngp, cov1, ntk = jnp.asarray(nngp), jnp.asarray(cov1), where_kept(jnp.asarray, ntk)
+    same = cov2 is None if x1_is_x2 is None else bool(x1_is_x2)
+    other = None if same else cov1 if cov2 is None else jnp.asarray(cov2)
+    return kernel_from_covariances(nngp, ntk, cov1, other, diagonal_spatial=diagonal_spatial, **meta)

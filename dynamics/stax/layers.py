@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.stax.inputs import kernel_from_inputs
-from dynamics.stax.kernel import Kernel, unpair
+from dynamics.stax.kernel import Kernel, check_name, unpair
 from dynamics.stax.tiles import tile_limit
 from dynamics.stax.tokens import kernel_from_tokens
 from dynamics.stax.vectors import tiled_kernel
@@ -38,7 +38,7 @@ class Needs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KernelFn:
-    """``kernel_fn(x1, x2=None, get=None)``: the kernel of the infinitely wide network.
+    """``kernel_fn(x1_or_kernel, x2=None, get=None)``: the kernel of the infinitely wide network.
 
     ``propagate`` maps the input's Kernel to the output's.
     """
@@ -46,28 +46,44 @@ class KernelFn:
     propagate: Callable[..., Any]
     needs: Needs
 
-    def __call__(self, x1, x2=None, get=None, *, diagonal_spatial: bool | None = None, **kwargs):
+    def __call__(
+        self,
+        x1_or_kernel,
+        x2=None,
+        get=None,
+        *,
+        pattern=None,
+        mask_constant=None,
+        diagonal_batch: bool | None = None,
+        diagonal_spatial: bool | None = None,
+        **kwargs,
+    ):
         """Evaluates the kernel between ``x1 [n1, ...]`` and ``x2 [n2, ...]`` (``x1`` when None).
 
         Args:
-            x1: inputs with their sample axis, or a Kernel (or a list of them for layers with several inputs).
-            x2: other inputs, or None for ``x1``.
+            x1_or_kernel: inputs with their sample axis, or a Kernel (or a list of them for layers with several inputs).
+            x2: other inputs, or None for ``x1``. Both are taken to the default floating precision.
             get: None for the whole Kernel, a name ('ntk', 'nngp', 'cov1', ...) for one array, or a tuple of names for
                 a namedtuple.
+            pattern, mask_constant: None only; diagonal_batch: True or None only (neural-tangents' arguments).
             diagonal_spatial: keep only equal positions of ``x1`` and ``x2``; inferred from the layers when None.
 
         Returns:
             A Kernel, an array or a namedtuple. Cost: ``O(n1 n2 d)`` for vectors of size ``d``, ``O(n1 n2)`` a layer.
 
         Raises:
-            ValueError: for unknown names in ``get`` and shapes that do not fit.
+            ValueError: for unknown names in ``get``, shapes and axes that do not fit, complex inputs, layers in an
+                order without a limit, and kernels above the free memory.
         """
-        _refuse(kwargs)
+        _refuse({"pattern": pattern, "mask_constant": mask_constant, "diagonal_batch": diagonal_batch})
         names = _names(get)
         compute_ntk = names is None or "ntk" in names
         batch_axis = 0 if self.needs.batch_axis is None else self.needs.batch_axis
         channel_axis = -1 if self.needs.channel_axis is None else self.needs.channel_axis
-        if x2 is None and _all_kernels(x1):
+        x1 = x1_or_kernel
+        if _all_kernels(x1):
+            if x2 is not None:
+                raise ValueError(f"x2 must be None where x1_or_kernel is a Kernel, got {type(x2).__name__}")
             kernel = x1
         elif self.needs.pairs and not (kwargs or self.needs.tokens) and _many_vectors(x1, x2, batch_axis):
             return read_out(tiled_kernel(self.propagate, x1, x2, batch_axis, channel_axis, _pairwise(names)), get)
@@ -95,9 +111,13 @@ def _names(get) -> tuple[str, ...] | None:
     if get is None:
         return None
     if isinstance(get, str):
-        return (get,)
+        return (check_name(get),)
     if not isinstance(get, tuple | list):
         raise ValueError(f"get must be None, a name or a tuple of names, got {get!r}")
+    for name in get:
+        check_name(name)
+    if len(set(get)) < len(get):
+        raise ValueError(f"get must name each attribute once, got {tuple(get)}")
     return tuple(get)
 
 
@@ -107,12 +127,12 @@ _REFUSED = {
 }
 
 
-def _refuse(kwargs) -> None:
+def _refuse(given: dict[str, Any]) -> None:
     """Names arguments of neural-tangents that would otherwise be dropped without a word."""
     for name, instead in _REFUSED.items():
-        if kwargs.get(name) is not None:
-            raise ValueError(f"{name} must be None or left out, got {kwargs[name]!r}: {instead}")
-    if kwargs.get("diagonal_batch") is False:
+        if given.get(name) is not None:
+            raise ValueError(f"{name} must be None or left out, got {given[name]!r}: {instead}")
+    if given.get("diagonal_batch") is False:
         raise ValueError("diagonal_batch must be True or None, got False: cov1 and cov2 hold each input with itself")
 
 
@@ -157,12 +177,35 @@ def read_out(kernel, get):
 
 def layer(init: Callable, apply: Callable, propagate: Callable, needs: Needs | None = None) -> Model:
     """A Model from ``init(rng, input_shape)``, ``apply(params, inputs, **kwargs)``, ``propagate(kernel, **kwargs)``."""
+    needs = Needs() if needs is None else needs
 
-    def checked(params, inputs, **kwargs):
-        _refuse(kwargs)
+    def checked(params, inputs, *, mask_constant=None, **kwargs):
+        _refuse({"mask_constant": mask_constant, "pattern": kwargs.get("pattern")})
         return apply(params, inputs, **kwargs)
 
-    return Model(init, checked, KernelFn(propagate, Needs() if needs is None else needs))
+    def placed(k, **kwargs):
+        if isinstance(k, Kernel):
+            _check_placed(k, needs)
+        return propagate(k, **kwargs)
+
+    return Model(init, checked, KernelFn(placed, needs))
+
+
+def _check_placed(k: Kernel, needs: Needs) -> None:
+    """Refuses a layer whose axes are not those of its input: its ``apply`` would be another function."""
+    ndim = len(k.shape1)
+    for name in ("batch_axis", "channel_axis"):
+        asked, found = getattr(needs, name), getattr(k, name)
+        if asked is not None and found < ndim and asked % ndim != found % ndim:
+            raise ValueError(
+                f"{name} of the layer is {asked % ndim}, but its input of shape {k.shape1} has {name} {found % ndim}: "
+                "give each layer the axes (or dimension_numbers) of its input"
+            )
+
+
+def composed(init: Callable, apply: Callable, propagate: Callable, needs: Needs) -> Model:
+    """As ``layer``, for layers made of layers: arguments and axes are checked by their parts."""
+    return Model(init, apply, KernelFn(propagate, needs))
 
 
 def kernel_layer(model: Sequence) -> KernelFn:
