@@ -106,3 +106,12 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(run, tmp_path, capsys
     assert run_main(["export", str(run), str(tmp_path / "b.nc")]) == 2
     assert "pip install 'dynamics[xarray]'" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.nc"]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "nc"])
+def test_a_run_without_curves_is_refused(tmp_path, capsys, suffix):
+    with open_run(tmp_path / "toy" / "bare", {"rate": 1.0}):
+        pass
+    assert run_main(["export", str(tmp_path / "toy" / "bare"), str(tmp_path / f"a.{suffix}")]) == 2
+    assert "recorded no curves" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*a*"))

@@ -28,7 +28,7 @@ def export(path: Path, target: Path) -> int:
     to two variables ``<name>_real`` and ``<name>_imag``; a name that netCDF refuses is kept as ``long_name``.
 
     Raises:
-        BadInput: for another ending, or a folder that does not exist.
+        BadInput: for another ending, a folder that does not exist, or a run without records.
         Unusable: when ``path`` cannot be read or ``target`` not be written.
         ImportError: without xarray; the message names the extra.
     """
@@ -43,6 +43,8 @@ def export(path: Path, target: Path) -> int:
         write, what = (_grid_arrays if target.suffix == ".npz" else _grid_netcdf)(grid), f"{grid.done} cells"
     else:
         run = load(path)
+        if not run.records:
+            raise BadInput(f"path: got {str(path)!r}, whose run recorded no curves; its numbers are in claims.json")
         write, what = (_run_arrays if target.suffix == ".npz" else _run_netcdf)(run), f"{len(run.records)} records"
     beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
