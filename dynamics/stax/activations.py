@@ -40,7 +40,7 @@ def Erf(a: float | Array = 1.0, b: float | Array = 1.0, c: float | Array = 0.0) 
 def _lifted(gap: Array, s1: Array, s2: Array, scale) -> Lifted:
     """Preactivations in units in which variances are ``scale`` times as large."""
     root = jnp.sqrt(scale)
-    return Lifted(scale * gap, root * s1, root * s2)
+    return Lifted(scale * gap, root * s1, root * s2, root * (s1 - s2))
 
 
 def Sigmoid_like() -> Model:
@@ -55,7 +55,7 @@ def Gelu(approximate: bool = False) -> Model:
     """
 
     def cross(gap, s1, s2):
-        pair = Lifted(gap, s1, s2)
+        pair = Lifted(gap, s1, s2, s1 - s2)
         q1, q2, area, own = s1**2, s2**2, pair.area, pair.areas
         angle1, angle2, (cosine, sine) = self_angle(s1), self_angle(s2), pair.turn()
         turn = jnp.arctan2(sine, cosine)

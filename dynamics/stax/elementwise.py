@@ -76,9 +76,23 @@ def distance_dual(
         gap, s1, s2 = jnp.broadcast_arrays(gap, s1, s2)
         distance, covariance, slope = cross(gap, s1, s2)
         one, two = root(variance(s1**2)), root(variance(s2**2))
-        return jnp.where(alike(s1, s2), gap_of(distance, one, two), jnp.maximum(one * two - covariance, 0)), slope
+        new = jnp.where(alike(s1, s2), gap_of(distance, one, two), jnp.maximum(one * two - covariance, 0))
+        eps = jnp.finfo(s1.dtype).eps
+        same = (jnp.abs(s1 - s2) <= 4 * eps * (s1 + s2)) & (gap <= eps**2 * s1 * s2)
+        return _exact(new, same), slope
 
     return Dual(variance, gaps)
+
+
+@jax.custom_jvp
+def _exact(gap: Array, coincident: Array) -> Array:
+    """``gap``, exactly 0 where points coincide to rounding: chaotic networks let any gap grow."""
+    return jnp.where(coincident, 0, gap)
+
+
+@_exact.defjvp
+def _(primals, tangents):
+    return _exact(*primals), tangents[0]
 
 
 def alike(s1: Array, s2: Array) -> Array:

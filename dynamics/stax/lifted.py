@@ -17,11 +17,15 @@ _NEGLIGIBLE = 1e-18
 
 
 class Lifted(NamedTuple):
-    """Two preactivations: gap ``g`` and deviations ``s1, s2``, in units of the activation's own length."""
+    """Two preactivations in units of the activation's own length: gap, deviations, and their difference ``s1 - s2``.
+
+    Subtract before scaling: a compiler that fuses ``a s1 - a s2`` leaves rounding where ``s1 = s2``.
+    """
 
     g: Array
     s1: Array
     s2: Array
+    apart: Array
 
     @property
     def k(self) -> Array:
@@ -31,7 +35,7 @@ class Lifted(NamedTuple):
     @property
     def difference(self) -> Array:
         """``q1 - q2``."""
-        return (self.s1 - self.s2) * (self.s1 + self.s2)
+        return self.apart * (self.s1 + self.s2)
 
     @property
     def h(self) -> Array:
@@ -41,7 +45,7 @@ class Lifted(NamedTuple):
     @property
     def distance(self) -> Array:
         """``(q1 + q2) / 2 - k``."""
-        return self.g + 0.5 * (self.s1 - self.s2) ** 2
+        return self.g + 0.5 * self.apart**2
 
     @property
     def area(self) -> Array:
@@ -76,7 +80,7 @@ class Lifted(NamedTuple):
         Each ``psi - psi_i`` by its sine and cosine, halved (one half-angle formula for acute, one for obtuse angles)
         and added as the arguments of a product of complex numbers.
         """
-        one, two = _half_turn(self), _half_turn(Lifted(self.g, self.s2, self.s1))
+        one, two = _half_turn(self), _half_turn(Lifted(self.g, self.s2, self.s1, -self.apart))
         return one[0] * two[0] - one[1] * two[1], one[1] * two[0] + one[0] * two[1]
 
 
@@ -90,8 +94,8 @@ def _half_turn(pair: Lifted) -> tuple[Array, Array]:
     q1, area, (own, _) = pair.s1**2, pair.area, pair.areas
     long1, long2 = 1 + q1, 1 + pair.s2**2
     # R^2 q1 - R1^2 q2 = (q1 - q2) (1 + q1) + q1 h, so that R q1 - R1 k is free of differences of large numbers.
-    apart = (pair.difference * long1 + q1 * pair.h) * (pair.s1 / (area * pair.s1 + pair.s2 * own + _NEGLIGIBLE))
+    moved = (pair.difference * long1 + q1 * pair.h) * (pair.s1 / (area * pair.s1 + pair.s2 * own + _NEGLIGIBLE))
     unit = 1 / (long1 * jnp.sqrt(long1) * jnp.sqrt(long2))
-    sine, cosine = (apart + pair.g * own) * unit, (pair.k * q1 + area * own) * unit
+    sine, cosine = (moved + pair.g * own) * unit, (pair.k * q1 + area * own) * unit
     acute = cosine > 0
     return jnp.where(acute, 1 + cosine, sine), jnp.where(acute, sine, 1 - cosine)
