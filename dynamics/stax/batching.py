@@ -136,8 +136,8 @@ def _count(x) -> int:
 
 
 def _slices(n: int, size: int) -> list[slice]:
-    size = n if size == 0 else min(size, n)
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    size = max(n if size == 0 else min(size, n), 1)
+    return [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size)]
 
 
 def _take(x, part: slice):
