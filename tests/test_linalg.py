@@ -132,6 +132,22 @@ def test_density_moments_match_dense(precision, key):
     assert np.all(np.abs(np.asarray(share.value) - exact) <= 5 * np.asarray(share.error) + 1e-3)
 
 
+def test_a_density_repeats_no_eigenvalue_unless_told(key):
+    """Three eigenvalues far out of 300, float32: three nodes there; copies of them without reorthogonalisation."""
+    d = jnp.concatenate([jnp.array([100.0, 50.0, 20.0]), jnp.linspace(0.0, 1.0, 297)])
+    whole, short = (
+        linalg.spectral_density(lambda v: d * v, key, 300, probes=3, steps=40, reorthogonalize=choice)
+        for choice in (True, False)
+    )
+    assert np.all(np.sum(np.asarray(whole.nodes) > 10, 1) == 3)
+    assert np.all(np.sum(np.asarray(short.nodes) > 10, 1) > 3)
+    np.testing.assert_allclose(*(jnp.sum(x.weights * x.nodes, -1) for x in (whole, short)), rtol=1e-4)
+    few = linalg.spectral_density(lambda v: d[:5] * v, key, 5, probes=2, steps=8)  # fewer eigenvalues than steps
+    assert few.nodes.shape == (2, 8)
+    np.testing.assert_allclose(jnp.sum(few.weights, -1), 1, rtol=1e-5)
+    np.testing.assert_allclose(few.nodes[:, 4], 100, rtol=1e-5)
+
+
 def test_smoothed_density_integrates_to_one(key):
     a, _ = matrix()
     density = linalg.spectral_density(product(a), key, 40, probes=2, steps=10)
@@ -163,6 +179,7 @@ def test_trace_and_frobenius(precision, key):
         (lambda: linalg.extreme_eigenvalues(lambda v: v, jnp.ones(3), 2, p=0.0), "p"),
         (lambda: linalg.trace(lambda v: v, jax.random.key(0), 3, 1), "probes"),
         (lambda: linalg.spectral_density(lambda v: v, jax.random.key(0), 3, probes=1), "probes"),
+        (lambda: linalg.spectral_density(lambda v: v, jax.random.key(0), 3, steps=0), "steps"),
     ],
 )
 def test_bad_arguments_are_named(call, name):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.linalg.lanczos import Matvec, three_term
+from dynamics.linalg.lanczos import Matvec, padded_tridiagonal, three_term
 from dynamics.linalg.trace import Estimate, mean_and_error
 from dynamics.types import Array
 
@@ -27,13 +27,20 @@ class Density(NamedTuple):
 
 
 def spectral_density(
-    matvec: Matvec, key: Array, size: int, *, probes: int = 5, steps: int = 50, dtype=None, batch_size: int = 1
+    matvec: Matvec,
+    key: Array,
+    size: int,
+    *,
+    probes: int = 5,
+    steps: int = 50,
+    dtype=None,
+    batch_size: int = 1,
+    reorthogonalize: bool = True,
 ) -> Density:
     """Stochastic Lanczos quadrature: each probe's Lanczos matrix is a Gauss quadrature of its spectral measure.
 
     For a random Gaussian direction z, ``E z^T f(A) z / P = Tr f(A) / P``; with ``T = S Theta S^T`` the rule is
-    ``sum_j S_1j^2 f(theta_j)``, exact for polynomials up to degree ``2 steps - 1``. No reorthogonalisation: repeated
-    Ritz values share the weight of one eigenvalue.
+    ``sum_j S_1j^2 f(theta_j)``, exact for polynomials up to degree ``2 steps - 1``.
 
     Args:
         matvec: ``v [P] -> A v [P]``, ``A`` symmetric.
@@ -42,7 +49,10 @@ def spectral_density(
         probes: number of probes; 5 for a figure, 10 for a paper.
         steps: Lanczos steps a probe; they buy resolution, and matter more than probes.
         dtype: of the vectors; the default float unless given.
-        batch_size: probes mapped side by side (memory ``3 batch_size P``).
+        batch_size: probes mapped side by side.
+        reorthogonalize: False keeps three vectors instead of ``steps + 1``. Repeated Ritz values then share the weight
+            of one eigenvalue, which takes steps from the others: with a few eigenvalues far out, as networks have, some
+            twice as many are needed.
 
     Returns:
         ``Density``; see ``moments``, ``cumulative`` and ``smoothed``.
@@ -50,7 +60,8 @@ def spectral_density(
     Raises:
         ValueError: when ``probes < 2`` or ``steps < 1``.
 
-    Cost: ``probes * steps`` matvecs, memory ``3 P``.
+    Cost: ``probes * steps`` matvecs and ``2 steps^2 P`` flops a probe, up to twice that; memory
+    ``batch_size (steps + 1) P``. Without reorthogonalisation no flops beside the matvecs, memory ``3 batch_size P``.
 
     Reference: Ubaru, Chen & Saad 2017, section 3; Ghorbani, Krishnan & Xiao 2019 for networks.
 
@@ -64,10 +75,19 @@ def spectral_density(
         raise ValueError(f"probes: got {probes!r}; allowed: an integer >= 2, so that the spread gives an error")
     dtype = jnp.result_type(float) if dtype is None else dtype
 
+    if steps < 1:
+        raise ValueError(f"steps: got {steps!r}; allowed: an integer >= 1")
+
     def probe(key):
-        alphas, betas = three_term(matvec, jax.random.normal(key, (size,), dtype), steps)
-        theta, s = jnp.linalg.eigh(jnp.diag(alphas) + jnp.diag(betas, 1) + jnp.diag(betas, -1))
-        return theta, s[0] ** 2
+        start = jax.random.normal(key, (size,), dtype)
+        if reorthogonalize:
+            matrix = padded_tridiagonal(matvec, start, min(steps, size)).matrix()
+        else:
+            alphas, betas = three_term(matvec, start, steps)
+            matrix = jnp.diag(alphas) + jnp.diag(betas, 1) + jnp.diag(betas, -1)
+        theta, s = jnp.linalg.eigh(matrix)
+        missing = (0, steps - theta.shape[0])
+        return jnp.pad(theta, missing, mode="edge"), jnp.pad(s[0] ** 2, missing)
 
     nodes, weights = jax.lax.map(probe, jax.random.split(key, probes), batch_size=batch_size)
     return Density(nodes, weights, size)

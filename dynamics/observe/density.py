@@ -15,14 +15,21 @@ OperatorOf = Callable[[Params, Batch], Operator]
 
 
 def density(
-    operator: OperatorOf, name: str, *, probes: int = 5, steps: int = 50, batch_size: int = 1, seed: int = 0
+    operator: OperatorOf,
+    name: str,
+    *,
+    probes: int = 5,
+    steps: int = 50,
+    batch_size: int = 1,
+    reorthogonalize: bool = True,
+    seed: int = 0,
 ) -> Observable:
     """The spectral density of any operator by stochastic Lanczos quadrature, with its integrals and their errors.
 
     Args:
         operator: ``(params, batch) -> Operator``, symmetric.
         name: of the readings.
-        probes, steps, batch_size: see ``linalg.spectral_density``.
+        probes, steps, batch_size, reorthogonalize: see ``linalg.spectral_density``.
         seed: of the probes (the same at every reading, so that changes are the density's).
 
     Returns:
@@ -41,7 +48,14 @@ def density(
     def read(params, batch):
         matvec, size, dtype, _ = operator(params, batch)
         found = linalg.spectral_density(
-            matvec, jax.random.key(seed), size, probes=probes, steps=steps, dtype=dtype, batch_size=batch_size
+            matvec,
+            jax.random.key(seed),
+            size,
+            probes=probes,
+            steps=steps,
+            dtype=dtype,
+            batch_size=batch_size,
+            reorthogonalize=reorthogonalize,
         )
         readings = {f"{name}_density_nodes": found.nodes, f"{name}_density_weights": found.weights}
         for moment, estimate in linalg.moments(found)._asdict().items():

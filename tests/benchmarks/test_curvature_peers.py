@@ -186,13 +186,13 @@ def our_density() -> tuple[np.ndarray, float]:
 
 @functools.cache
 def true_density() -> tuple[np.ndarray, np.ndarray]:
-    """``(nodes, weights)`` of 20 probes of 60 steps."""
+    """``(nodes, weights)`` of 16 probes of 110 steps."""
     params, batch, _ = ours()
 
     @jax.jit
     def run(params, batch):
         matvec, size, *_ = operators.hessian(apply, half_mse, params, batch)
-        return linalg.spectral_density(matvec, jax.random.key(11), size, probes=20, steps=60)[:2]
+        return linalg.spectral_density(matvec, jax.random.key(11), size, probes=16, steps=110)[:2]
 
     return tuple(np.ravel(part).astype(float) for part in run(params, batch))
 
