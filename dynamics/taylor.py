@@ -11,7 +11,7 @@ from dynamics.types import Array, Params
 
 
 def linearize(f: Callable[..., Array], params: Params) -> Callable[..., Array]:
-    """``f_lin(p, x) = f(params, x) + d f(params, x)/d params (p - params)`` (Lee et al. 2019, eq. 3).
+    """``f_lin(p, x) = f(params, x) + d f(params, x)/d params (p - params)`` (Lee et al. 2019, section 2.2).
 
     Args:
         f: ``(params, x, **kwargs) -> output``.
@@ -38,7 +38,7 @@ def taylor_expand(f: Callable[..., Array], params: Params, degree: int) -> Calla
     Returns:
         A function of the same signature. Cost: ``degree`` nested jvps, ``2^degree`` evaluations in the worst case.
 
-    Reference: Lee et al. 2019, eq. 3; Huang & Yau 2020 for higher orders.
+    Reference: Lee et al. 2019, section 2.2; Huang & Yau 2020 for higher orders.
     """
     if degree < 0:
         raise ValueError(f"degree must be at least 0, got {degree}")

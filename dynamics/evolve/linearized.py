@@ -19,7 +19,7 @@ class LinearizedState(NamedTuple):
 def linearized(apply: Callable[..., Array], make: Callable[[Callable[..., Array]], Dynamics]) -> Dynamics:
     """Trains ``f_lin(theta, x) = f(theta_0, x) + J(theta_0, x) (theta - theta_0)`` instead of ``f``.
 
-    Reference: Lee et al. 2019, eq. 3.
+    Reference: Lee et al. 2019, section 2.2.
 
     Args:
         apply: ``(params, x) -> f``.
