@@ -37,7 +37,8 @@ def Dense(
         parameterization: 'ntk', 'standard' or 'mup'.
         s: width multipliers ``(input, output)`` of the 'standard' parameterization.
 
-    Reference: Jacot et al. 2018, section 2; Sohl-Dickstein et al. 2020 ('standard'); Yang, Simon & Bernstein 2023 ('mup').
+    Reference: Jacot et al. 2018, section 2; Sohl-Dickstein et al. 2020 ('standard'); Yang, Simon & Bernstein 2023
+    ('mup').
     """
     scaled = scaling(parameterization, W_std, b_std, out_dim, s, "out_dim")
 

@@ -1,8 +1,8 @@
 """Training predicted from a kernel: gradient flow and descent on outputs, Gaussian-process posteriors.
 
 With the loss ``L = |f - y|^2 / (2 |y|)``, ``|y|`` the number of entries of ``y``, outputs of a network whose
-kernel ``Theta`` stays fixed obey ``df/dt = -eta Theta (f - y) / |y|`` (Lee et al. 2019, section 2.2). Names, arguments and
-returns are those of neural-tangents' ``predict``. Beside them: the same in discrete steps, with momentum
+kernel ``Theta`` stays fixed obey ``df/dt = -eta Theta (f - y) / |y|`` (Lee et al. 2019, section 2.2). Names, arguments
+and returns are those of neural-tangents' ``predict``. Beside them: the same in discrete steps, with momentum
 (``gradient_descent_mse_steps``) and minibatches (``stochastic_gradient_descent_mse``), and with a kernel renewed along
 the way (``refreshed_gradient_descent_mse``).
 """
