@@ -84,9 +84,9 @@ def central_flow(
 
     Cost: a gradient, ``k depth`` Hessian products and ``k (k + 1) / 2`` third-order gradients (some 5 gradients each).
 
-    With momentum the oscillation takes some ``1 / (1 - beta)`` steps to follow, which X does at once. Where the threshold
-    is reached fast, the path strays: on digits with beta = .9 by .01 to .08 of the way travelled at eta = .35, by .1 to
-    .4 at .5 (gradient descent: .02 to .07).
+    With momentum the oscillation takes some ``1 / (1 - beta)`` steps to follow, which X does at once. Where the
+    threshold is reached fast, the path strays: on digits with beta = .9 by .01 to .08 of the way travelled at eta =
+    .35, by .1 to .4 at .5 (gradient descent: .02 to .07).
 
     Reference: Cohen, Damian, Talwalkar, Kolter & Lee 2024, 'Understanding optimization in deep learning with central
     flows', section 3; the form with momentum averages the heavy-ball recursion in the same way.
