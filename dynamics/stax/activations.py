@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf
 
-from dynamics.stax.elementwise import Dual, alike, distance_dual, elementwise, smooth_dual
+from dynamics.stax.elementwise import Dual, alike, distance_dual, elementwise, settled, smooth_dual
 from dynamics.stax.kernel import safe_reciprocal
 from dynamics.stax.lifted import Lifted, self_angle
 from dynamics.types import Array, Model
@@ -157,7 +157,7 @@ def Gaussian(a: float | Array = 1, b: float | Array = -1) -> Model:
         apart = h + difference**2 / (total + mean**2)
         covariance = a**2 / area
         slope = covariance / area**2 * scale**2 * (s1 * s2 - gap)
-        return covariance * apart / (mean * (area + mean)), slope
+        return settled(covariance * apart / (mean * (area + mean)), gap, s1, s2), slope
 
     def variance(q):
         return a**2 / jnp.sqrt(1 + 2 * scale * q)

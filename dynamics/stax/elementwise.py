@@ -77,11 +77,15 @@ def distance_dual(
         distance, covariance, slope = cross(gap, s1, s2)
         one, two = root(variance(s1**2)), root(variance(s2**2))
         new = jnp.where(alike(s1, s2), gap_of(distance, one, two), jnp.maximum(one * two - covariance, 0))
-        eps = jnp.finfo(s1.dtype).eps
-        same = (jnp.abs(s1 - s2) <= 4 * eps * (s1 + s2)) & (gap <= eps**2 * s1 * s2)
-        return _exact(new, same), slope
+        return settled(new, gap, s1, s2), slope
 
     return Dual(variance, gaps)
+
+
+def settled(new: Array, gap: Array, s1: Array, s2: Array) -> Array:
+    """The gap ``new`` after an activation, exactly 0 where the inputs coincide to rounding."""
+    eps = jnp.finfo(s1.dtype).eps
+    return _exact(new, (jnp.abs(s1 - s2) <= 4 * eps * (s1 + s2)) & (gap <= eps**2 * s1 * s2))
 
 
 @jax.custom_jvp
