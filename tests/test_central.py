@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from dynamics.evolve import CentralStart, adaptive_central_flow, central_flow, descent, gradient_descent, gradient_flow
 from dynamics.evolve.central import _third_derivatives, complementarity
 from dynamics.evolve.simulate import simulate
+from dynamics.losses import half_mse
 from dynamics.types import Batch
+from experiments.edge_of_stability._central import smooth
+from experiments.edge_of_stability._digits import digits, network, starts
 
 DATA = Batch(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
 
@@ -58,7 +62,8 @@ def test_central_flow_on_a_stable_quadratic(k):
 def test_central_flow_of_a_linear_loss(momentum):
     """All eigenvalues 0: the tracked direction moves as the mean does at rest, by ``eta g / (1 - beta)``."""
     slope, eta = jnp.array([1.0]), 0.1
-    flow = central_flow(lambda w, x: w, lambda w, y: jnp.sum(slope * w), eta, momentum=momentum, depth=1)
+    options = {"momentum": momentum, "depth": 1, "oscillation": "balanced"}
+    flow = central_flow(lambda w, x: w, lambda w, y: jnp.sum(slope * w), eta, **options)
     state = jax.jit(flow.step)(jax.random.key(0), flow.init(jnp.zeros(1)), DATA)
     np.testing.assert_allclose(state.params, -eta / (1 - momentum), rtol=1e-6)
 
@@ -136,7 +141,7 @@ def test_central_flow_holds_the_threshold_of_the_valley(x64, momentum):
     def read(state, data):
         return {"b": state.params[1], "x": state.covariance[0, 0]}
 
-    flow = central_flow(valley, valley_loss, eta, momentum=momentum, depth=2)
+    flow = central_flow(valley, valley_loss, eta, momentum=momentum, depth=2, oscillation="balanced")
     _, central = simulate(flow, read, flow.init(params), DATA, 300, jax.random.key(0), np.arange(301))
     np.testing.assert_allclose(central.values["b"][-50:] + 2, threshold, rtol=1e-6)
     np.testing.assert_allclose(central.values["x"][-50:], 0.1, rtol=1e-6)
@@ -180,10 +185,152 @@ def test_adaptive_flow_holds_rmsprop_s_threshold(x64):
     np.testing.assert_allclose(central.values["b"][-1], path.values["b"][-1], rtol=0.05)
 
 
+def optimisers():
+    """``{name: (optax transformation, flow, its start from the state of the descent)}`` in the valley."""
+    plain = {"k": 2, "depth": 1, "oscillation": "carried"}
+    adaptive = {"b2": 0.95, "eps": 1e-6} | plain
+
+    def adam(b1):  # the flow leaves out the correction of the bias, and its P is that before the step
+        def update(g, state, params=None):
+            mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state[0], g)
+            nu = jax.tree.map(lambda n, g: 0.95 * n + 0.05 * g**2, state[1], g)
+            return jax.tree.map(lambda m, n: -0.05 * m / (jnp.sqrt(n) + 1e-6), mu, state[1]), (mu, nu)
+
+        return optax.GradientTransformation(
+            lambda p: (jax.tree.map(jnp.zeros_like, p), jax.tree.map(jnp.ones_like, p)), update
+        )
+
+    return {
+        "descent": (optax.sgd(0.5), central_flow(valley, valley_loss, 0.5, **plain), lambda s: (s.params,)),
+        "momentum": (
+            optax.sgd(0.5, momentum=0.5),
+            central_flow(valley, valley_loss, 0.5, momentum=0.5, k=2, depth=1),
+            lambda s: (s.params, None, s.opt_state[0].trace),
+        ),
+        "rmsprop": (
+            adam(0.0),
+            adaptive_central_flow(valley, valley_loss, 0.05, **adaptive),
+            lambda s: (s.params, s.opt_state[1]),
+        ),
+        "adam": (
+            adam(0.5),
+            adaptive_central_flow(valley, valley_loss, 0.05, b1=0.5, **adaptive),
+            lambda s: (s.params, s.opt_state[1], s.opt_state[0]),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["descent", "momentum", "rmsprop", "adam"])
+def test_carried_oscillation_of_a_cubic_loss_is_the_optimiser_s(x64, name):
+    """The valley is cubic and both its directions may oscillate: nothing is left out."""
+    optimizer, flow, start = optimisers()[name]
+    discrete = descent(valley, valley_loss, optimizer)
+    first = discrete.init((jnp.array(0.3), jnp.array(1.7)))
+    begin, _ = simulate(discrete, lambda s, d: {}, first, DATA, 10, jax.random.key(0), [])
+
+    def read(state, data):
+        return {"w": jnp.stack(discrete.params(state))}
+
+    at = np.arange(81)
+    _, path = simulate(discrete, read, begin, DATA, 80, jax.random.key(0), at)
+    carried = flow.init(CentralStart(*start(begin)))
+    _, found = simulate(flow, lambda s, d: {"w": s.iterate}, carried, DATA, 80, jax.random.key(0), at)
+    np.testing.assert_allclose(found.values["w"], path.values["w"], atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5])
+def test_growth_of_a_disturbed_balance(beta):
+    """On s a^2/2 - g s the balanced orbit's disturbances grow by (omega^2/2) (1 + beta)/(1 - beta) a step."""
+    eta, rise = 0.1, 1e-3
+    amplitude = np.sqrt(2 * rise)
+
+    def step(z):  # heavy ball, mirrored in a, so that the orbit of period 2 stands still
+        a, m_a, s, m_s = z
+        m_a, m_s = beta * m_a + s * a, beta * m_s + 0.5 * a**2 - rise
+        return np.array([-(a - eta * m_a), -m_a, s - eta * m_s, m_s])
+
+    orbit = np.array([amplitude, -2 * amplitude / eta, (2 + 2 * beta) / eta, 0])
+    np.testing.assert_allclose(step(orbit), orbit, atol=1e-12)
+    jacobian = np.stack([(step(orbit + e) - step(orbit - e)) / 2e-6 for e in 1e-6 * np.eye(4)], 1)
+    omega = eta / (1 - beta) * np.sqrt(2 * rise)
+    growth = np.abs(np.linalg.eigvals(jacobian)).max() - 1
+    np.testing.assert_allclose(growth, omega**2 / 2 * (1 + beta) / (1 - beta), rtol=0.02)
+
+
+def test_heavy_ball_bursts_and_only_the_carried_flow_follows(x64):
+    """Momentum .9 in the valley from a balance disturbed by a fifth: the sharpness swings ever wider, then collapses.
+
+    The balanced flow holds it at the edge.
+    """
+    eta, beta, steps, amplitude = 0.05, 0.9, 300, 1.2 * 0.1**0.5
+    params = (jnp.array(amplitude), jnp.array((2 + 2 * beta) / eta - 2))
+    trace = (jnp.array(-2 * amplitude / eta), jnp.array(0.0))
+    discrete = gradient_descent(valley, valley_loss, eta, momentum=beta)
+    start = discrete.init(params)
+    start = start._replace(opt_state=(start.opt_state[0]._replace(trace=trace), *start.opt_state[1:]))
+
+    def ratio(dynamics, state):
+        def read(state, data):
+            return {"b": dynamics.params(state)[1]}
+
+        _, record = simulate(dynamics, read, state, DATA, steps, jax.random.key(0), np.arange(steps + 1))
+        return (record.values["b"] + 2) * eta / (2 + 2 * beta)
+
+    def flow(oscillation):
+        made = central_flow(valley, valley_loss, eta, momentum=beta, depth=2, oscillation=oscillation)
+        return ratio(made, made.init(CentralStart(params, trace=trace)))
+
+    found = ratio(discrete, start)
+    assert found.max() > 1.01
+    assert found[100:].min() < 0.85
+    np.testing.assert_allclose(flow(None), found, atol=2e-3)
+    np.testing.assert_allclose(flow("balanced")[100:], 1, atol=1e-3)
+
+
+DIGITS = [("descent", 0.4, 200), ("momentum", 0.35, 60), ("momentum", 0.5, 60), ("rmsprop", 1e-3, 300)]
+DIGITS += [("adam", 1e-3, 300), ("adam", 3e-3, 300)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("kind", "eta", "begin"), DIGITS)
+def test_flow_is_the_running_mean_of_training_on_digits(kind, eta, begin, seed):
+    """At most .1 apart per unit that the running mean travels, over 400 steps at the edge."""
+    data, model, window = digits(300, seed), network(50, 3), 10
+    first = jax.tree.map(lambda leaf: leaf[0], starts(model, 64, seed, 1))
+    f, key = model.apply, jax.random.key(seed)
+    if kind in ("descent", "momentum"):
+        beta = 0.9 if kind == "momentum" else 0.0
+        discrete = gradient_descent(f, half_mse, eta, momentum=beta)
+        flow = central_flow(f, half_mse, eta, momentum=beta, k=3)
+    else:
+        b1 = 0.9 if kind == "adam" else 0.0
+        optimizer = optax.adam(eta, b1, 0.99) if b1 else optax.rmsprop(eta, 0.99, 1e-12)
+        discrete = descent(f, half_mse, optimizer)
+        flow = adaptive_central_flow(f, half_mse, eta, b1=b1, k=3)
+    state, _ = simulate(discrete, lambda s, d: {}, discrete.init(first), data, begin, key, [])
+    held = state.opt_state[0]
+    start = CentralStart(state.params, getattr(held, "nu", None), getattr(held, "mu", getattr(held, "trace", None)))
+
+    def path(dynamics, state):
+        def read(state, data):
+            return {"w": ravel_pytree(dynamics.params(state))[0]}
+
+        return simulate(dynamics, read, state, data, 400, key, np.arange(401))[1].values["w"]
+
+    mean = smooth(path(discrete, state), window)
+    apart = np.linalg.norm((path(flow, flow.init(start)) - mean)[window:-window], axis=1).max()
+    travelled = np.linalg.norm(np.diff(mean, axis=0), axis=1).sum()
+    print(f"{kind}, eta {eta:g}, seed {seed}: {apart / travelled:.3f} apart per unit of {travelled:.3g} travelled")
+    assert apart <= 0.1 * travelled
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"^momentum: got 1\.0"):
         central_flow(valley, valley_loss, 0.1, momentum=1.0)
     with pytest.raises(ValueError, match=r"^k, depth: got 0"):
         central_flow(valley, valley_loss, 0.1, k=0)
+    with pytest.raises(ValueError, match=r"^oscillation: got 'free'"):
+        central_flow(valley, valley_loss, 0.1, oscillation="free")
     with pytest.raises(ValueError, match=r"^b1, b2: "):
         adaptive_central_flow(valley, valley_loss, 0.1, b2=1.0)

@@ -132,6 +132,19 @@ def test_divergence_is_data_with_the_first_step_recorded(key, tmp_path):
     assert np.all(np.isfinite(x[:, [0, 2]]))
 
 
+def test_the_loss_before_any_update_is_no_divergence(key, tmp_path):
+    """``descent`` reports inf at the start; the lane that then diverges is found where it does."""
+    batch, params = problem(key)
+    runs = lanes(lambda eta: gradient_descent(linear, half_mse, eta), lambda eta: lambda s, d: {"loss": s.loss})
+    state = runs.dynamics.init((jnp.array([0.1, 1e9]), jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), params)))
+    with open_run(tmp_path / "run", {}) as held:
+        _, record = held.simulate(runs.dynamics, runs.readout, state, batch, 20, key, every(1, 20), label="a")
+    loss = np.asarray(record.values["loss"])
+    assert np.all(np.isinf(loss[0]))
+    first = 1 + int(np.argmax(~np.isfinite(loss[1:, 1])))
+    assert load(tmp_path / "run").diverged == {"a": {"lanes": [1], "of": 2, "first_step": [first]}}
+
+
 def test_a_fork_of_lanes_goes_on_under_their_new_settings(key, tmp_path):
     """A linear decay: what ten steps do under the first settings, times what ten do under the others."""
     runs = lanes(lambda rate: ode(lambda x, data: -rate * x, 0.5), lambda rate: lambda x, data: {"x": x})

@@ -20,11 +20,12 @@ class CentralState(NamedTuple):
 
     Attributes:
         params: the parameters of the averaged path.
-        trace: ``[P]`` averaged momentum, without its part along ``vectors``.
+        trace: ``[P]`` momentum; where the oscillation is balanced, that of the path, none of it along ``vectors``.
         nu: ``[P]`` second moments of the gradient (ones where the optimiser has none).
         vectors: ``[k, P]`` top eigenvectors of the preconditioned Hessian.
         eigenvalues: ``[k]`` of it, at the step's start.
         covariance: ``[k, k]`` X, the oscillation's covariance along ``vectors``; its diagonal over time is measurable.
+        iterate: ``[P]`` where a carried oscillation is; the path itself where it is balanced.
         step: int32.
     """
 
@@ -34,14 +35,17 @@ class CentralState(NamedTuple):
     vectors: Array
     eigenvalues: Array
     covariance: Array
+    iterate: Array
     step: Array
 
 
 class CentralStart(NamedTuple):
-    """Where an adaptive flow starts: parameters, and second moments ``nu``, a pytree like them."""
+    """Where a flow starts, taken from the optimiser: parameters, second moments ``nu`` and momentum ``trace`` (``mu``
+    of optax's Adam), pytrees like them. ``None``: ``(grad L)^2`` at the first step, and a momentum of zero."""
 
     params: Params
-    nu: Any
+    nu: Any = None
+    trace: Any = None
 
 
 def central_flow(
@@ -53,18 +57,27 @@ def central_flow(
     k: int = 1,
     depth: int = 4,
     seed: int = 0,
+    oscillation: str | None = None,
 ) -> Dynamics:
     """The central flow of gradient descent or heavy ball, one unit of ``learning_rate`` a step.
 
     At the edge the iterate oscillates about a path w with covariance ``Sigma = U X U^T`` along the top k eigenvectors
     U of the Hessian; averaging the update to second order gives
 
-        m <- grad L + (1/2) grad_w <H(w), Sigma> + beta m,   dw = -eta m,
+        m <- grad L + (1/2) grad_w <H(w), Sigma> + beta m,   dw = -eta m.
 
-    with X the solution of the complementarity problem ``0 <= X  perp  (2 + 2 beta)/eta I - U^T H U >= 0``: no
+    **Balanced**, X solves the complementarity problem ``0 <= X  perp  (2 + 2 beta)/eta I - U^T H U >= 0``: no
     oscillation below the threshold, and no eigenvalue above it. Each step solves it for the state at the step's end.
     Along U, where the discrete recursion would itself oscillate, the mean relaxes as the flow does, by ``1 - exp(-eta
     lambda/(1 - beta))``.
+
+    With momentum that balance is unstable. X acts on the sharpness only as the momentum follows, and a small
+    disturbance, which gradient descent all but keeps, grows by ``(omega^2/2) (1 + beta)/(1 - beta)`` a step, ``omega^2
+    = 2 (eta/(1 - beta))^2 a`` with a the rate ``-grad S . grad L`` of progressive sharpening: 1900 times as fast at
+    beta = .9. What follows are bursts which drive the sharpness far below the threshold. **Carried**, the oscillation
+    is therefore a state: the iterate ``w + q``, q along U, takes the optimiser's own steps under ``grad L(w) + (1/2)
+    grad_w <H(w), q q^T> + H(w) q``, the gradient averaged over q and -q and its linear part, and w is its centre. It
+    needs an optimiser's iterate to start from, and predicts less: that k directions and the second order are enough.
 
     Args:
         apply: ``(params, x) -> f``.
@@ -74,27 +87,27 @@ def central_flow(
         k: eigenvectors that may oscillate; more than ever reach the threshold at once.
         depth: blocks of the subspace refinement a step (``k depth`` Hessian products).
         seed: of the first eigenvectors' random start.
+        oscillation: ``"balanced"`` or ``"carried"``; balanced without momentum and carried with it unless said.
 
     Returns:
         A ``Dynamics`` on ``CentralState`` whose ``dt`` is ``learning_rate``, so that ``time`` and ``step`` match the
-        discrete optimiser's.
+        discrete optimiser's. ``init`` takes parameters, or a ``CentralStart``.
 
     Raises:
-        ValueError: when ``k`` or ``depth`` is below 1, or ``momentum`` outside [0, 1).
+        ValueError: when ``k`` or ``depth`` is below 1, ``momentum`` outside [0, 1), or ``oscillation`` not one of the
+            two.
 
-    Cost: a gradient, ``k depth`` Hessian products and ``k (k + 1) / 2`` third-order gradients (some 5 gradients each).
-
-    With momentum the oscillation takes some ``1 / (1 - beta)`` steps to follow, which X does at once. Where the
-    threshold is reached fast, the path strays: on digits with beta = .9 by .01 to .08 of the way travelled at eta =
-    .35, by .1 to .4 at .5 (gradient descent: .02 to .07).
+    Cost: a gradient and ``k depth`` Hessian products; balanced, ``k (k + 1) / 2`` third-order gradients (some 5
+    gradients each); carried, one, and a gradient.
 
     Reference: Cohen, Damian, Talwalkar, Kolter & Lee 2024, 'Understanding optimization in deep learning with central
-    flows', section 3; the form with momentum averages the heavy-ball recursion in the same way.
+    flows', section 3; the form with momentum averages the heavy-ball recursion in the same way. Damian, Nichani & Lee
+    2023, 'Self-stabilization', carry gradient descent's oscillation so.
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: got {momentum!r}; allowed: a number in [0, 1)")
     process = _Process(learning_rate, momentum, 1.0, momentum_threshold(learning_rate, momentum), False, 0.0, 0.0)
-    return _flow(apply, loss, process, k, depth, seed)
+    return _flow(apply, loss, process, k, depth, seed, oscillation or ("carried" if momentum else "balanced"))
 
 
 def adaptive_central_flow(
@@ -108,6 +121,7 @@ def adaptive_central_flow(
     k: int = 1,
     depth: int = 4,
     seed: int = 0,
+    oscillation: str = "balanced",
 ) -> Dynamics:
     """The central flow of RMSProp (b1 = 0) or Adam, with ``P = sqrt(nu) + eps`` and no bias correction.
 
@@ -130,7 +144,7 @@ def adaptive_central_flow(
     if not 0 <= b1 < 1 or not 0 < b2 < 1:
         raise ValueError(f"b1, b2: got {b1!r}, {b2!r}; allowed: 0 <= b1 < 1 and 0 < b2 < 1")
     process = _Process(learning_rate, b1, 1 - b1, adam_threshold(learning_rate, b1), True, 1 - b2, eps)
-    return _flow(apply, loss, process, k, depth, seed)
+    return _flow(apply, loss, process, k, depth, seed, oscillation)
 
 
 class _Process(NamedTuple):
@@ -145,19 +159,28 @@ class _Process(NamedTuple):
     rate: float
     eps: float
 
+    @property
+    def rest(self) -> Any:
+        """The effective learning rate, of motion slow enough for the momentum to follow."""
+        return self.eta * self.gain / (1 - self.carry)
 
-def _flow(apply, loss, process: _Process, k: int, depth: int, seed: int) -> Dynamics:
+
+def _flow(apply, loss, process: _Process, k: int, depth: int, seed: int, oscillation: str) -> Dynamics:
     if k < 1 or depth < 1:
         raise ValueError(f"k, depth: got {k!r}, {depth!r}; allowed: integers >= 1")
-    adaptive = process.adaptive
+    if oscillation not in ("balanced", "carried"):
+        raise ValueError(f"oscillation: got {oscillation!r}; allowed: 'balanced', 'carried'")
+    carried = oscillation == "carried"
 
     def init(start) -> CentralState:
-        params, nu = start if isinstance(start, CentralStart) else (start, None)
-        flat = ravel_pytree(params)[0]
-        nu = (jnp.full_like(flat, -1) if nu is None else ravel_pytree(nu)[0]) if adaptive else jnp.ones_like(flat)
-        vectors = jax.random.normal(jax.random.key(seed), (k, flat.size), flat.dtype)
-        zeros = jnp.zeros((k, k), flat.dtype)
-        return CentralState(params, jnp.zeros_like(flat), nu, vectors, zeros[0], zeros, jnp.int32(0))
+        params, nu, trace = start if isinstance(start, CentralStart) else CentralStart(start)
+        w = ravel_pytree(params)[0]
+        known = jnp.full_like(w, -1) if nu is None else ravel_pytree(nu)[0]  # -1: taken at the first step
+        nu = known if process.adaptive else jnp.ones_like(w)
+        trace = jnp.zeros_like(w) if trace is None else ravel_pytree(trace)[0]
+        vectors = jax.random.normal(jax.random.key(seed), (k, w.size), w.dtype)
+        zeros = jnp.zeros((k, k), w.dtype)
+        return CentralState(params, trace, nu, vectors, zeros[0], zeros, w, jnp.int32(0))
 
     def step(key, state: CentralState, data) -> CentralState:
         batch = training_batch(data)
@@ -167,33 +190,84 @@ def _flow(apply, loss, process: _Process, k: int, depth: int, seed: int) -> Dyna
             return loss(apply(unravel(v), batch.x), batch.y)
 
         g, hvp = jax.linearize(jax.grad(objective), w)
-        nu = jnp.where((state.step == 0) & (state.nu < 0), g**2, state.nu) if adaptive else state.nu
-        p = jnp.sqrt(nu) + process.eps if adaptive else nu
+        nu = jnp.where((state.step == 0) & (state.nu < 0), g**2, state.nu) if process.adaptive else state.nu
+        p = jnp.sqrt(nu) + process.eps if process.adaptive else nu
         pairs = _track(hvp, jnp.sqrt(p), state, depth)
-        u = pairs.vectors / jnp.sqrt(p)
-        h = jax.lax.map(hvp, u)
-        turn = _third_derivatives(objective, w, u)  # [k, k, P], grad_w (u_i H u_j)
-
-        respond = _response(process, p, u, pairs.values)
-        coasting = process.eta * process.carry * state.trace / p
-        alpha = -jnp.einsum("ijp,p->ij", turn, respond(g) + coasting)
-        beta = 0.5 * jnp.einsum("ijp,klp->ijkl", turn, jax.vmap(jax.vmap(respond))(turn))
-        if adaptive:
-            pull = _preconditioner_pull(process, nu, p, u, h)
-            alpha = alpha + jnp.einsum("ijp,p->ij", pull, g**2 - nu)
-            beta = beta - jnp.einsum("ijp,kp,lp->ijkl", pull, h, h)
-        room = process.threshold * jnp.eye(k) - jnp.diag(pairs.values)
-        x = complementarity(beta, alpha - room, state.covariance)
-
-        drift = g + 0.5 * jnp.einsum("ij,ijp->p", x, turn)
-        trace = process.carry * state.trace + process.gain * drift
-        trace = trace - p * ((u @ trace) @ u)
-        if adaptive:
-            nu = nu + process.rate * (g**2 + jnp.einsum("ij,ip,jp->p", x, h, h) - nu)
-        moved = unravel(w - respond(drift) - coasting)
-        return CentralState(moved, trace, nu, pairs.vectors, pairs.values, x, state.step + 1)
+        edge = _Edge(pairs.vectors / jnp.sqrt(p), pairs.values, p, nu)
+        if carried:
+            path, moved = _carry(process, objective, edge, w, state)
+        else:
+            path, moved = _balance(process, objective, edge, w, g, hvp, state)
+        return moved._replace(
+            params=unravel(path), vectors=pairs.vectors, eigenvalues=pairs.values, step=state.step + 1
+        )
 
     return Dynamics(init, step, lambda state: state.params, process.eta)
+
+
+class _Edge(NamedTuple):
+    """What may oscillate: ``u`` ``[k, P]`` with ``H u = lambda P u`` and ``u^T P u = 1``, the eigenvalues, P's diagonal
+    p, and nu."""
+
+    u: Array
+    values: Array
+    p: Array
+    nu: Array
+
+    def without(self, direction: Array) -> Array:
+        """A displacement less its part along u."""
+        return direction - (self.u @ (self.p * direction)) @ self.u
+
+
+def _balance(process: _Process, objective, edge: _Edge, w: Array, g: Array, hvp, state: CentralState):
+    """A step of the path under the covariance that keeps every eigenvalue at or below the threshold."""
+    u, values, p, nu = edge
+    h = jax.lax.map(hvp, u)
+    turn = _third_derivatives(objective, w, u)  # [k, k, P], grad_w (u_i H u_j)
+    respond = _response(process, edge)
+    coasting = process.carry * edge.without(state.trace / p)
+    alpha = -jnp.einsum("ijp,p->ij", turn, respond(g) + process.eta * coasting)
+    beta = 0.5 * jnp.einsum("ijp,klp->ijkl", turn, jax.vmap(jax.vmap(respond))(turn))
+    if process.adaptive:
+        pull = _preconditioner_pull(process, edge, h)
+        alpha = alpha + jnp.einsum("ijp,p->ij", pull, g**2 - nu)
+        beta = beta - jnp.einsum("ijp,kp,lp->ijkl", pull, h, h)
+    room = process.threshold * jnp.eye(len(u)) - jnp.diag(values)
+    x = complementarity(beta, alpha - room, state.covariance)
+
+    drift = g + 0.5 * jnp.einsum("ij,ijp->p", x, turn)
+    trace = p * coasting + process.gain * drift
+    if process.adaptive:
+        nu = nu + process.rate * (g**2 + jnp.einsum("ij,ip,jp->p", x, h, h) - nu)
+    path = w - respond(drift) - process.eta * coasting
+    return path, state._replace(trace=trace, nu=nu, covariance=x, iterate=path)
+
+
+def _carry(process: _Process, objective, edge: _Edge, w: Array, state: CentralState):
+    """A step of the iterate under the gradient's second-order expansion about the path.
+
+    Their difference q lies along u: what turns out of u oscillates no more and goes to the path. Along u the path sits
+    at the minimum, or at the iterate where the slope is too flat for one.
+    """
+    u, values, p, nu = edge
+    w = w + edge.without(state.iterate - w)
+    bent = values > 0
+    above = jnp.where(bent, (u @ jax.grad(objective)(w)) / jnp.where(bent, values, 1), 0)  # w less the minimum
+    x = jnp.where(bent, -jnp.expm1(-process.rest * values), 0) * (u @ (p * (state.iterate - w)) + above)
+    q = x @ u
+    w = state.iterate - q
+
+    def expansion(v):
+        (value, slope), (_, bend) = jax.jvp(lambda v: jax.jvp(objective, (v,), (q,)), (v,), (q,))
+        return value + slope + 0.5 * bend
+
+    force = jax.grad(expansion)(w)
+    trace = process.carry * state.trace + process.gain * force
+    iterate = state.iterate - process.eta * trace / p
+    if process.adaptive:
+        nu = nu + process.rate * (force**2 - nu)
+    path = w + edge.without(iterate - w)
+    return path, state._replace(trace=trace, nu=nu, covariance=jnp.outer(x, x), iterate=iterate)
 
 
 def _track(hvp, root: Array, state: CentralState, depth: int) -> linalg.Eigenpairs:
@@ -208,26 +282,25 @@ def _track(hvp, root: Array, state: CentralState, depth: int) -> linalg.Eigenpai
     return sweep(jax.lax.cond(state.step == 0, first, lambda vectors: vectors, state.vectors))
 
 
-def _response(process: _Process, p: Array, u: Array, values: Array):
+def _response(process: _Process, edge: _Edge):
     """``d -> how far w moves down against the gradient d`` within a step: relaxed along u, one update elsewhere."""
-    eta, carry, gain = process.eta, process.carry, process.gain
-    rest = eta * gain / (1 - carry)  # the limit of the relaxation at eigenvalue 0
-    flat = values == 0
-    relaxed = jnp.where(flat, rest, -jnp.expm1(-rest * values) / jnp.where(flat, 1, values))
+    flat = edge.values == 0
+    decayed = -jnp.expm1(-process.rest * edge.values)
+    relaxed = jnp.where(flat, process.rest, decayed / jnp.where(flat, 1, edge.values))
 
     def respond(d):
-        along = u @ d
-        return eta * gain * (d / p - along @ u) + (relaxed * along) @ u
+        return process.eta * process.gain * edge.without(d / edge.p) + (relaxed * (edge.u @ d)) @ edge.u
 
     return respond
 
 
-def _preconditioner_pull(process: _Process, nu: Array, p: Array, u: Array, h: Array) -> Array:
+def _preconditioner_pull(process: _Process, edge: _Edge, h: Array) -> Array:
     """``d(u_i H u_j)`` through P at fixed ``P^1/2 u``, per unit of ``dnu / rate``: ``[k, k, P]``.
 
     It is ``-(1/2) (u_i h_j + h_i u_j)_c dP_c / P_c``. An entry that never had a gradient has no Hessian row either:
     its P stays.
     """
+    u, _, p, nu = edge
     active = nu > 0
     weight = jnp.where(active, process.rate / jnp.where(active, 4 * jnp.sqrt(nu) * p, 1), 0)
     return -(u[:, None] * h[None] + h[:, None] * u[None]) * weight

@@ -1,0 +1,119 @@
+"""The central flow beside the optimiser that it averages: the first seed's run at the largest learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from dynamics.evolve import every
+from dynamics.losses import half_mse
+from dynamics.types import Claim, Dynamics, Model, Record
+from experiments.edge_of_stability._digits import digits, ends_early, network, starts
+
+SOURCE = "Cohen, Damian et al. 2024"
+WINDOW = 10  # steps on either side of a running mean; an even number of periods of the oscillation
+APPROACH = 0.8  # of the threshold: the flow starts at the last reading below it
+
+
+def run_central(config, descent: Record, ratio, make: Callable, simulate) -> dict[str, Record]:
+    """``{'discrete', 'central'}``: both paths for ``config.flow_steps`` from the last reading below 80 % of the
+    threshold; empty where the run never comes so far.
+
+    Args:
+        config: ``samples``, ``width``, ``depth``, ``eta``, ``seed`` and ``flow_steps``.
+        descent: of ``train_grid``, for its steps.
+        ratio: ``[T, etas, seeds]``, sharpness over its threshold.
+        make: ``(model, eta) -> (optimiser, flow, begin)``, ``begin(state) -> CentralStart``.
+        simulate: the time loop.
+    """
+    above = np.flatnonzero(np.asarray(ratio)[:, np.argmax(config.eta), 0] > APPROACH)
+    if not above.size:
+        return {}
+    data, model = digits(config.samples, config.seed), network(config.width, config.depth)
+    start = jax.tree.map(lambda leaf: leaf[0], starts(model, data.train.x.shape[1], config.seed, 1))
+    begin, key = int(descent.step[max(above[0] - 1, 0)]), jax.random.key(config.seed)
+    optimiser, flow, first = make(model, max(config.eta))
+    state, _ = simulate(optimiser, read_loss, optimiser.init(start), data, begin, key, [begin], label="approach")
+    found = {}
+    for name, dynamics, initial, read in (
+        ("discrete", optimiser, state, read_path(model, optimiser)),
+        ("central", flow, flow.init(first(state)), read_flow(model, flow)),
+    ):
+        at = every(1, config.flow_steps)
+        _, record = simulate(dynamics, read, initial, data, config.flow_steps, key, at, label=name)
+        found[name] = record._replace(step=np.asarray(record.step) + begin)
+    return found
+
+
+def read_loss(state, data):
+    return {"loss": state.loss}
+
+
+def read_path(model: Model, dynamics: Dynamics):
+    def read(state, data):
+        params = dynamics.params(state)
+        return {"params": ravel_pytree(params)[0], "loss": half_mse(model.apply(params, data.train.x), data.train.y)}
+
+    return read
+
+
+def read_flow(model: Model, flow: Dynamics):
+    """As ``read_path``, with the mean loss of the oscillating iterate, ``L + <H, Sigma> / 2``, and the sharpness."""
+    path = read_path(model, flow)
+
+    def read(state, data):
+        found = path(state, data)
+        spread = 0.5 * jnp.sum(state.eigenvalues * jnp.diagonal(state.covariance))
+        return {**found, "loss": found["loss"] + spread, "sharpness": state.eigenvalues[0]}
+
+    return read
+
+
+def central_claims(records: dict[str, Record], config, ratio, span: float, usual: float) -> list[Claim]:
+    """Distance of the flow to the running mean of the optimiser's path, and its mean loss.
+
+    Args:
+        records: of ``run_central``.
+        config, ratio: as there.
+        span, usual: training time of the run at the largest eta, and the shortest of the quick preset.
+    """
+    name = "central flow: distance to the path's running mean, per unit that it travels"
+    if not config.flow_steps:
+        return [Claim.not_applicable(name, SOURCE, "the flow was left out")]
+    if "central" not in records:
+        if ends_early(np.asarray(ratio)[:, np.argmax(config.eta), :1], APPROACH, span, usual):
+            return [Claim.not_applicable(name, SOURCE, "the run ends before it comes near the threshold")]
+        return [Claim.at_most(name, SOURCE, np.nan, 0.1, note="the run never came near the threshold")]
+    flow, path = (records[k].values for k in ("central", "discrete"))
+    mean, inner = smooth(path["params"]), slice(WINDOW, -WINDOW)
+    travelled = np.linalg.norm(np.diff(mean, axis=0), axis=1).sum()
+    apart = np.linalg.norm((np.asarray(flow["params"]) - mean)[inner], axis=1).max() / travelled
+    error = np.median(np.abs(np.asarray(flow["loss"]) / smooth(path["loss"]) - 1)[inner])
+    return [
+        Claim.at_most(name, SOURCE, apart, 0.1, note=f"{travelled:.3g} travelled"),
+        Claim.at_most("central flow: mean loss of the path, median relative error", SOURCE, error, 0.1),
+    ]
+
+
+def smooth(values, window: int = WINDOW) -> np.ndarray:
+    """Running mean along axis 0 over ``window`` readings on both sides, fewer at the ends."""
+    values = np.asarray(values, float)
+    total = np.cumsum(np.concatenate([np.zeros_like(values[:1]), values]), axis=0)
+    last = np.minimum(np.arange(len(values)) + window + 1, len(values))
+    first = np.maximum(np.arange(len(values)) - window, 0)
+    width = np.reshape(last - first, (-1,) + (1,) * (values.ndim - 1))
+    return (total[last] - total[first]) / width
+
+
+def draw_central(left, right, records: dict[str, Record], scale: float = 1.0, index: int = 0) -> None:
+    """The flow's loss on ``left`` and its sharpness, times ``scale``, on ``right``, as theory ``index``."""
+    from dynamics.runs.figures import theory_style
+
+    if "central" in records:
+        flow = records["central"]
+        left.semilogy(flow.step, flow.values["loss"], **theory_style(index), label="central flow")
+        right.plot(flow.step[1:], flow.values["sharpness"][1:] * scale, **theory_style(index), label="central flow")
