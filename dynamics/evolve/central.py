@@ -76,8 +76,8 @@ def central_flow(
     = 2 (eta/(1 - beta))^2 a`` with a the rate ``-grad S . grad L`` of progressive sharpening: 1900 times as fast at
     beta = .9. What follows are bursts which drive the sharpness far below the threshold. **Carried**, the oscillation
     is therefore a state: the iterate ``w + q``, q along U, takes the optimiser's own steps under ``grad L(w) + (1/2)
-    grad_w <H(w), q q^T> + H(w) q``, the gradient averaged over q and -q and its linear part, and w is its centre. It
-    needs an optimiser's iterate to start from, and predicts less: that k directions and the second order are enough.
+    grad_w <H(w), q q^T> + H(w) q``, the gradient averaged over q and -q and its linear part, and w is its centre. That
+    predicts less: it starts from an optimiser's iterate, whose step it then leaves by the third order in q alone.
 
     Args:
         apply: ``(params, x) -> f``.
@@ -137,6 +137,9 @@ def adaptive_central_flow(
 
     Args and cost: as ``central_flow``; ``b1``, ``b2``, ``eps`` as in ``optax.adam``; ``eps > 0`` where a gradient
     entry may be 0.
+
+    ``oscillation`` is balanced unless said, also with momentum: on digits Adam's path at b1 = .9 stays within .05 of
+    the way travelled, as P, which grows with the oscillation, damps what the momentum disturbs.
 
     Reference: Cohen, Damian et al. 2024, section 5 (RMSProp). Adam's first moment only rescales the threshold, since
     the oscillation has period 2 and the averaged path moves slowly (Cohen et al. 2022).

@@ -2,7 +2,8 @@
 
 Full-batch Adam: the preconditioned sharpness lambda_max(P^-1 H), ``P = (1 - b1^t)(sqrt(nu/(1 - b2^t)) + eps)``, rises
 to ``(2 + 2 b1)/((1 - b1) eta)``, which is 38/eta at b1 = .9, and hovers there (figure 1). Loss
-``(1/2n) sum_i |f_i - y_i|^2`` on digits, three tanh layers of 50.
+``(1/2n) sum_i |f_i - y_i|^2`` on digits, three tanh layers of 50. Beside the threshold runs the central flow of Cohen,
+Damian et al. 2024, from where the moments have forgotten their start.
 
 Run time: about 60 s for the quick preset on two CPU cores.
 """
@@ -10,24 +11,28 @@ Run time: about 60 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, NamedTuple
 
+import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
 
 from dynamics import config
-from dynamics.config import Count, Positive
-from dynamics.evolve import descent, every
+from dynamics.config import Count, NonNegative, Positive
+from dynamics.evolve import CentralStart, adaptive_central_flow, descent, every
 from dynamics.evolve import simulate as in_memory
 from dynamics.losses import half_mse
 from dynamics.observe import preconditioned_sharpness
 from dynamics.stability import adam_preconditioner, adam_threshold
 from dynamics.types import Claim, Record
+from experiments.edge_of_stability._central import central_claims, draw_central, run_central
 from experiments.edge_of_stability._digits import hovering_claims, ratio_figure, train_grid
 
 SOURCE = "Cohen et al. 2022, 'Adaptive gradient methods at the edge of stability'"
 SECONDS = 60
+MEMORIES = 3  # times 1/(1 - b2) steps before the flow starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,10 @@ class Config(config.Config):
     """gradient steps"""
     record_every: Annotated[int, Count] = 25
     """steps between two readings of the preconditioned sharpness"""
+    flow_steps: Annotated[int, NonNegative] = 200
+    """length of the central flow, in steps of the largest eta; 0 leaves it out"""
+    flow_rank: Annotated[int, Count] = 3
+    """eigenvectors k that may oscillate in the central flow"""
 
     @classmethod
     def paper(cls) -> Config:
@@ -82,13 +91,30 @@ def run(config: Config, simulate=in_memory) -> Result:
     def observe(apply, dynamics, eta):
         return preconditioned_sharpness(apply, half_mse, dynamics, preconditioner)
 
+    def beside(model, eta):
+        moments = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+        flow = adaptive_central_flow(model.apply, half_mse, eta, **moments, k=config.flow_rank)
+        return make(model.apply, eta), flow, lambda state: CentralStart(state.params, *corrected(state.opt_state[0]))
+
+    def corrected(moments):
+        second = jax.tree.map(lambda nu: nu / (1 - config.b2**moments.count), moments.nu)
+        return second, jax.tree.map(lambda mu: mu / (1 - config.b1**moments.count), moments.mu)
+
     at = every(config.record_every, config.steps)[1:]  # P means nothing before the first step
-    return Result(config, {"descent": train_grid(config, make, observe, simulate, at=at)})
+    result = Result(config, {"descent": train_grid(config, make, observe, simulate, at=at)})
+    descent_record, forgotten = result.records["descent"], math.ceil(MEMORIES / (1 - config.b2))
+    if config.flow_steps:
+        found = run_central(config, descent_record, ratio(result), beside, simulate, earliest=forgotten)
+        result.records.update(found)
+    return result
 
 
 def claims(result: Result) -> list[Claim]:
+    cfg, over, quick = result.config, ratio(result), Config()
     symbol = "preconditioned sharpness over its threshold"
-    return hovering_claims(ratio(result), result.config, "figure 1", 0.97, 1.03, symbol)
+    spans = cfg.steps * max(cfg.eta), quick.steps * min(quick.eta)
+    found = hovering_claims(over, cfg, "figure 1", 0.97, 1.03, symbol)
+    return found + central_claims(result.records, cfg, over, *spans)
 
 
 def ratio(result: Result) -> np.ndarray:
@@ -98,9 +124,11 @@ def ratio(result: Result) -> np.ndarray:
 
 
 def figure(result: Result) -> Figure:
-    """Loss and preconditioned sharpness along training, over the threshold."""
+    """Loss and preconditioned sharpness along training, over the threshold and the central flow."""
     ylabel, threshold = "preconditioned sharpness / threshold", r"$(2+2b_1)/((1-b_1)\eta)$"
-    return ratio_figure(result.config, result.records["descent"], ratio(result), ylabel, threshold)
+    picture = ratio_figure(result.config, result.records["descent"], ratio(result), ylabel, threshold)
+    draw_central(picture, result.records, 1 / adam_threshold(max(result.config.eta), result.config.b1))
+    return picture
 
 
 if __name__ == "__main__":

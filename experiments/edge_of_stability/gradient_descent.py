@@ -26,7 +26,7 @@ from dynamics.losses import half_mse
 from dynamics.observe import readout, sharpness
 from dynamics.stability import gradient_descent_threshold
 from dynamics.types import Claim, Record
-from experiments.edge_of_stability._central import central_claims, draw_central, run_central
+from experiments.edge_of_stability._central import central_claims, run_central
 from experiments.edge_of_stability._digits import ends_early, late, train_grid
 
 SOURCE = (
@@ -147,7 +147,10 @@ def figure(result: Result) -> Figure:
         upper = np.where(certified, np.asarray(record.values["sharpness_upper"])[:, i, 0], np.nan)
         bound = {"color": style["color"], "marker": "_", "markersize": 12, "linestyle": "none"}
         right.plot(record.step, upper, **bound, label="certified upper bound" if i == 0 else None)
-    draw_central(left, right, result.records)
+    if "central" in result.records:
+        flow = result.records["central"]
+        left.semilogy(flow.step, flow.values["loss"], **theory_style(), label="central flow")
+        right.plot(flow.step[1:], flow.values["sharpness"][1:], **theory_style(), label="central flow")
     left.set(xlabel="step", ylabel="training loss")
     right.set(xlabel="step", ylabel=r"sharpness $\lambda_{max}(H)$")
     right.set_ylim(bottom=0)

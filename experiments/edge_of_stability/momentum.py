@@ -114,11 +114,7 @@ def figure(result: Result) -> Figure:
     """Loss and sharpness along training, over the threshold and the central flow."""
     record = result.records["descent"]
     picture = ratio_figure(result.config, record, ratio(result), "sharpness / threshold", r"$(2+2\beta)/\eta$")
-    scale = 1 / momentum_threshold(max(result.config.eta), result.config.beta)
-    left, right = picture.axes
-    draw_central(left, right, result.records, scale, index=1)
-    left.legend()
-    right.legend()
+    draw_central(picture, result.records, 1 / momentum_threshold(max(result.config.eta), result.config.beta))
     return picture
 
 
