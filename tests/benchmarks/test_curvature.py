@@ -115,17 +115,18 @@ def test_cost_of_spectral_density(problem):
 def test_recorded_sharpness_is_cheap_beside_training(problem):
     """Every 100 steps (6 products, one reading in 20 certified): at most 15 % more CPU time than training alone.
 
-    40 readings, two of them certified; the first knows no eigenvector yet and takes more products.
+    20 readings, one of them certified: the first, which knows no eigenvector yet and so takes the most products. Short
+    runs in turn, for a machine drifts by as much as the difference within a minute. Six products alone are 12 %.
     """
     params, batch = problem
-    dynamics, steps = gradient_descent(apply, half_mse, 0.01), 4000
+    dynamics, steps = gradient_descent(apply, half_mse, 0.01), 2000
     state, at = dynamics.init(params), np.arange(100, steps + 1, 100)
     read = readout(dynamics, sharpness(apply, half_mse))
 
     def train(reader):
         return lambda: simulate(dynamics, reader, state, batch, steps, jax.random.key(0), at)[1].values
 
-    spent = ratio(train(read), train(lambda state, data: {"loss": state.loss}), rounds=3, repeat=1)
+    spent = ratio(train(read), train(lambda state, data: {"loss": state.loss}), rounds=7, repeat=1)
     print(f"recorded sharpness: {100 * (spent - 1):.1f} % of training")
     assert spent <= 1.15
 
