@@ -334,3 +334,11 @@ def test_bad_arguments_are_named():
         central_flow(valley, valley_loss, 0.1, oscillation="free")
     with pytest.raises(ValueError, match=r"^b1, b2: "):
         adaptive_central_flow(valley, valley_loss, 0.1, b2=1.0)
+    params = {"w": jnp.ones(2)}
+    for start, said in (
+        (CentralStart(params, trace={"w": jnp.ones(3)}), r"^CentralStart\.trace: got leaves of shapes {'w': \(3,\)}"),
+        (CentralStart(params, nu={"v": jnp.ones(2)}), r"^CentralStart\.nu: got"),
+        (params, r"^k, depth: got 1, 4; allowed: a product of at most P = 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            adaptive_central_flow(valley, valley_loss, 0.1, depth=2 if start is not params else 4).init(start)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from dynamics import linalg
+from dynamics.evolve.checks import check_learning_rate, check_params
 from dynamics.evolve.descent import training_batch
 from dynamics.stability import adam_threshold, momentum_threshold
 from dynamics.types import Array, Dynamics, Params
@@ -94,8 +95,8 @@ def central_flow(
         discrete optimiser's. ``init`` takes parameters, or a ``CentralStart``.
 
     Raises:
-        ValueError: when ``k`` or ``depth`` is below 1, ``momentum`` outside [0, 1), or ``oscillation`` not one of the
-            two.
+        ValueError: when ``k`` or ``depth`` is below 1, ``momentum`` outside [0, 1), ``oscillation`` not one of the two,
+            or, from ``init``, when ``k depth`` exceeds P or a field of the start is not like the parameters.
 
     Cost: a gradient and ``k depth`` Hessian products; balanced, ``k (k + 1) / 2`` third-order gradients (some 5
     gradients each); carried, one, and a gradient.
@@ -104,6 +105,7 @@ def central_flow(
     flows', section 3; the form with momentum averages the heavy-ball recursion in the same way. Damian, Nichani & Lee
     2023, 'Self-stabilization', carry gradient descent's oscillation so.
     """
+    check_learning_rate(learning_rate)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: got {momentum!r}; allowed: a number in [0, 1)")
     process = _Process(learning_rate, momentum, 1.0, momentum_threshold(learning_rate, momentum), False, 0.0, 0.0)
@@ -144,6 +146,7 @@ def adaptive_central_flow(
     Reference: Cohen, Damian et al. 2024, section 5 (RMSProp). Adam's first moment only rescales the threshold, since
     the oscillation has period 2 and the averaged path moves slowly (Cohen et al. 2022).
     """
+    check_learning_rate(learning_rate)
     if not 0 <= b1 < 1 or not 0 < b2 < 1:
         raise ValueError(f"b1, b2: got {b1!r}, {b2!r}; allowed: 0 <= b1 < 1 and 0 < b2 < 1")
     process = _Process(learning_rate, b1, 1 - b1, adam_threshold(learning_rate, b1), True, 1 - b2, eps)
@@ -169,7 +172,7 @@ class _Process(NamedTuple):
 
 
 def _flow(apply, loss, process: _Process, k: int, depth: int, seed: int, oscillation: str) -> Dynamics:
-    if k < 1 or depth < 1:
+    if any(not isinstance(count, int) or count < 1 for count in (k, depth)):
         raise ValueError(f"k, depth: got {k!r}, {depth!r}; allowed: integers >= 1")
     if oscillation not in ("balanced", "carried"):
         raise ValueError(f"oscillation: got {oscillation!r}; allowed: 'balanced', 'carried'")
@@ -177,10 +180,13 @@ def _flow(apply, loss, process: _Process, k: int, depth: int, seed: int, oscilla
 
     def init(start) -> CentralState:
         params, nu, trace = start if isinstance(start, CentralStart) else CentralStart(start)
+        check_params(params)
         w = ravel_pytree(params)[0]
-        known = jnp.full_like(w, -1) if nu is None else ravel_pytree(nu)[0]  # -1: taken at the first step
+        if k * depth > w.size:
+            raise ValueError(f"k, depth: got {k!r}, {depth!r}; allowed: a product of at most P = {w.size}")
+        known = _flat("nu", nu, params, -1)  # -1: taken at the first step
         nu = known if process.adaptive else jnp.ones_like(w)
-        trace = jnp.zeros_like(w) if trace is None else ravel_pytree(trace)[0]
+        trace = _flat("trace", trace, params, 0)
         vectors = jax.random.normal(jax.random.key(seed), (k, w.size), w.dtype)
         zeros = jnp.zeros((k, k), w.dtype)
         return CentralState(params, trace, nu, vectors, zeros[0], zeros, w, jnp.int32(0))
@@ -206,6 +212,16 @@ def _flow(apply, loss, process: _Process, k: int, depth: int, seed: int, oscilla
         )
 
     return Dynamics(init, step, lambda state: state.params, process.eta)
+
+
+def _flat(name: str, tree: Any, params: Params, missing: float) -> Array:
+    """``[P]``: the field ``name`` of a start, which is like the parameters; ``missing`` everywhere without it."""
+    if tree is None:
+        return jnp.full_like(ravel_pytree(params)[0], missing)
+    found, wanted = (jax.tree.map(jnp.shape, t) for t in (tree, params))
+    if jax.tree.structure(tree) != jax.tree.structure(params) or found != wanted:
+        raise ValueError(f"CentralStart.{name}: got leaves of shapes {found}; allowed: those of params, {wanted}")
+    return ravel_pytree(tree)[0]
 
 
 class _Edge(NamedTuple):
