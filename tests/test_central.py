@@ -337,8 +337,41 @@ def test_bad_arguments_are_named():
     params = {"w": jnp.ones(2)}
     for start, said in (
         (CentralStart(params, trace={"w": jnp.ones(3)}), r"^CentralStart\.trace: got leaves of shapes {'w': \(3,\)}"),
-        (CentralStart(params, nu={"v": jnp.ones(2)}), r"^CentralStart\.nu: got"),
+        (CentralStart(params, nu={"v": jnp.ones(2)}), r"^CentralStart\.nu: got leaves"),
         (params, r"^k, depth: got 1, 4; allowed: a product of at most P = 2"),
     ):
         with pytest.raises(ValueError, match=said):
             adaptive_central_flow(valley, valley_loss, 0.1, depth=2 if start is not params else 4).init(start)
+    with pytest.raises(ValueError, match=r"^CentralStart\.nu: got second moments"):
+        central_flow(valley, valley_loss, 0.1, depth=2).init(CentralStart(params, nu=params))
+    for rate in (0.0, -0.1):
+        with pytest.raises(ValueError, match=r"^learning_rate: got"):
+            central_flow(valley, valley_loss, rate)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_carried_path_is_the_centre(x64, momentum):
+    """On a quadratic at its threshold the carried path stands at the minimum and X is the oscillation's square.
+
+    On a linear loss, where nothing oscillates, it is the iterate.
+    """
+    eta, w = 1.0, jnp.array([1.0])
+    curvature = (2 + 2 * momentum) / eta
+    options = {"momentum": momentum, "depth": 1, "oscillation": "carried"}
+    flow = central_flow(lambda w, x: w, lambda w, y: 0.5 * curvature * jnp.sum(w**2), eta, **options)
+    state = flow.init(CentralStart(w, trace=-2 * w / eta if momentum else None))
+    for _ in range(6):
+        state = jax.jit(flow.step)(jax.random.key(0), state, DATA)
+        np.testing.assert_allclose(state.params, 0, atol=1e-9)
+        np.testing.assert_allclose(state.covariance, 1, rtol=1e-9)
+    flow = central_flow(lambda w, x: w, lambda w, y: jnp.sum(w), eta, **options)
+    state = jax.jit(flow.step)(jax.random.key(0), flow.init(w), DATA)
+    np.testing.assert_allclose(state.params, 1 - eta, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steep_downward_curvature_stays_finite(momentum):
+    """A maximum has no minimum to relax to: the path moves by the effective rate, it does not overflow."""
+    flow = central_flow(lambda w, x: w, lambda w, y: -5e3 * jnp.sum(w**2), 0.1, momentum=momentum, depth=2)
+    state = jax.jit(flow.step)(jax.random.key(0), flow.init(jnp.ones(6)), DATA)
+    assert np.all(np.isfinite(state.params))

@@ -21,11 +21,13 @@ class CentralState(NamedTuple):
 
     Attributes:
         params: the parameters of the averaged path.
-        trace: ``[P]`` momentum; where the oscillation is balanced, that of the path, none of it along ``vectors``.
+        trace: ``[P]`` momentum, the iterate's where the oscillation is carried; where it is balanced the path's, none
+            of it along U.
         nu: ``[P]`` second moments of the gradient (ones where the optimiser has none).
         vectors: ``[k, P]`` top eigenvectors of the preconditioned Hessian.
         eigenvalues: ``[k]`` of it, at the step's start.
-        covariance: ``[k, k]`` X, the oscillation's covariance along ``vectors``; its diagonal over time is measurable.
+        covariance: ``[k, k]`` X, the oscillation's covariance along ``U = P^-1/2 vectors``; carried, ``x x^T`` of its
+            coordinates at the step's start, to be averaged over steps.
         iterate: ``[P]`` where a carried oscillation is; the path itself where it is balanced.
         step: int32.
     """
@@ -73,18 +75,19 @@ def central_flow(
     lambda/(1 - beta))``.
 
     With momentum that balance is unstable. X acts on the sharpness only as the momentum follows, and a small
-    disturbance, which gradient descent all but keeps, grows by ``(omega^2/2) (1 + beta)/(1 - beta)`` a step, ``omega^2
-    = 2 (eta/(1 - beta))^2 a`` with a the rate ``-grad S . grad L`` of progressive sharpening: 1900 times as fast at
-    beta = .9. What follows are bursts which drive the sharpness far below the threshold. **Carried**, the oscillation
-    is therefore a state: the iterate ``w + q``, q along U, takes the optimiser's own steps under ``grad L(w) + (1/2)
-    grad_w <H(w), q q^T> + H(w) q``, the gradient averaged over q and -q and its linear part, and w is its centre. That
-    predicts less: it starts from an optimiser's iterate, whose step it then leaves by the third order in q alone.
+    disturbance, which gradient descent all but keeps, grows by ``(omega^2/2) (1 + beta)/(1 - beta)`` a step,
+    ``omega^2 = 2 (eta/(1 - beta))^2 a`` with a the rate ``-grad S . grad L`` of progressive sharpening: at the same
+    eta and a 1900 times as fast at beta = .9. What follows are bursts which drive the sharpness far below the
+    threshold. **Carried**, the oscillation is therefore a state: the iterate ``w + q``, q along U, takes the
+    optimiser's own steps under ``grad L(w) + (1/2) grad_w <H(w), q q^T> + H(w) q``, the gradient averaged over q
+    and -q and its linear part, and w is its centre. That predicts less: it starts from an optimiser's iterate,
+    whose step it then leaves by the third order in q alone.
 
     Args:
         apply: ``(params, x) -> f``.
         loss: ``(f, y) -> scalar``, three times differentiable in the parameters.
         learning_rate: eta, per step of the discrete optimiser.
-        momentum: beta of heavy ball (``optax.sgd``).
+        momentum: beta of heavy ball (``optax.sgd``), a Python number.
         k: eigenvectors that may oscillate; more than ever reach the threshold at once.
         depth: blocks of the subspace refinement a step (``k depth`` Hessian products).
         seed: of the first eigenvectors' random start.
@@ -95,8 +98,9 @@ def central_flow(
         discrete optimiser's. ``init`` takes parameters, or a ``CentralStart``.
 
     Raises:
-        ValueError: when ``k`` or ``depth`` is below 1, ``momentum`` outside [0, 1), ``oscillation`` not one of the two,
-            or, from ``init``, when ``k depth`` exceeds P or a field of the start is not like the parameters.
+        ValueError: when ``learning_rate`` is a number not above 0 or a schedule, ``k`` or ``depth`` below 1,
+            ``momentum`` outside [0, 1), ``oscillation`` not one of the two, or, from ``init``, when ``k depth`` exceeds
+            P or a field of the start is not like the parameters or not used.
 
     Cost: a gradient and ``k depth`` Hessian products; balanced, ``k (k + 1) / 2`` third-order gradients (some 5
     gradients each); carried, one, and a gradient.
@@ -105,7 +109,7 @@ def central_flow(
     flows', section 3; the form with momentum averages the heavy-ball recursion in the same way. Damian, Nichani & Lee
     2023, 'Self-stabilization', carry gradient descent's oscillation so.
     """
-    check_learning_rate(learning_rate)
+    _check_rate(learning_rate)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: got {momentum!r}; allowed: a number in [0, 1)")
     process = _Process(learning_rate, momentum, 1.0, momentum_threshold(learning_rate, momentum), False, 0.0, 0.0)
@@ -137,8 +141,10 @@ def adaptive_central_flow(
     P follows the oscillation, which makes the response of ``U^T P^-1 H U`` to Sigma asymmetric for k >= 2: the
     complementarity condition uses the symmetric part (what it leaves out is proportional to ``1 - b2``).
 
-    Args and cost: as ``central_flow``; ``b1``, ``b2``, ``eps`` as in ``optax.adam``; ``eps > 0`` where a gradient
-    entry may be 0.
+    Args and cost: as ``central_flow``, and k products more where balanced; ``b1``, ``b2``, ``eps`` as in
+    ``optax.adam``; ``eps > 0`` where a gradient entry may be 0.
+
+    Carried, a step takes P from before it; optax's Adam and RMSProp take that from after.
 
     ``oscillation`` is balanced unless said, also with momentum: on digits Adam's path at b1 = .9 stays within .05 of
     the way travelled, as P, which grows with the oscillation, damps what the momentum disturbs.
@@ -146,11 +152,17 @@ def adaptive_central_flow(
     Reference: Cohen, Damian et al. 2024, section 5 (RMSProp). Adam's first moment only rescales the threshold, since
     the oscillation has period 2 and the averaged path moves slowly (Cohen et al. 2022).
     """
-    check_learning_rate(learning_rate)
+    _check_rate(learning_rate)
     if not 0 <= b1 < 1 or not 0 < b2 < 1:
         raise ValueError(f"b1, b2: got {b1!r}, {b2!r}; allowed: 0 <= b1 < 1 and 0 < b2 < 1")
     process = _Process(learning_rate, b1, 1 - b1, adam_threshold(learning_rate, b1), True, 1 - b2, eps)
     return _flow(apply, loss, process, k, depth, seed, oscillation)
+
+
+def _check_rate(learning_rate: Any) -> None:
+    check_learning_rate(learning_rate)
+    if callable(learning_rate) or (isinstance(learning_rate, (int, float)) and learning_rate <= 0):
+        raise ValueError(f"learning_rate: got {learning_rate!r}; allowed: a number > 0, no schedule")
 
 
 class _Process(NamedTuple):
@@ -184,6 +196,8 @@ def _flow(apply, loss, process: _Process, k: int, depth: int, seed: int, oscilla
         w = ravel_pytree(params)[0]
         if k * depth > w.size:
             raise ValueError(f"k, depth: got {k!r}, {depth!r}; allowed: a product of at most P = {w.size}")
+        if nu is not None and not process.adaptive:
+            raise ValueError("CentralStart.nu: got second moments for a flow without; allowed: None")
         known = _flat("nu", nu, params, -1)  # -1: taken at the first step
         nu = known if process.adaptive else jnp.ones_like(w)
         trace = _flat("trace", trace, params, 0)
@@ -221,7 +235,7 @@ def _flat(name: str, tree: Any, params: Params, missing: float) -> Array:
     found, wanted = (jax.tree.map(jnp.shape, t) for t in (tree, params))
     if jax.tree.structure(tree) != jax.tree.structure(params) or found != wanted:
         raise ValueError(f"CentralStart.{name}: got leaves of shapes {found}; allowed: those of params, {wanted}")
-    return ravel_pytree(tree)[0]
+    return ravel_pytree(tree)[0].astype(ravel_pytree(params)[0].dtype)
 
 
 class _Edge(NamedTuple):
@@ -241,12 +255,12 @@ class _Edge(NamedTuple):
 def _balance(process: _Process, objective, edge: _Edge, w: Array, g: Array, hvp, state: CentralState):
     """A step of the path under the covariance that keeps every eigenvalue at or below the threshold."""
     u, values, p, nu = edge
-    h = jax.lax.map(hvp, u)
     turn = _third_derivatives(objective, w, u)  # [k, k, P], grad_w (u_i H u_j)
     respond = _response(process, edge)
     coasting = process.carry * edge.without(state.trace / p)
     alpha = -jnp.einsum("ijp,p->ij", turn, respond(g) + process.eta * coasting)
     beta = 0.5 * jnp.einsum("ijp,klp->ijkl", turn, jax.vmap(jax.vmap(respond))(turn))
+    h = jax.lax.map(hvp, u) if process.adaptive else u[:0]
     if process.adaptive:
         pull = _preconditioner_pull(process, edge, h)
         alpha = alpha + jnp.einsum("ijp,p->ij", pull, g**2 - nu)
@@ -255,7 +269,7 @@ def _balance(process: _Process, objective, edge: _Edge, w: Array, g: Array, hvp,
     x = complementarity(beta, alpha - room, state.covariance)
 
     drift = g + 0.5 * jnp.einsum("ij,ijp->p", x, turn)
-    trace = p * coasting + process.gain * drift
+    trace = p * (coasting + process.gain * edge.without(drift / p))
     if process.adaptive:
         nu = nu + process.rate * (g**2 + jnp.einsum("ij,ip,jp->p", x, h, h) - nu)
     path = w - respond(drift) - process.eta * coasting
@@ -272,7 +286,8 @@ def _carry(process: _Process, objective, edge: _Edge, w: Array, state: CentralSt
     w = w + edge.without(state.iterate - w)
     bent = values > 0
     above = jnp.where(bent, (u @ jax.grad(objective)(w)) / jnp.where(bent, values, 1), 0)  # w less the minimum
-    x = jnp.where(bent, -jnp.expm1(-process.rest * values), 0) * (u @ (p * (state.iterate - w)) + above)
+    settled = jnp.clip(process.rest * values, 0, 1)
+    x = settled * (u @ (p * (state.iterate - w)) + above)
     q = x @ u
     w = state.iterate - q
 
@@ -285,7 +300,7 @@ def _carry(process: _Process, objective, edge: _Edge, w: Array, state: CentralSt
     iterate = state.iterate - process.eta * trace / p
     if process.adaptive:
         nu = nu + process.rate * (force**2 - nu)
-    path = w + edge.without(iterate - w)
+    path = iterate - (settled * (u @ (p * (iterate - w)))) @ u
     return path, state._replace(trace=trace, nu=nu, covariance=jnp.outer(x, x), iterate=iterate)
 
 
@@ -295,17 +310,16 @@ def _track(hvp, root: Array, state: CentralState, depth: int) -> linalg.Eigenpai
     def sweep(vectors):
         return linalg.refine(lambda v: hvp(v / root) / root, vectors, depth)
 
-    def first(vectors):
-        return jax.lax.fori_loop(0, 8, lambda _, v: sweep(v).vectors, vectors)
-
-    return sweep(jax.lax.cond(state.step == 0, first, lambda vectors: vectors, state.vectors))
+    # A loop of no turn rather than a branch, which under vmap would always be taken.
+    more = jnp.where(state.step == 0, 8, 0)
+    return sweep(jax.lax.fori_loop(0, more, lambda _, vectors: sweep(vectors).vectors, state.vectors))
 
 
 def _response(process: _Process, edge: _Edge):
     """``d -> how far w moves down against the gradient d`` within a step: relaxed along u, one update elsewhere."""
-    flat = edge.values == 0
-    decayed = -jnp.expm1(-process.rest * edge.values)
-    relaxed = jnp.where(flat, process.rest, decayed / jnp.where(flat, 1, edge.values))
+    flat = edge.values <= 0  # no minimum to relax to
+    values = jnp.where(flat, 1, edge.values)
+    relaxed = jnp.where(flat, process.rest, -jnp.expm1(-process.rest * values) / values)
 
     def respond(d):
         return process.eta * process.gain * edge.without(d / edge.p) + (relaxed * (edge.u @ d)) @ edge.u

@@ -187,14 +187,14 @@ def _diverged(dynamics: Dynamics, carry: Carry, targets: np.ndarray, values: dic
         if np.issubdtype(getattr(leaf, "dtype", np.dtype(int)), np.inexact) and np.size(leaf):
             finite &= np.isfinite(by_lane(leaf, 0)).all(-1)
     first = np.full(count, -1)
-    later = targets > 0  # before any update the loss that ``descent`` reports is inf
     for value in values.values():
         fits = lanes is None or value.shape[1:2] == (lanes,)
-        if later.any() and value.size and fits and np.issubdtype(value.dtype, np.inexact):
-            wrong = by_lane(value, 1)[later]
-            finite &= ~np.isinf(wrong).any(-1).any(0)
-            bad = ~np.isfinite(wrong).all(-1)  # [T, lanes]
-            at = np.where(bad.any(0), targets[later][bad.argmax(0)], -1)
+        if len(targets) and value.size and fits and np.issubdtype(value.dtype, np.inexact):
+            wrong = by_lane(value, 1)
+            unknown = np.isposinf(wrong) & (targets == 0)[:, None, None]  # the loss of ``descent`` before any update
+            finite &= ~(np.isinf(wrong) & ~unknown).any(-1).any(0)
+            bad = ~(np.isfinite(wrong) | unknown).all(-1)  # [T, lanes]
+            at = np.where(bad.any(0), targets[bad.argmax(0)], -1)
             first = np.where((first < 0) | ((at >= 0) & (at < first)), at, first)
     lost = np.flatnonzero(~finite)
     return {"lanes": lost.tolist(), "of": count, "first_step": first[lost].tolist()} if len(lost) else {}

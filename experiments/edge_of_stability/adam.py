@@ -27,7 +27,7 @@ from dynamics.losses import half_mse
 from dynamics.observe import preconditioned_sharpness
 from dynamics.stability import adam_preconditioner, adam_threshold
 from dynamics.types import Claim, Record
-from experiments.edge_of_stability._central import central_claims, draw_central, run_central
+from experiments.edge_of_stability._central import central_claims, check_flow, draw_central, run_central
 from experiments.edge_of_stability._digits import hovering_claims, ratio_figure, train_grid
 
 SOURCE = "Cohen et al. 2022, 'Adaptive gradient methods at the edge of stability'"
@@ -69,6 +69,7 @@ class Config(config.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_flow(self)
         self.require(self.record_every <= self.steps, "record_every", "at most the number of steps")
 
 
@@ -92,8 +93,9 @@ def run(config: Config, simulate=in_memory) -> Result:
         return preconditioned_sharpness(apply, half_mse, dynamics, preconditioner)
 
     def beside(model, eta):
-        moments = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
-        flow = adaptive_central_flow(model.apply, half_mse, eta, **moments, k=config.flow_rank)
+        flow = adaptive_central_flow(
+            model.apply, half_mse, eta, b1=config.b1, b2=config.b2, eps=config.eps, k=config.flow_rank
+        )
         return make(model.apply, eta), flow, lambda state: CentralStart(state.params, *corrected(state.opt_state[0]))
 
     def corrected(moments):

@@ -26,7 +26,7 @@ from dynamics.losses import half_mse
 from dynamics.observe import readout, sharpness
 from dynamics.stability import gradient_descent_threshold
 from dynamics.types import Claim, Record
-from experiments.edge_of_stability._central import central_claims, run_central
+from experiments.edge_of_stability._central import central_claims, check_flow, run_central
 from experiments.edge_of_stability._digits import ends_early, late, train_grid
 
 SOURCE = (
@@ -62,6 +62,10 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """Two hidden layers of 200 on 1000 digits, long runs, as in the paper's fully connected networks."""
         return cls(seeds=3, eta=(0.1, 0.2, 0.3, 0.4), samples=1000, width=200, depth=2, steps=10000, flow_steps=400)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flow(self)
 
 
 class Result(NamedTuple):

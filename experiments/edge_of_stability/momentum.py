@@ -29,7 +29,7 @@ from dynamics.losses import half_mse
 from dynamics.observe import readout, sharpness
 from dynamics.stability import momentum_threshold
 from dynamics.types import Claim, Record
-from experiments.edge_of_stability._central import central_claims, draw_central, run_central
+from experiments.edge_of_stability._central import central_claims, check_flow, draw_central, run_central
 from experiments.edge_of_stability._digits import hovering_claims, ratio_figure, train_grid
 
 SOURCE = (
@@ -66,6 +66,10 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """Two hidden layers of 200 on 1000 digits."""
         return cls(samples=1000, width=200, depth=2, eta=(0.1, 0.2), steps=4000, flow_steps=400)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flow(self)
 
 
 class Result(NamedTuple):
