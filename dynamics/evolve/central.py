@@ -260,7 +260,7 @@ def _balance(process: _Process, objective, edge: _Edge, w: Array, g: Array, hvp,
     coasting = process.carry * edge.without(state.trace / p)
     alpha = -jnp.einsum("ijp,p->ij", turn, respond(g) + process.eta * coasting)
     beta = 0.5 * jnp.einsum("ijp,klp->ijkl", turn, jax.vmap(jax.vmap(respond))(turn))
-    h = jax.lax.map(hvp, u) if process.adaptive else u[:0]
+    h = jax.lax.map(hvp, u) if process.adaptive else jnp.zeros_like(u)  # what moves P
     if process.adaptive:
         pull = _preconditioner_pull(process, edge, h)
         alpha = alpha + jnp.einsum("ijp,p->ij", pull, g**2 - nu)
