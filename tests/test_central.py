@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from dynamics.evolve import CentralStart, adaptive_central_flow, central_flow, descent, gradient_descent, gradient_flow
-from dynamics.evolve.central import _third_derivatives, complementarity
+from dynamics.evolve.oscillation import complementarity, third_derivatives
 from dynamics.evolve.simulate import simulate
 from dynamics.losses import half_mse
 from dynamics.types import Batch
@@ -96,7 +96,7 @@ def test_third_derivatives_against_finite_differences(x64):
 
     w = jnp.array([0.3, -0.2, 0.5, 0.1])
     u = jnp.eye(4)[:2] + 0.1
-    found = _third_derivatives(objective, w, u)
+    found = third_derivatives(objective, w, u)
     h = jax.hessian(objective)
     for c in range(4):
         e = 1e-5 * jnp.eye(4)[c]
