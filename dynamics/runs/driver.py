@@ -191,7 +191,7 @@ def _diverged(dynamics: Dynamics, carry: Carry, targets: np.ndarray, values: dic
         fits = lanes is None or value.shape[1:2] == (lanes,)
         if len(targets) and value.size and fits and np.issubdtype(value.dtype, np.inexact):
             wrong = by_lane(value, 1)
-            unknown = np.isposinf(wrong) & (targets == 0)[:, None, None]  # the loss of ``descent`` before any update
+            unknown = (wrong == np.inf) & (targets == 0)[:, None, None]  # the loss of ``descent`` before any update
             finite &= ~(np.isinf(wrong) & ~unknown).any(-1).any(0)
             bad = ~(np.isfinite(wrong) | unknown).all(-1)  # [T, lanes]
             at = np.where(bad.any(0), targets[bad.argmax(0)], -1)
