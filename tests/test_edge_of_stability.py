@@ -100,6 +100,7 @@ def test_sgd_judges_and_draws_only_interpolating_runs():
         ("gradient_descent", {"eta": (0.2, -0.1)}, "eta"),
         ("gradient_descent", {"samples": 5000}, "samples"),
         ("momentum", {"beta": 1.0}, "beta"),
+        ("momentum", {"flow_steps": 10}, "flow_steps"),
         ("adam", {"record_every": 10_000}, "record_every"),
         ("sgd", {"batch_size": 1400}, "batch_size"),
         ("batch_size", {"batch_size": (8, 4)}, "batch_size"),
