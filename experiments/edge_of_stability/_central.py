@@ -22,7 +22,7 @@ APPROACH = 0.8  # of the threshold: the flow starts at the reading before the fi
 
 def run_central(config, descent: Record, ratio, make: Callable, simulate, earliest: int = 0) -> dict[str, Record]:
     """``{'discrete', 'central'}``: both paths for ``config.flow_steps`` from the reading before the first above 80 %
-    of the threshold; empty where the run ends before that.
+    of the threshold; empty where the run ends before that, or ``flow_steps`` is 0.
 
     Args:
         config: ``samples``, ``width``, ``depth``, ``eta``, ``seed`` and ``flow_steps``.
@@ -33,7 +33,7 @@ def run_central(config, descent: Record, ratio, make: Callable, simulate, earlie
         earliest: step before which the flow does not start.
     """
     above = np.flatnonzero(np.asarray(ratio)[:, np.argmax(config.eta), 0] > APPROACH)
-    if not above.size:
+    if not config.flow_steps or not above.size:
         return {}
     begin, key = max(int(descent.step[max(above[0] - 1, 0)]), earliest), jax.random.key(config.seed)
     if begin > config.steps:
@@ -77,21 +77,21 @@ def read_flow(model: Model, flow: Dynamics):
     return read
 
 
-def central_claims(records: dict[str, Record], config, ratio, span: float, usual: float) -> list[Claim]:
+def central_claims(records: dict[str, Record], config, ratio) -> list[Claim]:
     """Distance of the flow to the running mean of the optimiser's path, and its mean loss.
 
     Args:
         records: of ``run_central``.
         config, ratio: as there.
-        span, usual: training time of the run at the largest eta, and the shortest of the quick preset.
     """
     name = "central flow: distance to the path's running mean, per unit that it travels"
     second = "central flow: mean loss over the path's, along it"
     if not config.flow_steps:
         return [Claim.not_applicable(name, SOURCE, "the flow was left out")]
     if "central" not in records:
-        column = np.asarray(ratio)[:, np.argmax(config.eta), :1]
-        if ends_early(column, APPROACH, span, usual) or np.any(column > APPROACH):
+        column, quick = np.asarray(ratio)[:, np.argmax(config.eta), :1], type(config)()
+        spans = config.steps * max(config.eta), quick.steps * min(quick.eta)
+        if ends_early(column, APPROACH, *spans) or np.any(column > APPROACH):
             return [Claim.not_applicable(name, SOURCE, "the run ends before the flow could start")]
         note = "the run never came near the threshold" if np.all(np.isfinite(column)) else "the run diverged"
         missing = Claim.between(second, SOURCE, np.nan, 0.9, 1.1, note=note)

@@ -105,18 +105,16 @@ def run(config: Config, simulate=in_memory) -> Result:
     at = every(config.record_every, config.steps)[1:]  # P means nothing before the first step
     result = Result(config, {"descent": train_grid(config, make, observe, simulate, at=at)})
     descent_record, forgotten = result.records["descent"], math.ceil(MEMORIES / (1 - config.b2))
-    if config.flow_steps:
-        found = run_central(config, descent_record, ratio(result), beside, simulate, earliest=forgotten)
-        result.records.update(found)
+    found = run_central(config, descent_record, ratio(result), beside, simulate, earliest=forgotten)
+    result.records.update(found)
     return result
 
 
 def claims(result: Result) -> list[Claim]:
-    cfg, over, quick = result.config, ratio(result), Config()
+    cfg, over = result.config, ratio(result)
     symbol = "preconditioned sharpness over its threshold"
-    spans = cfg.steps * max(cfg.eta), quick.steps * min(quick.eta)
     found = hovering_claims(over, cfg, "figure 1", 0.97, 1.03, symbol)
-    return found + central_claims(result.records, cfg, over, *spans)
+    return found + central_claims(result.records, cfg, over)
 
 
 def ratio(result: Result) -> np.ndarray:

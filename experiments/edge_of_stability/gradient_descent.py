@@ -91,9 +91,8 @@ def run(config: Config, simulate=in_memory) -> Result:
         return gradient_descent(model.apply, half_mse, eta), flow, lambda state: CentralStart(state.params)
 
     result = Result(config, {"descent": train_grid(config, make, observe, simulate)})
-    if config.flow_steps:
-        found = run_central(config, result.records["descent"], ratio(result), beside, simulate)
-        result.records.update(found)
+    found = run_central(config, result.records["descent"], ratio(result), beside, simulate)
+    result.records.update(found)
     return result
 
 
@@ -122,7 +121,7 @@ def claims(result: Result) -> list[Claim]:
     certified = np.asarray(values["sharpness_matvecs"]) > CHEAP
     name = "upper bound over sharpness - 1 at certified readings, median"
     found.append(Claim.at_most(name, "van Dorsselaer et al. 2000", np.median(gap[certified]), 0.01))
-    found += central_claims(result.records, cfg, over, *spans(cfg, max(cfg.eta)))
+    found += central_claims(result.records, cfg, over)
     if "central" in result.records:
         sharp = np.median(np.asarray(result.records["central"].values["sharpness"])[-20:]) * max(cfg.eta) / 2
         name = "central flow: sharpness x eta / 2 at its end"

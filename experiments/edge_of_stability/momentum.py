@@ -96,16 +96,14 @@ def run(config: Config, simulate=in_memory) -> Result:
         return CentralStart(state.params, trace=state.opt_state[0].trace)
 
     result = Result(config, {"descent": train_grid(config, make, observe, simulate)})
-    if config.flow_steps:
-        result.records.update(run_central(config, result.records["descent"], ratio(result), beside, simulate))
+    result.records.update(run_central(config, result.records["descent"], ratio(result), beside, simulate))
     return result
 
 
 def claims(result: Result) -> list[Claim]:
-    cfg, over, quick = result.config, ratio(result), Config()
+    cfg, over = result.config, ratio(result)
     found = hovering_claims(over, cfg, "figure 4", 0.9, 1.1, "sharpness x eta / (2 + 2 beta)")
-    spans = cfg.steps * max(cfg.eta), quick.steps * min(quick.eta)
-    return found + central_claims(result.records, cfg, over, *spans)
+    return found + central_claims(result.records, cfg, over)
 
 
 def ratio(result: Result) -> np.ndarray:
