@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dynamics.types import Array, Params, PyTree
 
@@ -47,6 +47,15 @@ def split_rows(mesh: Mesh, x: PyTree) -> PyTree:
 def replicate(mesh: Mesh, x: PyTree) -> PyTree:
     """``x`` on every device of the mesh."""
     return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def split_lanes(x: PyTree) -> PyTree:
+    """``x`` with the leading axis of every leaf split over this process's devices; itself where there is one."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return x
+    mesh = jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec("lanes")))
 
 
 def sharded_kernel_fn(kernel_fn: Callable[..., Array], mesh: Mesh) -> Callable[..., Array]:

@@ -1,7 +1,7 @@
 """Curvature operators as matvecs on flat vectors: Hessian, Gauss-Newton, Fisher, gradient covariance, NTK.
 
 Parameters are flattened by ``jax.flatten_util.ravel_pytree``. A batch that is sharded over devices along its samples
-needs nothing special: the sums become cross-device sums under ``jit``. ``loss`` must be a mean over samples wherever
+needs nothing special: the sums become cross-device sums under ``jit``. The loss must be a mean over samples wherever
 ``batch_size`` splits it.
 """
 
@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from dynamics.types import Array, Batch, Params, check_apply
+from dynamics.types import Array, Batch, Objective, Params, check_objective, factory
 
-Loss = Callable[[Array, Array], Array]
-Apply = Callable[..., Array]
 Where = Callable[[Any, Array], bool]
 
 
@@ -37,16 +35,16 @@ class Operator(NamedTuple):
     unravel: Callable[[Array], Any]
 
 
+@factory("operators.hessian(L, params, batch)")
 def hessian(
-    apply: Apply, loss: Loss, params: Params, batch: Batch, *, where: Where | None = None, batch_size: int | None = None
+    objective: Objective, params: Params, batch: Any, *, where: Where | None = None, batch_size: int | None = None
 ) -> Operator:
     """The loss Hessian ``H = d^2 L(theta) / d theta^2``, forward over reverse.
 
     Args:
-        apply: ``(params, x) -> f``.
-        loss: ``(f, y) -> scalar``.
+        objective: L, its penalty included.
         params: the point.
-        batch: ``x``, ``y``.
+        batch: ``x``, ``y``, or whatever L takes.
         where: ``(path, leaf) -> bool`` chooses the leaves of a diagonal block; all of them unless given. See
             ``blocks``.
         batch_size: samples linearised at once, a divisor of n; all of them unless given.
@@ -57,11 +55,11 @@ def hessian(
     Raises:
         ValueError: when ``where`` chooses nothing or ``batch_size`` does not divide the sample count.
     """
-    check_apply(apply)
+    check_objective(objective)
     theta, unravel, merge = _flat(params, where)
 
-    def gradient(batch: Batch) -> Callable[[Array], Array]:
-        return jax.grad(lambda v: loss(apply(merge(v), batch.x), batch.y))
+    def gradient(batch: Any) -> Callable[[Array], Array]:
+        return jax.grad(lambda v: objective(merge(v), batch))
 
     if batch_size is None:
         _, matvec = jax.linearize(gradient(batch), theta)
@@ -70,15 +68,20 @@ def hessian(
     return Operator(matvec, theta.size, theta.dtype, unravel)
 
 
+@factory("operators.gauss_newton(L, params, batch)")
 def gauss_newton(
-    apply: Apply, loss: Loss, params: Params, batch: Batch, *, where: Where | None = None, batch_size: int | None = None
+    objective: Objective, params: Params, batch: Batch, *, where: Where | None = None, batch_size: int | None = None
 ) -> Operator:
     """The generalised Gauss-Newton matrix ``G = J^T (d^2 loss / df^2) J`` (Schraudolph 2002).
 
     ``H = G + sum_i (d loss / df_i) d^2 f_i``: the two agree where the loss gradient vanishes. Arguments as ``hessian``.
-    Cost of a matvec: about 1.3 gradients.
+    The penalty is left out, as it is no function of f. Cost of a matvec: about 1.3 gradients.
+
+    Raises:
+        TypeError: for an objective without f.
     """
-    check_apply(apply)
+    check_objective(objective)
+    apply, loss = objective.f("gauss_newton"), objective.loss
     theta, unravel, merge = _flat(params, where)
 
     def whole(batch: Batch) -> Callable[[Array], Array]:
@@ -91,8 +94,9 @@ def gauss_newton(
     return Operator(matvec, theta.size, theta.dtype, unravel)
 
 
+@factory("operators.fisher(L, params, batch)")
 def fisher(
-    apply: Apply,
+    objective: Objective,
     params: Params,
     batch: Batch,
     *,
@@ -103,7 +107,7 @@ def fisher(
     """The Fisher matrix ``F = (1/n) sum_i J_i^T E_{y ~ p(y|f_i)}[grad_f log p grad_f log p^T] J_i``.
 
     Args:
-        apply: ``(params, x) -> f [n, c]``.
+        objective: whose ``f [n, c]`` is read.
         params: the point.
         batch: only ``x`` is used; the expectation is over the model's own labels.
         output: "categorical" (f are logits: inner matrix ``diag p - p p^T``), "bernoulli" (one logit an output:
@@ -118,6 +122,8 @@ def fisher(
     """
     if output not in ("categorical", "bernoulli", "gaussian"):
         raise ValueError(f"output: got {output!r}; allowed: 'categorical', 'bernoulli' or 'gaussian'")
+    check_objective(objective)
+    apply = objective.f("fisher")
     theta, unravel, merge = _flat(params, where)
 
     def inner(f, df):
@@ -137,9 +143,9 @@ def fisher(
     return Operator(matvec, theta.size, theta.dtype, unravel)
 
 
+@factory("operators.gradient_covariance(L, params, batch)")
 def gradient_covariance(
-    apply: Apply,
-    loss: Loss,
+    objective: Objective,
     params: Params,
     batch: Batch,
     *,
@@ -152,8 +158,7 @@ def gradient_covariance(
     SGD with batches of B drawn with replacement has gradient noise ``Sigma / B``.
 
     Args:
-        apply: ``(params, x) -> f``, one sample at a time (no batch statistics).
-        loss: ``(f, y) -> scalar``, a mean over samples.
+        objective: L, a mean over samples, whose f takes one sample at a time (no batch statistics).
         params: the point.
         batch: ``x [n, ...]``, ``y [n, c]``.
         centred: False leaves out ``- g g^T``: the empirical Fisher matrix.
@@ -165,11 +170,23 @@ def gradient_covariance(
     Raises:
         ValueError: as ``hessian``.
     """
+    check_objective(objective)
     theta, unravel, merge = _flat(params, where)
+
+    def one(loss, *sample):
+        return loss(*jax.tree.map(lambda leaf: leaf[None], sample))
+
+    def losses_of(params, batch):
+        if objective.apply is None:
+            found = jax.vmap(lambda sample: one(lambda piece: objective.loss(params, piece), sample))(batch)
+        else:
+            f = objective.f("gradient_covariance")(params, batch.x)
+            found = jax.vmap(lambda f, y: one(objective.loss, f, y))(f, batch.y)
+        return objective.penalised(params, found)
 
     def whole(batch: Batch) -> Callable[..., Array]:
         def losses(v):
-            return jax.vmap(lambda f, y: loss(f[None], y[None]))(apply(merge(v), batch.x), batch.y)
+            return losses_of(merge(v), batch)
 
         _, push = jax.linearize(losses, theta)
         pull = jax.linear_transpose(push, theta)
@@ -184,7 +201,7 @@ def gradient_covariance(
     if batch_size is None:
         return Operator(whole(batch), theta.size, theta.dtype, unravel)
     parts = _split(batch, batch_size)
-    gradient = _summed(lambda piece: jax.grad(lambda v: loss(apply(merge(v), piece.x), piece.y)), parts)(theta)
+    gradient = _summed(lambda piece: jax.grad(lambda v: objective(merge(v), piece)), parts)(theta)
 
     def split(v):
         along = jnp.vdot(gradient, v)
@@ -193,12 +210,14 @@ def gradient_covariance(
     return Operator(split, theta.size, theta.dtype, unravel)
 
 
-def ntk(apply: Apply, params: Params, batch: Batch, *, where: Where | None = None) -> Operator:
+@factory("operators.ntk(L, params, batch)")
+def ntk(objective: Objective, params: Params, batch: Batch, *, where: Where | None = None) -> Operator:
     """The empirical NTK ``K = J J^T`` as an operator on flat outputs ``[n c]``; ``unravel`` gives ``[n, c]``.
 
     Cost of a matvec: about 1.3 gradients; no Gram matrix is formed.
     """
-    check_apply(apply)
+    check_objective(objective)
+    apply = objective.f("ntk")
     theta, _, merge = _flat(params, where)
     f, push = jax.linearize(lambda v: apply(merge(v), batch.x), theta)
     pull = jax.linear_transpose(push, theta)

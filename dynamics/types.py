@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+
+from dynamics.record import Estimate, Record
 
 Array = jax.Array
 ArrayLike = jax.typing.ArrayLike
 PyTree = Any
 Params = Any
 Readings = Mapping[str, Array]
+
+__all__ = [
+    "Array",
+    "ArrayLike",
+    "Batch",
+    "Claim",
+    "Data",
+    "Dynamics",
+    "Estimate",
+    "Model",
+    "Objective",
+    "Observable",
+    "Params",
+    "PyTree",
+    "Readings",
+    "Record",
+    "StatefulModel",
+    "View",
+    "check_apply",
+    "check_objective",
+    "factory",
+    "scalar",
+]
 
 
 class Model(NamedTuple):
@@ -59,6 +87,74 @@ class Data(NamedTuple):
     test: Any = None
 
 
+class Objective(NamedTuple):
+    """The landscape, ``L(params, batch) = loss(f, y) + penalty(params)``, said once: training, curvature, kernels and
+    noise all read the same one.
+
+    With a ``StatefulModel`` as ``apply``, L is the loss of the deterministic forward pass at a frozen state (batch
+    statistics, no dropout): ``L.at(model_state)``. Training moves by the training-mode pass; curvature, kernels and
+    losses that are read along a run are those of L at the state of that moment.
+
+    Attributes:
+        apply: ``(params, x) -> f``, or a ``StatefulModel``; None where there is no f (``Objective.of``).
+        loss: ``(f [n, c], y [n, c]) -> scalar``; without ``apply``, ``(params, batch) -> scalar``.
+        penalty: ``params -> scalar``, part of the loss and its Hessian, not of the NTK and the Gauss-Newton matrix.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> L = Objective(lambda w, x: x @ w, lambda f, y: jnp.mean((f - y) ** 2))
+        >>> float(L(jnp.ones((2, 1)), Batch(jnp.ones((3, 2)), jnp.zeros((3, 1)))))
+        4.0
+    """
+
+    apply: Any
+    loss: Callable[..., Array]
+    penalty: Callable[[Params], Array] | None = None
+
+    @classmethod
+    def of(cls, loss: Callable[[Params, Any], Array], penalty: Callable[[Params], Array] | None = None) -> Objective:
+        """Any scalar ``(params, batch) -> loss``, over any batch pytree: masked, per token, contrastive, physics."""
+        return cls(None, loss, penalty)
+
+    def __call__(self, params: Params, batch: Any) -> Array:
+        """``L(params, batch)``, a scalar.
+
+        Raises:
+            TypeError: when the loss is none, the batch has no ``x`` and ``y`` that f needs, or the model's state is
+                not said (``at``).
+        """
+        value = self.loss(params, batch) if self.apply is None else self.loss(self.f("L")(params, batch.x), batch.y)
+        return self.penalised(params, scalar(value))
+
+    def penalised(self, params: Params, value: Array) -> Array:
+        """``value`` and the penalty."""
+        return value if self.penalty is None else value + self.penalty(params)
+
+    def f(self, reader: str) -> Callable[..., Array]:
+        """The network ``(params, x) -> f``, for ``reader``, which needs it.
+
+        Raises:
+            TypeError: where there is none.
+        """
+        if self.apply is None:
+            raise TypeError(
+                f"objective: got Objective.of(...), which has no f; allowed for {reader}: Objective(apply, loss)"
+            )
+        if isinstance(self.apply, StatefulModel):
+            raise TypeError(
+                f"objective: got a StatefulModel's; allowed for {reader}: L.at(model_state), its statistics frozen"
+            )
+        check_apply(self.apply)
+        return self.apply
+
+    def at(self, model_state: PyTree) -> Objective:
+        """The objective of a ``StatefulModel`` at a frozen state; any other is itself."""
+        model = self.apply
+        if not isinstance(model, StatefulModel):
+            return self
+        return self._replace(apply=lambda params, x: model.evaluate(params, model_state, x))
+
+
 class Dynamics(NamedTuple):
     """A way to move parameters (or order parameters).
 
@@ -67,77 +163,133 @@ class Dynamics(NamedTuple):
         step: ``(key, state, data) -> state``, one update, pure.
         params: ``state -> params``.
         dt: time per step: the learning rate for plain descent, so that ``time = dt * step``.
+        objective: what it descends on; None for order-parameter equations.
+        objective_at: ``state -> Objective`` where that depends on the state (batch statistics, a linearisation's
+            anchor); None elsewhere.
+        preconditioner: ``state -> P``, a pytree like the parameters: the optimiser moves by ``P^-1`` times its
+            (averaged) gradient. None where that is not known.
     """
 
     init: Callable[[Params], PyTree]
     step: Callable[[Array, PyTree, Any], PyTree]
     params: Callable[[PyTree], Params]
     dt: Any = 1.0
+    objective: Objective | None = None
+    objective_at: Callable[[PyTree], Objective] | None = None
+    preconditioner: Callable[[PyTree], PyTree] | None = None
 
 
-Observable = Callable[[Params, Batch], Readings]
-"""``(params, batch) -> {name: array}``: pure, jit- and vmap-able."""
-
-
-class StatefulObservable(NamedTuple):
-    """An observable with memory (a warm start, the kernel at the start).
-
-    Attributes:
-        init: ``(params, batch) -> memory``.
-        update: ``(memory, params, batch) -> (memory, {name: array})``.
-    """
-
-    init: Callable[[Params, Batch], PyTree]
-    update: Callable[[PyTree, Params, Batch], tuple[PyTree, Readings]]
-
-
-class Readout(NamedTuple):
-    """What ``simulate`` records, with memory: the state-level twin of ``StatefulObservable``.
+class View(NamedTuple):
+    """What an observable may look at; in a run, at one recorded step.
 
     Attributes:
-        init: ``(state, data) -> memory``.
-        update: ``(memory, state, data) -> (memory, {name: array})``.
+        params: the parameters.
+        batch: ``Batch(x, y)`` that is read, or whatever the objective takes.
+        objective: L; None for order-parameter equations.
+        state: the dynamics' state.
+        dynamics: what moves it.
+        step: int32, updates done.
+        key: of this reading: its own at each step.
+        data: all that the run sees, train and test.
+        reading: int32, readings taken before this one.
     """
 
-    init: Callable[[PyTree, Any], PyTree]
-    update: Callable[[PyTree, PyTree, Any], tuple[PyTree, Readings]]
+    params: Params
+    batch: Any
+    objective: Objective | None = None
+    state: PyTree = None
+    dynamics: Dynamics | None = None
+    step: Any = None
+    key: Any = None
+    data: Any = None
+    reading: Any = None
 
-
-class Record(NamedTuple):
-    """Readings along a run, the common language of measurement and theory.
-
-    Attributes:
-        step: ``[T]`` update counts at which the readings were taken.
-        time: ``[T]`` (or ``[T, lanes]``) ``dt * step``.
-        values: ``{name: [T, ...]}``; NaN where a step was never reached.
-    """
-
-    step: Any
-    time: Any
-    values: dict[str, Any]
-
-    def to_dataset(self, attrs: Mapping[str, Any] | None = None):
-        """The same readings as a labelled ``xarray.Dataset`` (extra ``xarray``).
-
-        Returns:
-            A Dataset with dimension ``step``, coordinate ``time`` and one variable a reading; further axes are named
-            ``<reading>_1``, ``<reading>_2``.
+    def loss(self, reader: str) -> Objective:
+        """The objective, for ``reader``, which needs it.
 
         Raises:
-            ImportError: when xarray is not installed; the message names the extra.
+            TypeError: where there is none.
         """
-        try:
-            import xarray
-        except ImportError as error:
-            raise ImportError("Record.to_dataset needs xarray: pip install 'dynamics[xarray]'") from error
-        variables: dict[str, Any] = {}
-        for name, value in self.values.items():
-            array = np.asarray(value)
-            variables[name] = (("step", *(f"{name}_{axis}" for axis in range(1, array.ndim))), array)
-        time = np.asarray(self.time)
-        coords: dict[str, Any] = {"step": np.asarray(self.step)}
-        coords["time"] = (("step", *(f"time_{axis}" for axis in range(1, time.ndim))), time)
-        return xarray.Dataset(variables, coords=coords, attrs=dict(attrs or {}))
+        if self.objective is None:
+            raise TypeError(f"objective: got none; allowed for {reader}: a dynamics or a View with an Objective")
+        return self.objective
+
+    def f(self, reader: str) -> Callable[..., Array]:
+        """The network ``(params, x) -> f``, for ``reader``; raises TypeError where there is none."""
+        return self.loss(reader).f(reader)
+
+
+class Observable(NamedTuple):
+    """Something that reads, made by ``factory(**options)``; the only shape of it.
+
+    Attributes:
+        init: ``view -> memory``, a pytree (``()`` for none), at the first reading.
+        update: ``(memory, view) -> (memory, {name: array})``, pure, jit- and vmap-able.
+    """
+
+    init: Callable[[View], PyTree]
+    update: Callable[[PyTree, View], tuple[PyTree, Readings]]
+
+    @classmethod
+    def of(cls, read: Any) -> Observable:
+        """``read`` itself, or a plain function ``(params, batch) -> {name: array}`` as an observable.
+
+        Raises:
+            TypeError: for anything else, and for a factory that was not called.
+        """
+        if isinstance(read, cls):
+            return read
+        if getattr(read, "makes_observable", False):
+            raise TypeError(f"observable: got the factory {read.__name__}; call it, as in observe.{read.__name__}(...)")
+        if not callable(read):
+            raise TypeError(
+                f"observable: got {type(read).__name__}; allowed: an Observable, made by a factory such as "
+                "observe.sharpness(), or a function (params, batch) -> {name: array}"
+            )
+        return cls.of_view(lambda view: read(view.params, view.batch))
+
+    @classmethod
+    def of_view(cls, read: Callable[[View], Readings]) -> Observable:
+        """A function ``view -> {name: array}`` as an observable without memory."""
+        return cls(lambda view: (), lambda memory, view: (memory, read(view)))
+
+
+def factory(line: str) -> Callable[[Callable], Callable]:
+    """Marks a function that is called with options or an ``Objective``, so that a call of 0.1 gets one sentence.
+
+    In 0.1 model and loss were handed to every observable, operator and dynamics; now an ``Objective`` is, once.
+
+    Args:
+        line: what to write instead.
+
+    Returns:
+        A decorator. The function then raises TypeError, showing ``line``, when it gets a function, a model or a module
+        where it takes none; ``makes_observable`` marks it for ``Observable.of``.
+    """
+
+    def mark(function: Callable) -> Callable:
+        signature = inspect.signature(function)
+        kinds = [str(parameter.annotation) for parameter in signature.parameters.values()]
+        takes_function = bool(kinds) and kinds[0].startswith(("Callable", "OperatorOf"))
+
+        @functools.wraps(function)
+        def made(*args, **kwargs):
+            old = [
+                isinstance(arg, Model | StatefulModel) or (callable(arg) and not isinstance(arg, Objective))
+                for arg in args
+            ]
+            if any(old[:1]) and (not takes_function or any(old[1:2])):
+                got = type(args[0]).__name__
+                raise TypeError(
+                    f"{function.__name__}: got a {got} where 0.1 took apply and loss; allowed: {line}, with "
+                    "L = Objective(apply, loss) said once, where the dynamics is made"
+                )
+            return function(*args, **kwargs)
+
+        made.makes_observable = str(signature.return_annotation) == "Observable"  # type: ignore[attr-defined]
+        return made
+
+    return mark
 
 
 class Claim(NamedTuple):
@@ -188,10 +340,11 @@ class Claim(NamedTuple):
         return cls(name, source, None, None, None, None, note)
 
 
-_MODULES = {
-    "from_flax": {"flax.linen.module.Module", "flax.nnx.module.Module"},
-    "from_equinox": {"equinox._module._module.Module"},
-}
+_BRIDGES = (
+    ("flax.linen", "Module", "from_flax"),
+    ("flax.nnx", "Module", "from_flax"),
+    ("equinox", "Module", "from_equinox"),
+)
 
 
 def check_apply(apply: Any) -> None:
@@ -200,12 +353,38 @@ def check_apply(apply: Any) -> None:
         raise TypeError("apply: got a Model; pass its function, model.apply")
     if isinstance(apply, StatefulModel):
         raise TypeError("apply: got a StatefulModel; pass models.frozen(model, state.model_state).apply")
-    modules = {f"{base.__module__}.{base.__name__}" for base in type(apply).__mro__}
-    for bridge, names in _MODULES.items():
-        if modules & names and not type(apply).__module__.startswith("equinox._"):  # equinox wraps functions in modules
+    for package, name, bridge in _BRIDGES:
+        module = getattr(sys.modules.get(package), name, None)
+        wraps = hasattr(apply, "__wrapped__") or hasattr(apply, "_fun")  # equinox wraps functions in modules
+        if module is not None and isinstance(apply, module) and not wraps:
             raise TypeError(
                 f"apply: got the module {type(apply).__name__}; make it a Model with dynamics.models.{bridge} and pass "
                 "model.apply"
             )
     if not callable(apply):
         raise TypeError(f"apply: got {type(apply).__name__}; allowed: a function (params, x) -> f")
+
+
+def scalar(loss: Array) -> Array:
+    """``loss`` itself; raises TypeError when it is no scalar."""
+    if jnp.shape(loss):
+        raise TypeError(f"loss: got shape {jnp.shape(loss)}; allowed: a scalar; take the mean over samples")
+    return loss
+
+
+def check_objective(objective: Any) -> None:
+    """Raises TypeError, saying what to pass instead, unless ``objective`` is an ``Objective`` of functions."""
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"objective: got {type(objective).__name__}; allowed: Objective(apply, loss), or Objective.of(fn) for any "
+            "(params, batch) -> scalar"
+        )
+    if objective.apply is not None and not isinstance(objective.apply, StatefulModel):
+        check_apply(objective.apply)
+    for name in ("loss", "penalty"):
+        function = getattr(objective, name)
+        if not callable(function) and not (name == "penalty" and function is None):
+            raise TypeError(
+                f"{name}: got {function!r}; allowed: a function, e.g. dynamics.losses.half_mse for a loss (f, y) -> "
+                "scalar"
+            )

@@ -176,7 +176,7 @@ def ntk_label_alignment(
     label = centred(jnp.reshape(y, -1).astype(operator.dtype))
     norm = trace(matvec, key, operator.size, probes, dtype=operator.dtype).frobenius
     value = jnp.vdot(label, matvec(label)) / (jnp.vdot(label, label) * norm.value)
-    return Estimate(value, value * norm.error / norm.value)
+    return Estimate(value, value * norm.error / norm.value, norm.n)
 
 
 def ntk_effective_dimension(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +10,10 @@ from jax.flatten_util import ravel_pytree
 
 from dynamics import linalg
 from dynamics.evolve.checks import check_learning_rate, check_params
-from dynamics.evolve.descent import training_batch
 from dynamics.evolve.oscillation import CentralState, Edge, Process, balance, carry_on
+from dynamics.evolve.views import training_part
 from dynamics.stability import adam_threshold, momentum_threshold
-from dynamics.types import Array, Dynamics, Params
+from dynamics.types import Array, Dynamics, Objective, Params, check_objective, factory
 
 
 class CentralStart(NamedTuple):
@@ -26,9 +25,9 @@ class CentralStart(NamedTuple):
     trace: Any = None
 
 
+@factory("central_flow(L, learning_rate)")
 def central_flow(
-    apply: Callable[..., Array],
-    loss: Callable[[Array, Array], Array],
+    objective: Objective,
     learning_rate: Any,
     *,
     momentum: float = 0.0,
@@ -59,8 +58,7 @@ def central_flow(
     whose step it then leaves by the third order in q alone.
 
     Args:
-        apply: ``(params, x) -> f``.
-        loss: ``(f, y) -> scalar``, three times differentiable in the parameters.
+        objective: L, three times differentiable in the parameters.
         learning_rate: eta, per step of the discrete optimiser.
         momentum: beta of heavy ball (``optax.sgd``), a Python number.
         k: eigenvectors that may oscillate; more than ever reach the threshold at once.
@@ -88,12 +86,12 @@ def central_flow(
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: got {momentum!r}; allowed: a number in [0, 1)")
     process = Process(learning_rate, momentum, 1.0, momentum_threshold(learning_rate, momentum), False, 0.0, 0.0)
-    return _flow(apply, loss, process, k, depth, seed, oscillation or ("carried" if momentum else "balanced"))
+    return _flow(objective, process, k, depth, seed, oscillation or ("carried" if momentum else "balanced"))
 
 
+@factory("adaptive_central_flow(L, learning_rate)")
 def adaptive_central_flow(
-    apply: Callable[..., Array],
-    loss: Callable[[Array, Array], Array],
+    objective: Objective,
     learning_rate: Any,
     *,
     b1: float = 0.0,
@@ -131,7 +129,7 @@ def adaptive_central_flow(
     if not 0 <= b1 < 1 or not 0 < b2 < 1:
         raise ValueError(f"b1, b2: got {b1!r}, {b2!r}; allowed: 0 <= b1 < 1 and 0 < b2 < 1")
     process = Process(learning_rate, b1, 1 - b1, adam_threshold(learning_rate, b1), True, 1 - b2, eps)
-    return _flow(apply, loss, process, k, depth, seed, oscillation)
+    return _flow(objective, process, k, depth, seed, oscillation)
 
 
 def _check_rate(learning_rate: Any) -> None:
@@ -140,7 +138,8 @@ def _check_rate(learning_rate: Any) -> None:
         raise ValueError(f"learning_rate: got {learning_rate!r}; allowed: a number > 0, no schedule")
 
 
-def _flow(apply, loss, process: Process, k: int, depth: int, seed: int, oscillation: str) -> Dynamics:
+def _flow(landscape: Objective, process: Process, k: int, depth: int, seed: int, oscillation: str) -> Dynamics:
+    check_objective(landscape)
     if any(not isinstance(count, int) or count < 1 for count in (k, depth)):
         raise ValueError(f"k, depth: got {k!r}, {depth!r}; allowed: integers >= 1")
     if oscillation not in ("balanced", "carried"):
@@ -163,11 +162,11 @@ def _flow(apply, loss, process: Process, k: int, depth: int, seed: int, oscillat
         return CentralState(params, trace, nu, vectors, zeros[0], zeros, w, jnp.int32(0))
 
     def step(key, state: CentralState, data) -> CentralState:
-        batch = training_batch(data)
+        batch = training_part(data)
         w, unravel = ravel_pytree(state.params)
 
         def objective(v):
-            return loss(apply(unravel(v), batch.x), batch.y)
+            return landscape(unravel(v), batch)
 
         g, hvp = jax.linearize(jax.grad(objective), w)
         nu = jnp.where((state.step == 0) & (state.nu < 0), g**2, state.nu) if process.adaptive else state.nu
@@ -182,7 +181,7 @@ def _flow(apply, loss, process: Process, k: int, depth: int, seed: int, oscillat
             params=unravel(path), vectors=pairs.vectors, eigenvalues=pairs.values, step=state.step + 1
         )
 
-    return Dynamics(init, step, lambda state: state.params, process.eta)
+    return Dynamics(init, step, lambda state: state.params, process.eta, landscape)
 
 
 def _flat(name: str, tree: Any, params: Params, missing: float) -> Array:

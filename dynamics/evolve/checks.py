@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics.types import Array, Batch, Data, Params
+from dynamics.types import Batch, Data, Dynamics, Params
 
 
 def check_data(data: Any) -> None:
@@ -25,6 +25,14 @@ def check_data(data: Any) -> None:
         for leaf in jax.tree.leaves(batch.x)[:1]:
             if np.ndim(leaf) and not np.shape(leaf)[0]:
                 raise ValueError(f"data.x: got shape {np.shape(leaf)}; allowed: at least one sample")
+
+
+def check_dynamics(dynamics: Any) -> None:
+    """Raises TypeError unless ``dynamics`` is one."""
+    if not isinstance(dynamics, Dynamics):
+        raise TypeError(
+            f"dynamics: got {type(dynamics).__name__}; allowed: a Dynamics, e.g. gradient_descent(Objective(apply, loss), .05)"
+        )
 
 
 def check_key(key: Any) -> None:
@@ -60,14 +68,3 @@ def check_learning_rate(learning_rate: Any) -> None:
         raise TypeError(f"learning_rate: got {learning_rate!r}; allowed: a finite number, or an optax schedule")
     if isinstance(learning_rate, (int, float)) and not np.isfinite(learning_rate):
         raise ValueError(f"learning_rate: got {learning_rate!r}; allowed: a finite number")
-
-
-def scalar(loss: Array) -> Array:
-    """``loss`` itself.
-
-    Raises:
-        TypeError: when it is not a scalar.
-    """
-    if jnp.shape(loss):
-        raise TypeError(f"loss: got shape {jnp.shape(loss)}; allowed: a scalar; take the mean over samples")
-    return loss

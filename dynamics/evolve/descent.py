@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dynamics.evolve.checks import check_learning_rate, check_optimizer, check_params, scalar
-from dynamics.types import Array, Batch, Data, Dynamics, Params, PyTree, StatefulModel, check_apply
+from dynamics.evolve.checks import check_learning_rate, check_optimizer, check_params
+from dynamics.evolve.views import training_part
+from dynamics.stability import adam_preconditioner
+from dynamics.types import (
+    Array,
+    Batch,
+    Data,
+    Dynamics,
+    Objective,
+    Params,
+    PyTree,
+    StatefulModel,
+    check_objective,
+    factory,
+    scalar,
+)
 
 
 class DescentState(NamedTuple):
@@ -31,25 +46,27 @@ class DescentState(NamedTuple):
     loss: Array
 
 
+@factory("descent(L, optimizer)")
 def descent(
-    apply: Callable[..., Array] | StatefulModel,
-    loss: Callable[[Array, Array], Array],
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
     dt: Any = 1.0,
     batch_size: int | None = None,
     replace: bool = False,
+    preconditioner: Callable[[PyTree], PyTree] | None = None,
 ) -> Dynamics:
     """Training by ``optimizer``: ``theta <- theta + u(grad L(theta))``.
 
     Args:
-        apply: ``(params, x) -> f``, or a ``StatefulModel`` (its ``init`` then gives ``(params, model_state)``, which is
-            what this dynamics' ``init`` takes); dropout keys come from the step's key.
-        loss: ``(f [n, c], y [n, c]) -> scalar``.
+        objective: L. With a ``StatefulModel`` in it, this dynamics' ``init`` takes ``(params, model_state)``, which the
+            model's ``init`` gives, steps are those of its training mode, with dropout keys from the step's key, and
+            what is read along the way is L at the state of that moment.
         optimizer: any optax transformation.
         dt: time per step; give the learning rate where time is to be comparable with gradient flow.
         batch_size: samples a step, drawn anew each step; None for the full batch.
         replace: draw the minibatch with replacement.
+        preconditioner: ``opt_state -> P``, what ``preconditioned_sharpness`` reads: see ``stability``.
 
     Returns:
         A ``Dynamics`` on ``DescentState``; ``data`` is a ``Batch`` or ``Data`` (whose ``train`` is used).
@@ -57,40 +74,37 @@ def descent(
     Raises:
         ValueError: when ``batch_size`` is not an integer >= 1, or, at tracing, exceeds the sample count without
             replacement, or a loss finds ``f`` and ``y`` of different shapes.
-        TypeError: when ``apply`` is a model or module rather than its function, ``loss`` is no function or gives no
-            scalar, ``optimizer`` is no transformation, ``params`` are not floating, or a state did not come from
-            ``init``.
+        TypeError: when ``objective`` is none, its ``apply`` a module rather than its function, its loss no function
+            or no scalar, ``optimizer`` no transformation, ``params`` not floating, or a state not from ``init``.
 
     Cost: one gradient on the batch a step; drawing without replacement costs ``batch_size^2/2`` comparisons, or
     sorts n numbers where that is less.
     """
-    if not isinstance(apply, StatefulModel):
-        check_apply(apply)
-    if not callable(loss):
-        raise TypeError(f"loss: got {loss!r}; allowed: a function (f, y) -> scalar, e.g. dynamics.losses.half_mse")
+    check_objective(objective)
     check_optimizer(optimizer)
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size: got {batch_size!r}; allowed: None or an integer >= 1")
-    stateful = isinstance(apply, StatefulModel)
+    model = objective.apply if isinstance(objective.apply, StatefulModel) else None
 
     def init(params) -> DescentState:
-        params, model_state = params if stateful else (params, ())
+        params, model_state = (params, ()) if model is None else params
         check_params(params)
         dtype = jnp.result_type(*jax.tree.leaves(params))
         step, loss = jnp.zeros((), jnp.int32), jnp.array(jnp.inf, dtype)
         return DescentState(params, optimizer.init(params), model_state, step, loss)
 
-    def objective(params, model_state, batch: Batch, key):
-        if isinstance(apply, StatefulModel):
-            f, model_state = apply.apply(params, model_state, batch.x, key)
-            return scalar(loss(f, batch.y)), model_state
-        return scalar(loss(apply(params, batch.x), batch.y)), model_state
+    def loss_of(params, model_state, batch, key):
+        if model is None:
+            return objective(params, batch), model_state
+        f, model_state = model.apply(params, model_state, batch.x, key)
+        return objective.penalised(params, scalar(objective.loss(f, batch.y))), model_state
 
     def step(key, state: DescentState, data) -> DescentState:
         _check_state(state)
         batch_key, model_key = jax.random.split(key)
-        batch = minibatch(batch_key, training_batch(data), batch_size, replace=replace)
-        (value, model_state), gradient = jax.value_and_grad(objective, has_aux=True)(
+        batch = training_part(data) if objective.apply is None else training_batch(data)
+        batch = minibatch(batch_key, batch, batch_size, replace=replace)
+        (value, model_state), gradient = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.model_state, batch, model_key
         )
         update, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -101,7 +115,9 @@ def descent(
         _check_state(state)
         return state.params
 
-    return Dynamics(init, step, params, dt)
+    at = None if model is None else (lambda state: objective.at(state.model_state))
+    known = None if preconditioner is None else (lambda state: preconditioner(state.opt_state))
+    return Dynamics(init, step, params, dt, objective, at, known)
 
 
 def _check_state(state: Any) -> None:
@@ -110,9 +126,9 @@ def _check_state(state: Any) -> None:
         raise TypeError(f"state: got {got}; allowed: what dynamics.init(params) returns")
 
 
+@factory("gradient_descent(L, learning_rate)")
 def gradient_descent(
-    apply: Callable[..., Array] | StatefulModel,
-    loss: Callable[[Array, Array], Array],
+    objective: Objective,
     learning_rate: Any,
     *,
     momentum: Any = None,
@@ -121,7 +137,25 @@ def gradient_descent(
     """Gradient descent or heavy ball: ``theta <- theta - eta grad L``; ``time`` is ``eta * step``. See ``descent``."""
     check_learning_rate(learning_rate)
     optimizer = optax.sgd(learning_rate, momentum=momentum)
-    return descent(apply, loss, optimizer, dt=learning_rate, batch_size=batch_size)
+    moving = descent(objective, optimizer, dt=learning_rate, batch_size=batch_size)
+    return moving._replace(preconditioner=lambda state: jax.tree.map(jnp.ones_like, state.params))
+
+
+@factory("adam(L, learning_rate)")
+def adam(
+    objective: Objective,
+    learning_rate: Any,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    batch_size: int | None = None,
+) -> Dynamics:
+    """``descent`` by ``optax.adam``, whose preconditioner is known (``stability.adam_preconditioner``)."""
+    check_learning_rate(learning_rate)
+    known = partial(adam_preconditioner, b1=b1, b2=b2, eps=eps)
+    optimizer = optax.adam(learning_rate, b1, b2, eps)
+    return descent(objective, optimizer, dt=learning_rate, batch_size=batch_size, preconditioner=known)
 
 
 def training_batch(data: Batch | Data) -> Batch:
@@ -130,7 +164,7 @@ def training_batch(data: Batch | Data) -> Batch:
     Raises:
         TypeError: when there is no ``x`` in it, or ``x`` is a list.
     """
-    batch = data.train if isinstance(data, Data) else data
+    batch = training_part(data)
     if not hasattr(batch, "x"):
         got = "an array" if isinstance(batch, jax.Array) else type(batch).__name__
         raise TypeError(f"data: got {got}; allowed: Batch(x, y), or Data(train, test) of two of them")

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from dynamics.evolve.descent import training_batch
-from dynamics.types import Array, Dynamics, PyTree
+from dynamics.evolve.views import training_part
+from dynamics.types import Dynamics, Objective, PyTree, check_objective, factory
 
 
 def ode(
@@ -40,20 +40,21 @@ def ode(
     return Dynamics(lambda state: state, step, params, dt)
 
 
-def gradient_flow(apply: Callable[..., Array], loss: Callable[[Array, Array], Array], dt: Any) -> Dynamics:
+@factory("gradient_flow(L, dt)")
+def gradient_flow(objective: Objective, dt: Any) -> Dynamics:
     """Gradient flow ``d theta/dt = -grad L(theta)`` on the full batch, the eta -> 0 limit of gradient descent.
 
     Args:
-        apply: ``(params, x) -> f``.
-        loss: ``(f, y) -> scalar``.
+        objective: L.
         dt: time step; keep ``dt * sharpness`` below 2.78, the method's stability bound.
 
     Cost: four gradients a step.
     """
 
+    check_objective(objective)
+
     def field(params, data):
-        batch = training_batch(data)
-        gradient = jax.grad(lambda p: loss(apply(p, batch.x), batch.y))(params)
+        gradient = jax.grad(objective)(params, training_part(data))
         return jax.tree.map(lambda g: -g, gradient)
 
-    return ode(field, dt)
+    return ode(field, dt)._replace(objective=objective)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import optax
 
 from dynamics.empirical import empirical_ntk_and_vjp_fn, flat_kernel
 from dynamics.evolve.descent import training_batch
-from dynamics.types import Array, Dynamics, Params, PyTree, check_apply
+from dynamics.types import Array, Dynamics, Objective, Params, PyTree, check_objective, factory
 
 
 class KernelDescentState(NamedTuple):
@@ -36,9 +35,9 @@ class KernelDescentState(NamedTuple):
     gradient: PyTree
 
 
+@factory("kernel_descent(L, optimizer)")
 def kernel_descent(
-    apply: Callable[..., Array],
-    loss: Callable[[Array, Array], Array],
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
     dt: Any = 1.0,
@@ -51,8 +50,7 @@ def kernel_descent(
     it is read seldom.
 
     Args:
-        apply: ``(params, x) -> f [n, c]``.
-        loss: ``(f [n, c], y [n, c]) -> scalar``.
+        objective: L with ``f [n, c]`` and no penalty.
         optimizer: any optax transformation.
         dt: time per step.
         outputs: 'mean': the mean over outputs of their kernels ``[n, n]``; 'full': ``[n c, n c]``, sample-major.
@@ -69,12 +67,17 @@ def kernel_descent(
         >>> import jax.numpy as jnp, optax
         >>> from dynamics.losses import half_mse
         >>> from dynamics.types import Batch
-        >>> run = kernel_descent(lambda w, x: x @ w, half_mse, optax.sgd(0.1), dt=0.1)
+        >>> run = kernel_descent(Objective(lambda w, x: x @ w, half_mse), optax.sgd(0.1), dt=0.1)
         >>> state = run.init((jnp.ones((2, 1)), Batch(jnp.eye(2), jnp.zeros((2, 1)))))
         >>> state.kernel.tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    check_apply(apply)
+    check_objective(objective)
+    apply, loss = objective.f("kernel_descent"), objective.loss
+    if objective.penalty is not None:
+        raise ValueError(
+            "objective: got a penalty, whose gradient is no product with J; allowed: Objective(apply, loss)"
+        )
     if outputs not in ("mean", "full"):
         raise ValueError(f"outputs: got {outputs!r}; allowed: 'mean' or 'full'")
     both_fn = empirical_ntk_and_vjp_fn(apply, (-1,) if outputs == "mean" else ())
@@ -94,4 +97,4 @@ def kernel_descent(
         update, opt_state = optimizer.update(state.gradient, state.opt_state, state.params)
         return at(optax.apply_updates(state.params, update), opt_state, state.step + 1, data)
 
-    return Dynamics(init, step, lambda state: state.params, dt)
+    return Dynamics(init, step, lambda state: state.params, dt, objective)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dynamics.taylor import linearize
-from dynamics.types import Array, Dynamics, Params, PyTree
+from dynamics.types import Dynamics, Objective, Params, PyTree, check_objective, factory
 
 
 class LinearizedState(NamedTuple):
@@ -16,24 +16,31 @@ class LinearizedState(NamedTuple):
     inner: PyTree
 
 
-def linearized(apply: Callable[..., Array], make: Callable[[Callable[..., Array]], Dynamics]) -> Dynamics:
+@factory("linearized(L, lambda L: gradient_descent(L, 0.1))")
+def linearized(objective: Objective, make: Callable[[Objective], Dynamics]) -> Dynamics:
     """Trains ``f_lin(theta, x) = f(theta_0, x) + J(theta_0, x) (theta - theta_0)`` instead of ``f``.
 
     Reference: Lee et al. 2019, section 2.2.
 
     Args:
-        apply: ``(params, x) -> f``.
-        make: ``apply -> Dynamics``, e.g. ``lambda f: gradient_descent(f, half_mse, 0.1)``.
+        objective: L of the network.
+        make: ``Objective -> Dynamics``, e.g. ``lambda L: gradient_descent(L, 0.1)``; it gets that of the linear model.
 
     Returns:
-        A ``Dynamics`` on ``LinearizedState``; ``theta_0`` is what ``init`` was given. Its readouts evaluate the network
-        as ``linearize(apply, state.anchor)(params, x)``.
+        A ``Dynamics`` on ``LinearizedState``; ``theta_0`` is what ``init`` was given. Observables of its run read the
+        linear model.
 
     Cost: one jvp more than the dynamics it wraps.
     """
 
+    check_objective(objective)
+    apply = objective.f("linearized")
+
+    def about(anchor) -> Objective:
+        return objective._replace(apply=linearize(apply, anchor))
+
     def inner(anchor) -> Dynamics:
-        return make(linearize(apply, anchor))
+        return make(about(anchor))
 
     def init(params):
         return LinearizedState(params, inner(params).init(params))
@@ -44,4 +51,4 @@ def linearized(apply: Callable[..., Array], make: Callable[[Callable[..., Array]
     def params(state: LinearizedState):
         return inner(state.anchor).params(state.inner)
 
-    return Dynamics(init, step, params, make(apply).dt)
+    return Dynamics(init, step, params, make(objective).dt, objective, lambda state: about(state.anchor))

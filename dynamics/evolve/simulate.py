@@ -1,8 +1,8 @@
-"""The only time loop: ``simulate`` moves a state and records on device; ``advance`` is the same loop by chunks."""
+"""The only time loop: ``simulate`` moves a state and reads on device; ``advance`` is the same loop by chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics.evolve.checks import check_data, check_key
-from dynamics.types import Array, Dynamics, PyTree, Readout, Record, StatefulObservable
+from dynamics.evolve.checks import check_data, check_dynamics, check_key
+from dynamics.evolve.views import reader
+from dynamics.record import RESERVED
+from dynamics.types import Array, Dynamics, Observable, PyTree, Record, View
 
-RESERVED = {"step", "time", "cell"}
-"""Names that no reading may have: the coordinates of records and sweeps."""
+Observables = Any
+"""An observable, or a sequence of them; plain functions ``(params, batch) -> {name: array}`` are lifted."""
 
 
 class Carry(NamedTuple):
@@ -22,15 +24,17 @@ class Carry(NamedTuple):
 
     Attributes:
         state: the dynamics' state.
-        memory: the readout's memory (warm starts, kernels at the start).
+        memory: the observables' memory (warm starts, kernels at the start).
         step: int32 scalar, updates done.
         done: bool scalar, or ``[lanes]``: stopped for good.
+        reading: int32 scalar, readings taken.
     """
 
     state: PyTree
     memory: PyTree
     step: Array
     done: Array
+    reading: Array
 
 
 def log_steps(steps: int, count: int = 80) -> np.ndarray:
@@ -58,31 +62,37 @@ def every(interval: int, steps: int) -> np.ndarray:
 
 def simulate(
     dynamics: Dynamics,
-    readout: Callable[..., Any] | Readout,
-    state: PyTree,
+    params: PyTree,
     data: Any,
-    steps: int,
-    key: Array,
-    record_at: Any,
+    *old: Any,
+    train: Observables = (),
+    test: Observables = (),
+    steps: int | None = None,
+    record_at: Any = None,
+    key: Array | None = None,
     stop: Callable[..., Array] | None = None,
-    *,
+    state: PyTree = None,
     label: str | None = None,
 ) -> tuple[PyTree, Record]:
-    """Runs ``steps`` updates in one jitted loop and records ``readout`` at the steps in ``record_at``.
+    """Runs ``steps`` updates in one jitted loop and reads observables at the steps in ``record_at``.
 
     Step ``k`` (counted from 0) draws from ``fold_in(key, k)``, so splitting a run into chunks changes no bit of it, and
-    recording never changes the trajectory. The call may stand inside ``jit`` or ``vmap``.
+    reading never changes the trajectory. The call may stand inside ``jit`` or ``vmap``.
 
     Args:
         dynamics: how to move; its ``step`` is traced once.
-        readout: ``(state, data) -> {name: array}``, or a ``Readout`` pair where memory is needed.
-        state: the start, from ``dynamics.init(params)``.
+        params: what ``dynamics.init`` takes, usually the parameters.
         data: any pytree, usually ``Data(train, test)``; an argument of the compiled loop, never a constant in it.
+        train: observables read on ``data.train`` (on ``data`` itself, when it is no ``Data``): one or a sequence.
+        test: observables read on ``data.test``; their readings get the prefix ``test_``.
         steps: number of updates, >= 0.
-        key: a PRNG key.
-        record_at: increasing integer steps in ``[0, steps]``, ``[T]``; see ``log_steps`` and ``every``.
+        record_at: increasing integer steps in ``[0, steps]``, ``[T]``; see ``log_steps`` and ``every``. Start and end
+            unless given.
+        key: a PRNG key; ``jax.random.key(0)`` unless given.
         stop: ``(state, data) -> bool`` (a scalar, or ``[lanes]`` for a state whose leaves all lead with a lane axis),
             read before each update; where it holds the state stays frozen, and later readings are NaN.
+        state: goes on from this state of the dynamics, which an earlier call returned, instead of from ``params``
+            (which may then be None).
         label: the name under which a durable driver journals this call; the pure loop ignores it.
 
     Returns:
@@ -90,18 +100,72 @@ def simulate(
 
     Raises:
         ValueError: when ``steps`` or ``record_at`` is out of range, or a reading has the name of a coordinate.
+        TypeError: for what is no dynamics, data, key or observable, and for a call in the form of 0.1.
 
-    Cost: the updates, one readout a recorded step, and one ``stop`` a step; no host round trip.
+    Cost: the updates, one reading a recorded step, and one ``stop`` a step; no host round trip.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dynamics.evolve import gradient_descent
+        >>> from dynamics.losses import mse
+        >>> from dynamics.observe import loss
+        >>> from dynamics.types import Batch, Objective
+        >>> L, batch = Objective(lambda w, x: x @ w, mse), Batch(jnp.eye(2), jnp.ones((2, 1)))
+        >>> state, record = simulate(gradient_descent(L, 0.5), jnp.zeros((2, 1)), batch, train=[loss()], steps=2)
+        >>> record.values["loss"].tolist()
+        [1.0, 0.0625]
     """
     del label
-    check_data(data)
-    targets = check_record_at(record_at, steps)
-    count = len(targets)
-    ends = targets if count and targets[-1] == steps else np.append(targets, np.int32(steps))
-    carry = start(readout, state, data, stop)
-    carry, values = advance(dynamics, readout, stop, carry, data, key, ends, np.arange(len(ends)) < count)
+    call = prepare(dynamics, params, data, old, train, test, steps, record_at, key, stop, state)
+    ends = call.ends()
+    count = len(call.targets)
+    carry, values = advance(call, call.carry, ends, np.arange(len(ends)) < count)
     values = {name: value[:count] for name, value in values.items()}
-    return carry.state, Record(targets, times(dynamics.dt, targets), values)
+    return carry.state, Record(call.targets, times(dynamics.dt, call.targets), values)
+
+
+class Call(NamedTuple):
+    """A checked call of ``simulate``: what ``advance`` needs, and the carry at its start."""
+
+    dynamics: Dynamics
+    read: Observable
+    stop: Callable[..., Array] | None
+    data: Any
+    key: Array
+    steps: int
+    targets: np.ndarray
+    carry: Carry
+
+    def ends(self) -> np.ndarray:
+        """The steps at which ``advance`` halts: the recorded ones, and the last."""
+        done = len(self.targets) and self.targets[-1] == self.steps
+        return self.targets if done else np.append(self.targets, np.int32(self.steps))
+
+
+def prepare(
+    dynamics, params, data, old=(), train=(), test=(), steps=None, record_at=None, key=None, stop=None, state=None
+):
+    """Checks what ``simulate`` is called with and makes its ``Call``."""
+    if old or steps is None or isinstance(params, Observable) or not isinstance(dynamics, Dynamics):
+        check_dynamics(dynamics)
+        raise TypeError(
+            "simulate: got a call without steps= or in the form of 0.1; write simulate(gradient_descent(L, .05), "
+            "params, data, train=[...], test=[...], steps=..., record_at=..., key=...) with L = Objective(apply, loss)"
+        )
+    check_data(data)
+    key = jax.random.key(0) if key is None else key
+    check_key(key)
+    targets = check_record_at(
+        [0, steps] if record_at is None and steps else [0] if record_at is None else record_at, steps
+    )
+    read = reader(dynamics, observables(train), observables(test))
+    state = dynamics.init(params) if state is None else state
+    return Call(dynamics, read, stop, data, key, steps, targets, start(read, state, data, key, stop))
+
+
+def observables(given: Observables) -> tuple[Any, ...]:
+    """One observable, or a sequence of them, as a tuple."""
+    return tuple(given) if isinstance(given, Sequence) and not isinstance(given, (Observable, str)) else (given,)
 
 
 def check_record_at(record_at: Any, steps: int) -> np.ndarray:
@@ -130,32 +194,31 @@ def times(dt: Any, steps: np.ndarray) -> Any:
     return jnp.reshape(jnp.asarray(steps, dt.dtype), (-1,) + (1,) * dt.ndim) * dt
 
 
-def start(readout: Callable[..., Any] | Readout, state: PyTree, data: Any, stop=None) -> Carry:
-    """The carry at step 0: the state, the readout's fresh memory, nothing stopped."""
-    memory = as_readout(readout).init(state, data)
+def start(read: Observable, state: PyTree, data: Any, key: Array, stop=None) -> Carry:
+    """The carry at step 0: the state, the observables' fresh memory, nothing stopped."""
+    zero = jnp.zeros((), jnp.int32)
+    state = jax.tree.map(jnp.asarray, state)
+    memory = read.init(View(None, None, state=state, step=zero, key=key, data=data, reading=zero))
     done = jnp.zeros((), bool) if stop is None else jnp.zeros(jax.eval_shape(stop, state, data).shape, bool)
-    return Carry(jax.tree.map(jnp.asarray, state), memory, jnp.zeros((), jnp.int32), done)
+    return Carry(state, memory, zero, done, zero)
 
 
-def advance(dynamics: Dynamics, readout, stop, carry: Carry, data: Any, key: Array, targets: Any, read: Any = None):
+def advance(call: Call, carry: Carry, targets: Any, read: Any = None):
     """Moves ``carry`` through the steps ``targets [T]`` (non-decreasing), reading where the mask ``read [T]`` says.
 
     Returns:
         ``(carry, {name: [T, ...]})``, with zeros where nothing was read; ``read=None`` reads everywhere. A target that
         is already reached and not read costs nothing, so chunks may be padded to one length by repeating the last
         target, and cut between recorded steps, without a second program or a changed bit. Compiled once for each
-        ``(dynamics.step, readout, stop)`` and number of targets.
+        ``(dynamics.step, observables, stop)`` and number of targets.
     """
-    check_key(key)
     targets = jnp.asarray(targets, jnp.int32)
     read = jnp.ones(targets.shape, bool) if read is None else jnp.asarray(read, bool)
-    return _advance(dynamics.step, readout, stop, carry, data, key, targets, read)
+    return _advance(call.dynamics.step, call.read, call.stop, carry, call.data, call.key, targets, read)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _advance(step_fn, readout, stop, carry: Carry, data, key, targets, read):
-    update = as_readout(readout).update
-
+def _advance(step_fn, observable: Observable, stop, carry: Carry, data, key, targets, read):
     def move(carry: Carry) -> Carry:
         new = step_fn(jax.random.fold_in(key, carry.step), carry.state, data)
         if stop is None:
@@ -165,19 +228,19 @@ def _advance(step_fn, readout, stop, carry: Carry, data, key, targets, read):
         return carry._replace(state=frozen, step=carry.step + 1, done=done)
 
     def reading(carry: Carry):
-        memory, values = update(carry.memory, carry.state, data)
-        if not isinstance(values, Mapping):
-            raise TypeError(f"readout: got {type(values).__name__} from it; allowed: a dictionary {{name: array}}")
+        own = jax.random.fold_in(jax.random.fold_in(key, carry.step), 2**31 - 1)
+        view = View(None, None, state=carry.state, step=carry.step, key=own, data=data, reading=carry.reading)
+        memory, values = observable.update(carry.memory, view)
         values = {name: jnp.asarray(value) for name, value in values.items()}
-        if taken := sorted(RESERVED & values.keys()):
-            raise ValueError(f"readout: got a reading named {taken[0]!r}; allowed: any name but {sorted(RESERVED)}")
+        if taken := sorted(set(RESERVED) & values.keys()):
+            raise ValueError(f"reading: got the name {taken[0]!r}; allowed: any but {', '.join(RESERVED)}")
         if stop is not None:
             values = {name: _mask(carry.done, value) for name, value in values.items()}
-        return memory, values
+        return carry._replace(memory=memory, reading=carry.reading + 1), values
 
     def no_reading(carry: Carry):
         values = jax.eval_shape(reading, carry)[1]
-        return carry.memory, {name: jnp.zeros(value.shape, value.dtype) for name, value in values.items()}
+        return carry, {name: jnp.zeros(value.shape, value.dtype) for name, value in values.items()}
 
     def segment(carry: Carry, at):
         target, here = at
@@ -187,24 +250,9 @@ def _advance(step_fn, readout, stop, carry: Carry, data, key, targets, read):
 
         carry = jax.lax.while_loop(going, move, carry)
         carry = carry._replace(step=jnp.maximum(carry.step, target))
-        memory, values = jax.lax.cond(here, reading, no_reading, carry)
-        return carry._replace(memory=memory), values
+        return jax.lax.cond(here, reading, no_reading, carry)
 
     return jax.lax.scan(segment, carry, (targets, read))
-
-
-_OBSERVABLES = {f"dynamics.observe.{topic}" for topic in ("loss", "density", "rank", "fourier", "noise", "groups")}
-
-
-def as_readout(readout: Callable[..., Any] | Readout) -> Readout:
-    """``readout`` as a ``Readout`` pair; a plain function gets an empty memory."""
-    if isinstance(readout, Readout):
-        return readout
-    observable = isinstance(readout, StatefulObservable) or getattr(readout, "__module__", "") in _OBSERVABLES
-    if observable or not callable(readout):
-        got = "an observable" if observable else type(readout).__name__
-        raise TypeError(f"readout: got {got}; allowed: observe.readout(dynamics, observable), or (state, data) -> dict")
-    return Readout(lambda state, data: (), lambda memory, state, data: (memory, readout(state, data)))
 
 
 def _expand(done: Array, leaf: Array) -> Array:

@@ -120,7 +120,7 @@ def cumulative(density: Density, x: Array) -> Estimate:
     """Share of eigenvalues <= x, ``[...]`` for ``x [...]``, with its standard error between probes."""
     below = density.nodes[..., None] <= jnp.ravel(x)
     shares = mean_and_error(jnp.sum(density.weights[..., None] * below, axis=1))
-    return Estimate(*(jnp.reshape(value, jnp.shape(x)) for value in shares))
+    return Estimate(jnp.reshape(shares.value, jnp.shape(x)), jnp.reshape(shares.error, jnp.shape(x)), shares.n)
 
 
 def smoothed(density: Density, x: Array, width: float | Array) -> Estimate:
@@ -128,4 +128,4 @@ def smoothed(density: Density, x: Array, width: float | Array) -> Estimate:
     z = (jnp.ravel(x) - density.nodes[..., None]) / width
     bumps = jnp.exp(-0.5 * z**2) / (width * (2 * jnp.pi) ** 0.5)
     heights = mean_and_error(jnp.sum(density.weights[..., None] * bumps, axis=1))
-    return Estimate(*(jnp.reshape(value, jnp.shape(x)) for value in heights))
+    return Estimate(jnp.reshape(heights.value, jnp.shape(x)), jnp.reshape(heights.error, jnp.shape(x)), heights.n)

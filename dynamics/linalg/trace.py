@@ -8,14 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.linalg.lanczos import Matvec
-from dynamics.types import Array
-
-
-class Estimate(NamedTuple):
-    """``value`` and its standard error ``error`` (between probes; about 2/3 of the truths lie within one)."""
-
-    value: Array
-    error: Array
+from dynamics.types import Array, Estimate
 
 
 class TraceEstimate(NamedTuple):
@@ -66,10 +59,10 @@ def trace(matvec: Matvec, key: Array, size: int, probes: int, *, dtype=None, bat
     square = mean_and_error(squares)
     frobenius = jnp.sqrt(square.value)
     error = square.error / jnp.where(frobenius > 0, 2 * frobenius, 1)
-    return TraceEstimate(mean_and_error(traces), Estimate(frobenius, error))
+    return TraceEstimate(mean_and_error(traces), Estimate(frobenius, error, probes))
 
 
 def mean_and_error(samples: Array) -> Estimate:
     """Mean over the first axis and its standard error ``std / sqrt(n)``, n >= 2."""
     n = samples.shape[0]
-    return Estimate(jnp.mean(samples, 0), jnp.std(samples, 0, ddof=1) / n**0.5)
+    return Estimate(jnp.mean(samples, 0), jnp.std(samples, 0, ddof=1) / n**0.5, n)

@@ -1,6 +1,6 @@
-"""What to read while a state moves: a file a topic, each a factory of ``(params, batch) -> {name: array}``."""
+"""What to read while a state moves: a file a topic, each factory giving an ``Observable``."""
 
-from dynamics.observe.compose import as_stateful, joined, prefixed, readout, since_start
+from dynamics.observe.compose import joined, prefixed, since_start
 from dynamics.observe.curvature import (
     WarmStart,
     hessian_eigenvalues,
@@ -13,7 +13,7 @@ from dynamics.observe.delay import first_step, time_ratio, value_at
 from dynamics.observe.density import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
 from dynamics.observe.fourier import frequency_power, frequency_share, gini, sum_components, top_frequency
 from dynamics.observe.groups import component_power, component_share, irreducible_components
-from dynamics.observe.loss import scores
+from dynamics.observe.loss import accuracy, loss, scores
 from dynamics.observe.noise import batch_sharpness, gradient_noise, hessian_trace
 from dynamics.observe.ntk import NtkReadings, ntk, ntk_of_state
 from dynamics.observe.rank import effective_rank, end_to_end, movement, stable_rank, weight_norm, weight_ranks
@@ -23,7 +23,7 @@ from dynamics.observe.seldom import seldom
 __all__ = [
     "NtkReadings",
     "WarmStart",
-    "as_stateful",
+    "accuracy",
     "batch_sharpness",
     "component_power",
     "component_share",
@@ -43,13 +43,13 @@ __all__ = [
     "joined",
     "label_alignment",
     "layer_densities",
+    "loss",
     "movement",
     "ntk",
     "ntk_density",
     "ntk_of_state",
     "preconditioned_sharpness",
     "prefixed",
-    "readout",
     "scores",
     "seldom",
     "sharpness",

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from dynamics import linalg, operators
 from dynamics.observe.rank import path_name
 from dynamics.operators import Operator
-from dynamics.types import Array, Batch, Data, Dynamics, Params, Readout, StatefulObservable
+from dynamics.types import Array, Observable, View, factory
 
-OperatorOf = Callable[[Params, Batch], Operator]
+OperatorOf = Callable[[View], Operator]
 
 
 class WarmStart(NamedTuple):
@@ -34,12 +34,11 @@ class WarmStart(NamedTuple):
     crossed: Array
 
 
-def sharpness(apply: Callable[..., Array], loss: Callable[[Array, Array], Array], **options: Any) -> StatefulObservable:
+@factory("sharpness()")
+def sharpness(**options: Any) -> Observable:
     """The sharpness lambda_max of the loss Hessian, tracked by warm Lanczos with a two-sided certificate.
 
     Args:
-        apply: ``(params, x) -> f``.
-        loss: ``(f, y) -> scalar``; its normalisation scales the sharpness.
         options: see ``top_eigenvalue``.
 
     Returns:
@@ -53,16 +52,22 @@ def sharpness(apply: Callable[..., Array], loss: Callable[[Array, Array], Array]
     Example:
         >>> import jax.numpy as jnp
         >>> from dynamics.losses import half_mse
-        >>> from dynamics.types import Batch
-        >>> read = sharpness(lambda w, x: x @ w, half_mse)
-        >>> batch, w = Batch(jnp.eye(3) * jnp.arange(3.0), jnp.zeros((3, 1))), jnp.ones((3, 1))
-        >>> memory, readings = read.update(read.init(w, batch), w, batch)
+        >>> from dynamics.types import Batch, Objective
+        >>> read, L = sharpness(), Objective(lambda w, x: x @ w, half_mse)
+        >>> view = View(jnp.ones((3, 1)), Batch(jnp.eye(3) * jnp.arange(3.0), jnp.zeros((3, 1))), L)
+        >>> memory, readings = read.update(read.init(view), view)
         >>> round(float(readings["sharpness"]), 2), round(float(readings["sharpness_upper"]), 2)
         (1.33, 1.33)
     """
-    return top_eigenvalue(lambda params, batch: operators.hessian(apply, loss, params, batch), "sharpness", **options)
+    return top_eigenvalue(hessian_at("sharpness"), "sharpness", **options)
 
 
+def hessian_at(reader: str, **options: Any) -> OperatorOf:
+    """``view -> Operator``: the Hessian of the view's objective, for ``reader``."""
+    return lambda view: operators.hessian(view.loss(reader), view.params, view.batch, **options)
+
+
+@factory("top_eigenvalue(operator, name)")
 def top_eigenvalue(
     operator: OperatorOf,
     name: str,
@@ -76,14 +81,14 @@ def top_eigenvalue(
     tau: float = 0.2,
     p: float = 1e-4,
     seed: int = 0,
-) -> StatefulObservable:
+) -> Observable:
     """The largest eigenvalue of any operator, tracked like ``sharpness``: ``<name>``, ``<name>_residual`` and so on.
 
     Most readings spend ``num_matvecs`` products; the first, every ``certify_every``-th and the one after a crossing of
     ``threshold`` spend more, until the upper bound is within ``interval`` of the reading.
 
     Args:
-        operator: ``(params, batch) -> Operator``, symmetric.
+        operator: ``view -> Operator``, symmetric.
         name: of the readings.
         num_matvecs, certified_matvecs: products of a cheap reading, and the most that a certified one may spend.
         certify_every: readings between two certified ones.
@@ -110,13 +115,13 @@ def top_eigenvalue(
         raise ValueError(f"which: got {which!r}; allowed: 'largest' or 'smallest'")
     sign, limit = (1, "upper") if which == "largest" else (-1, "lower")
 
-    def init(params, batch) -> WarmStart:
-        _, size, dtype, _ = operator(params, batch)
+    def init(view) -> WarmStart:
+        _, size, dtype, _ = operator(view)
         nan = jnp.full((), jnp.nan, dtype)
         return WarmStart(jnp.zeros(size, dtype), jax.random.key(seed), jnp.int32(0), nan, jnp.bool_(False))
 
-    def update(memory: WarmStart, params, batch):
-        matvec, size, *_ = operator(params, batch)
+    def update(memory: WarmStart, view):
+        matvec, size, *_ = operator(view)
         certify = (memory.count % certify_every == 0) | memory.crossed
         start, share = linalg.warm_start(jax.random.fold_in(memory.key, memory.count), memory.vector, tau)
         top = linalg.certified_eigenvalue(
@@ -141,12 +146,11 @@ def top_eigenvalue(
         }
         return WarmStart(vector, memory.key, memory.count + 1, value, crossed), readings
 
-    return StatefulObservable(init, update)
+    return Observable(init, update)
 
 
+@factory("hessian_eigenvalues(k)")
 def hessian_eigenvalues(
-    apply: Callable[..., Array],
-    loss: Callable[[Array, Array], Array],
     k: int,
     *,
     which: str = "largest",
@@ -154,12 +158,10 @@ def hessian_eigenvalues(
     max_matvecs: int | None = None,
     basis_size: int | None = None,
     seed: int = 0,
-) -> StatefulObservable:
+) -> Observable:
     """The k largest (or smallest) Hessian eigenvalues with their residuals, warm-started from the last reading's.
 
     Args:
-        apply: ``(params, x) -> f``.
-        loss: ``(f, y) -> scalar``.
         k, which, tolerance, max_matvecs, basis_size: see ``linalg.eigenpairs``.
         seed: of the random start.
 
@@ -168,14 +170,15 @@ def hessian_eigenvalues(
         ``hessian_eigenvalues_matvecs``; for the smallest, ``hessian_smallest`` in place of ``hessian_eigenvalues``.
     """
     name = "hessian_eigenvalues" if which == "largest" else "hessian_smallest"
+    operator = hessian_at("hessian_eigenvalues")
 
-    def init(params, batch):
-        _, size, dtype, _ = operators.hessian(apply, loss, params, batch)
+    def init(view):
+        _, size, dtype, _ = operator(view)
         return jnp.zeros(size, dtype), jax.random.key(seed), jnp.int32(0)
 
-    def update(memory, params, batch):
+    def update(memory, view):
         summed, key, count = memory
-        matvec, size, dtype, _ = operators.hessian(apply, loss, params, batch)
+        matvec, size, dtype, _ = operator(view)
         z = jax.random.normal(jax.random.fold_in(key, count), (size,), dtype)
         pairs = linalg.eigenpairs(
             matvec,
@@ -190,60 +193,58 @@ def hessian_eigenvalues(
         readings = {name: pairs.values, f"{name}_residual": pairs.residuals, f"{name}_matvecs": pairs.matvecs}
         return (summed, key, count + 1), readings
 
-    return StatefulObservable(init, update)
+    return Observable(init, update)
 
 
+@factory("preconditioned_sharpness()")
 def preconditioned_sharpness(
-    apply: Callable[..., Array],
-    loss: Callable[[Array, Array], Array],
-    dynamics: Dynamics,
-    preconditioner: Callable[[Any], Any],
-    *,
-    num_matvecs: int = 10,
-    **options: Any,
-) -> Readout:
-    """The preconditioned sharpness ``lambda_max(P^-1 H)``, with P read from the optimiser's state.
+    preconditioner: Callable[[Any], Any] | None = None, *, num_matvecs: int = 10, **options: Any
+) -> Observable:
+    """The preconditioned sharpness ``lambda_max(P^-1 H)``, with P read from the optimiser's state in the view.
 
     Args:
-        apply: ``(params, x) -> f``.
-        loss: ``(f, y) -> scalar``.
-        dynamics: whose ``params`` finds the parameters; its state has ``opt_state``.
-        preconditioner: ``opt_state -> P``, e.g. ``stability.adam_preconditioner``.
+        preconditioner: ``opt_state -> P``, e.g. ``stability.rmsprop_preconditioner``; by default the one that the
+            view's dynamics knows.
         num_matvecs, options: see ``sharpness``.
 
     Returns:
-        A ``Readout`` for ``simulate`` with ``preconditioned_sharpness`` and its ``_residual``, ``_upper``,
-        ``_matvecs``, on the training batch. Before the first step of Adam P is meaningless: record from step 1 on.
+        An observable with ``preconditioned_sharpness`` and its ``_residual``, ``_upper``, ``_matvecs``. Before the
+        first step of Adam P is meaningless: record from step 1 on.
+
+    Raises:
+        TypeError: at tracing, for a view without a state, or a dynamics that knows no preconditioner.
 
     Reference: Cohen et al. 2022, section 3.
     """
 
-    def operator(at, batch):
-        params, diagonal = at
-        return operators.preconditioned(operators.hessian(apply, loss, params, batch), diagonal)
+    def diagonal(view: View) -> Any:
+        if preconditioner is not None and hasattr(view.state, "opt_state"):
+            return preconditioner(view.state.opt_state)
+        known = None if view.dynamics is None else view.dynamics.preconditioner
+        if known is None or preconditioner is not None:
+            raise TypeError(
+                "preconditioned_sharpness: got a view whose dynamics knows no preconditioner; allowed: the run of "
+                "gradient_descent, adam or descent(..., preconditioner=), or preconditioned_sharpness(opt_state -> P)"
+            )
+        return known(view.state)
 
-    track = top_eigenvalue(operator, "preconditioned_sharpness", num_matvecs=num_matvecs, **options)
-
-    def inputs(state, data):
-        return (dynamics.params(state), preconditioner(state.opt_state)), data.train if isinstance(data, Data) else data
-
-    return Readout(
-        lambda state, data: track.init(*inputs(state, data)),
-        lambda memory, state, data: track.update(memory, *inputs(state, data)),
+    hessian = hessian_at("preconditioned_sharpness")
+    return top_eigenvalue(
+        lambda view: operators.preconditioned(hessian(view), diagonal(view)),
+        "preconditioned_sharpness",
+        num_matvecs=num_matvecs,
+        **options,
     )
 
 
-def sharpness_drift(
-    apply: Callable[..., Array], loss: Callable[[Array, Array], Array], *, num_matvecs: int = 20, seed: int = 0
-) -> StatefulObservable:
+@factory("sharpness_drift()")
+def sharpness_drift(*, num_matvecs: int = 20, seed: int = 0) -> Observable:
     """The drift budget of the sharpness under gradient flow, ``dS/dt = -grad S . grad L``, by leaf.
 
     ``grad S = grad_theta (u^T H u)`` at the fixed top eigenvector u (Hellmann-Feynman; S must be a simple
     eigenvalue). One step of gradient descent moves S by ``eta`` times this while it is stable.
 
     Args:
-        apply: ``(params, x) -> f``.
-        loss: ``(f, y) -> scalar``.
         num_matvecs: of the warm Lanczos that finds u.
         seed: of its random part.
 
@@ -254,19 +255,19 @@ def sharpness_drift(
     Reference: Damian, Nichani & Lee 2023, 'Self-stabilization', section 4 (progressive sharpening alpha).
     """
 
-    def init(params, batch):
-        _, size, dtype, _ = operators.hessian(apply, loss, params, batch)
+    operator = hessian_at("sharpness_drift")
+
+    def init(view):
+        _, size, dtype, _ = operator(view)
         return jnp.zeros(size, dtype), jax.random.key(seed), jnp.int32(0)
 
-    def update(memory, params, batch):
+    def update(memory, view):
         previous, key, count = memory
-        matvec, size, _, unravel = operators.hessian(apply, loss, params, batch)
+        params, objective = view.params, lambda p: view.objective(p, view.batch)
+        matvec, size, _, unravel = operator(view)
         start, share = linalg.warm_start(jax.random.fold_in(key, count), previous, 0.2)
         top, _ = linalg.extreme_eigenvalues(matvec, start, min(num_matvecs, size), random_share=share)
         u = unravel(top.vector)
-
-        def objective(p):
-            return loss(apply(p, batch.x), batch.y)
 
         def curvature(p):
             return jax.jvp(lambda q: jax.jvp(objective, (q,), (u,))[1], (p,), (u,))[1]
@@ -283,4 +284,4 @@ def sharpness_drift(
         }
         return (top.vector, key, count + 1), readings | named
 
-    return StatefulObservable(init, update)
+    return Observable(init, update)

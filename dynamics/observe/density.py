@@ -8,12 +8,14 @@ from typing import Any
 import jax
 
 from dynamics import linalg, operators
+from dynamics.observe.curvature import hessian_at
 from dynamics.operators import Operator
-from dynamics.types import Array, Batch, Observable, Params
+from dynamics.types import Observable, View, factory
 
-OperatorOf = Callable[[Params, Batch], Operator]
+OperatorOf = Callable[[View], Operator]
 
 
+@factory("density(operator, name)")
 def density(
     operator: OperatorOf,
     name: str,
@@ -27,7 +29,7 @@ def density(
     """The spectral density of any operator by stochastic Lanczos quadrature, with its integrals and their errors.
 
     Args:
-        operator: ``(params, batch) -> Operator``, symmetric.
+        operator: ``view -> Operator``, symmetric.
         name: of the readings.
         probes, steps, batch_size, reorthogonalize: see ``linalg.spectral_density``.
         seed: of the probes (the same at every reading, so that changes are the density's).
@@ -45,8 +47,8 @@ def density(
     Reference: Ghorbani, Krishnan & Xiao 2019.
     """
 
-    def read(params, batch):
-        matvec, size, dtype, _ = operator(params, batch)
+    def read(view):
+        matvec, size, dtype, _ = operator(view)
         found = linalg.spectral_density(
             matvec,
             jax.random.key(seed),
@@ -63,55 +65,53 @@ def density(
             readings[f"{name}_{moment}_error"] = estimate.error
         return readings
 
-    return read
+    return Observable.of_view(read)
 
 
-def hessian_density(
-    apply: Callable[..., Array], loss: Callable[[Array, Array], Array], *, where: Any = None, **options: Any
-) -> Observable:
+@factory("hessian_density()")
+def hessian_density(*, where: Any = None, **options: Any) -> Observable:
     """``density`` of the loss Hessian under the name ``hessian``; 2 gradients a product.
 
     Args:
-        apply: ``(params, x) -> f``.
-        loss: ``(f, y) -> scalar``.
         where: leaves of a diagonal block, see ``operators.hessian``.
         options: see ``density``.
     """
-    return density(
-        lambda params, batch: operators.hessian(apply, loss, params, batch, where=where), "hessian", **options
-    )
+    return density(hessian_at("hessian_density", where=where), "hessian", **options)
 
 
-def gauss_newton_density(
-    apply: Callable[..., Array], loss: Callable[[Array, Array], Array], *, where: Any = None, **options: Any
-) -> Observable:
+@factory("gauss_newton_density()")
+def gauss_newton_density(*, where: Any = None, **options: Any) -> Observable:
     """``density`` of the Gauss-Newton matrix as ``gauss_newton``; arguments as ``hessian_density``."""
 
-    def operator(params, batch):
-        return operators.gauss_newton(apply, loss, params, batch, where=where)
+    def operator(view):
+        return operators.gauss_newton(view.loss("gauss_newton_density"), view.params, view.batch, where=where)
 
     return density(operator, "gauss_newton", **options)
 
 
-def ntk_density(apply: Callable[..., Array], *, where: Any = None, **options: Any) -> Observable:
+@factory("ntk_density()")
+def ntk_density(*, where: Any = None, **options: Any) -> Observable:
     """``density`` of the empirical NTK ``J J^T`` of the batch, ``[n c, n c]``, as ``ntk``; no Gram matrix is formed.
 
     Its eigenvalues over n are those of the Gauss-Newton matrix of ``half_mse``, but for zeros.
 
     Args:
-        apply: ``(params, x) -> f``.
         where: leaves whose part of the kernel is meant, see ``operators.hessian``.
         options: see ``density``.
     """
-    return density(lambda params, batch: operators.ntk(apply, params, batch, where=where), "ntk", **options)
+
+    def operator(view):
+        return operators.ntk(view.loss("ntk_density"), view.params, view.batch, where=where)
+
+    return density(operator, "ntk", **options)
 
 
+@factory("layer_densities(operator, name)")
 def layer_densities(operator: Callable[..., Operator], name: str, *, level: int = 1, **options: Any) -> Observable:
     """``density`` of every diagonal block of an operator, ``<name>/<layer>_trace`` and so on.
 
     Args:
-        operator: ``(params, batch, where) -> Operator``, e.g.
-            ``lambda p, b, where: operators.hessian(apply, loss, p, b, where=where)``.
+        operator: ``(objective, params, batch, where=) -> Operator``, e.g. ``operators.hessian``.
         name: of the readings.
         level: leaves whose paths share their first ``level`` entries form a block, see ``operators.blocks``.
         options: see ``density``.
@@ -121,22 +121,22 @@ def layer_densities(operator: Callable[..., Operator], name: str, *, level: int 
     Example:
         >>> import jax.numpy as jnp
         >>> from dynamics.losses import half_mse
-        >>> apply = lambda p, x: x @ p["a"] @ p["b"]
-        >>> block = lambda p, b, where: operators.hessian(apply, half_mse, p, b, where=where)
-        >>> read = layer_densities(block, "hessian", probes=2, steps=2)
-        >>> params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 1))}
-        >>> sorted(k for k in read(params, Batch(jnp.eye(2), jnp.ones((2, 1)))) if k.endswith("trace"))
+        >>> from dynamics.types import Batch, Objective
+        >>> L, params = Objective(lambda p, x: x @ p["a"] @ p["b"], half_mse), {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 1))}
+        >>> read = layer_densities(operators.hessian, "hessian", probes=2, steps=2)
+        >>> readings = read.update((), View(params, Batch(jnp.eye(2), jnp.ones((2, 1))), L))[1]
+        >>> sorted(k for k in readings if k.endswith("trace"))
         ['hessian/a_trace', 'hessian/b_trace']
     """
 
-    def read(params, batch):
+    def read(view):
         readings = {}
-        for layer, where in operators.blocks(params, level).items():
+        for layer, where in operators.blocks(view.params, level).items():
 
-            def block(params, batch, where=where):
-                return operator(params, batch, where)
+            def block(view, where=where):
+                return operator(view.loss("layer_densities"), view.params, view.batch, where=where)
 
-            readings |= density(block, f"{name}/{layer}", **options)(params, batch)
+            readings |= density(block, f"{name}/{layer}", **options).update((), view)[1]
         return readings
 
-    return read
+    return Observable.of_view(read)

@@ -4,29 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dynamics.types import Array, Observable, check_apply
+from dynamics.losses import accuracy as share_right
+from dynamics.types import Array, Observable, factory
 
 
-def scores(apply: Callable[..., Array], **functions: Callable[[Array, Array], Array]) -> Observable:
-    """Reads each function of ``(f, y)`` under its name, from one forward pass.
-
-    Args:
-        apply: ``(params, x) -> f [n, c]``.
-        functions: e.g. ``loss=half_mse, accuracy=accuracy``.
+@factory("loss()")
+def loss() -> Observable:
+    """Reads ``loss``, the objective itself (its penalty included).
 
     Example:
         >>> import jax.numpy as jnp
         >>> from dynamics.losses import mse
-        >>> from dynamics.types import Batch
-        >>> read = scores(lambda p, x: x @ p, loss=mse)
-        >>> float(read(jnp.ones((2, 1)), Batch(jnp.ones((3, 2)), jnp.zeros((3, 1))))["loss"])
+        >>> from dynamics.types import Batch, Objective, View
+        >>> L = Objective(lambda p, x: x @ p, mse)
+        >>> view = View(jnp.ones((2, 1)), Batch(jnp.ones((3, 2)), jnp.zeros((3, 1))), L)
+        >>> float(loss().update((), view)[1]["loss"])
+        4.0
+    """
+    return Observable.of_view(lambda view: {"loss": view.loss("loss")(view.params, view.batch)})
+
+
+@factory("accuracy()")
+def accuracy() -> Observable:
+    """Reads ``accuracy``, the share of samples that the network gets right (see ``losses.accuracy``)."""
+    return scores(accuracy=share_right)
+
+
+@factory("scores(name=function)")
+def scores(**functions: Callable[[Array, Array], Array]) -> Observable:
+    """Reads each function of ``(f, y)`` under its name, from one forward pass.
+
+    Args:
+        functions: e.g. ``error=half_mse, accuracy=accuracy``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dynamics.losses import mse
+        >>> from dynamics.types import Batch, Objective, View
+        >>> view = View(jnp.ones((2, 1)), Batch(jnp.ones((3, 2)), jnp.zeros((3, 1))), Objective(lambda p, x: x @ p, mse))
+        >>> float(scores(error=mse).update((), view)[1]["error"])
         4.0
     """
 
-    check_apply(apply)
+    def read(view):
+        f = view.f("scores")(view.params, view.batch.x)
+        return {name: function(f, view.batch.y) for name, function in functions.items()}
 
-    def read(params, batch):
-        f = apply(params, batch.x)
-        return {name: function(f, batch.y) for name, function in functions.items()}
-
-    return read
+    return Observable.of_view(read)

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dynamics import linalg, operators
-from dynamics.types import Array, Batch, Observable, StatefulObservable
+from dynamics.observe.curvature import hessian_at
+from dynamics.types import Array, Observable, factory
 
 
+@factory("batch_sharpness(batch_size)")
 def batch_sharpness(
-    apply: Callable[..., Array],
-    loss: Callable[[Array, Array], Array],
     batch_size: int,
     *,
     draws: int = 128,
     parallel: int = 16,
     replace: bool = False,
     seed: int = 0,
-) -> StatefulObservable:
+) -> Observable:
     """The batch sharpness ``E_B [g_B . H_B g_B / |g_B|^2]``: the curvature of a batch's loss along its own gradient.
 
     Args:
-        apply: ``(params, x) -> f``.
-        loss: ``(f, y) -> scalar``, a mean over samples.
-        batch_size: B, as in the training.
+        batch_size: B, as in the training; the objective is a mean over samples.
         draws: batches drawn, >= 2; fresh ones at each reading.
         parallel: draws evaluated side by side.
         replace: draw samples with replacement.
@@ -49,8 +46,9 @@ def batch_sharpness(
     if draws < 2:
         raise ValueError(f"draws: got {draws!r}; allowed: an integer >= 2, so that the spread gives an error")
 
-    def update(memory, params, batch: Batch):
+    def update(memory, view):
         key, count = memory
+        params, batch, objective = view.params, view.batch, view.loss("batch_sharpness")
         n = jax.tree.leaves(batch)[0].shape[0]
         if batch_size > n and not replace:
             raise ValueError(f"batch_size: got {batch_size}; allowed: at most the {n} samples")
@@ -58,7 +56,7 @@ def batch_sharpness(
         def draw(key):
             rows = jax.random.choice(key, n, (batch_size,), replace=replace)
             part = jax.tree.map(lambda leaf: leaf[rows], batch)
-            gradient = jax.grad(lambda p: loss(apply(p, part.x), part.y))
+            gradient = jax.grad(lambda p: objective(p, part))
             g = gradient(params)
             _, hg = jax.jvp(gradient, (params,), (g,))
             return _dot(g, hg), _dot(g, g)
@@ -76,23 +74,22 @@ def batch_sharpness(
         }
         return (key, count + 1), readings
 
-    return StatefulObservable(lambda params, batch: (jax.random.key(seed), jnp.int32(0)), update)
+    return Observable(lambda view: (jax.random.key(seed), jnp.int32(0)), update)
 
 
-def hessian_trace(
-    apply: Callable[..., Array], loss: Callable[[Array, Array], Array], *, probes: int = 30, seed: int = 0
-) -> Observable:
+@factory("hessian_trace()")
+def hessian_trace(*, probes: int = 30, seed: int = 0) -> Observable:
     """``Tr H`` and ``|H|_F`` by Hutchinson's estimator: ``hessian_trace``, ``hessian_frobenius``, each with ``_error``.
 
     Args:
-        apply: ``(params, x) -> f``.
-        loss: ``(f, y) -> scalar``.
         probes: Hessian products, >= 2; about 3 % error at 30 on networks.
         seed: of the probes, the same at every reading.
     """
 
-    def read(params, batch):
-        matvec, size, dtype, _ = operators.hessian(apply, loss, params, batch)
+    operator = hessian_at("hessian_trace")
+
+    def read(view):
+        matvec, size, dtype, _ = operator(view)
         estimate = linalg.trace(matvec, jax.random.key(seed), size, probes, dtype=dtype)
         return {
             "hessian_trace": estimate.trace.value,
@@ -101,12 +98,11 @@ def hessian_trace(
             "hessian_frobenius_error": estimate.frobenius.error,
         }
 
-    return read
+    return Observable.of_view(read)
 
 
+@factory("gradient_noise(batch_size, learning_rate)")
 def gradient_noise(
-    apply: Callable[..., Array],
-    loss: Callable[[Array, Array], Array],
     batch_size: int,
     learning_rate: Any,
     *,
@@ -121,9 +117,7 @@ def gradient_noise(
     ``(eta / 4B) Tr Sigma``, which P modes at ``T/2`` each hold at ``T = eta Tr Sigma / (2 B P)``.
 
     Args:
-        apply: ``(params, x) -> f``, one sample at a time.
-        loss: ``(f, y) -> scalar``, a mean over samples.
-        batch_size: B. learning_rate: eta.
+        batch_size: B; the objective is a mean over samples. learning_rate: eta.
         k: eigenvectors. tolerance: their relative residual.
         probes: of the trace of Sigma.
         seed: of the random parts.
@@ -136,11 +130,13 @@ def gradient_noise(
     Reference: Mandt, Hoffman & Blei 2017, equation 12, for the stationary covariance.
     """
 
-    def read(params, batch):
-        matvec, size, dtype, _ = operators.hessian(apply, loss, params, batch)
+    operator = hessian_at("gradient_noise")
+
+    def read(view):
+        matvec, size, dtype, _ = operator(view)
         key, probe_key = jax.random.split(jax.random.key(seed))
         pairs = linalg.eigenpairs(matvec, jax.random.normal(key, (size,), dtype), k, tolerance=tolerance)
-        sigma = operators.gradient_covariance(apply, loss, params, batch).matvec
+        sigma = operators.gradient_covariance(view.objective, view.params, view.batch).matvec
         images = jax.lax.map(sigma, pairs.vectors)
         total = linalg.trace(sigma, probe_key, size, probes, dtype=dtype).trace
         scale = learning_rate / (2 * batch_size * size)
@@ -154,7 +150,7 @@ def gradient_noise(
             "noise_temperature_error": scale * total.error,
         }
 
-    return read
+    return Observable.of_view(read)
 
 
 def _dot(a, b) -> Array:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from dynamics.empirical import empirical_ntk_and_vjp_fn, flat_kernel, kernel_alignment, kernel_distance
 from dynamics.linalg.subspace import refine
-from dynamics.types import Array, Batch, Data, Readout, StatefulObservable, check_apply
+from dynamics.types import Array, Observable, View, factory
 
 _DEPTH = 3  # blocks of the Krylov space in which warm-started eigenvectors are refined
 
@@ -57,21 +56,21 @@ class NtkReadings(NamedTuple):
     centre: bool = True
 
 
-def ntk(apply: Callable[..., Array], *, outputs: str = "mean", **readings: Any) -> StatefulObservable:
+@factory("ntk()")
+def ntk(*, outputs: str = "mean", **readings: Any) -> Observable:
     """Reads the NTK ``Theta = J J^T`` of the batch, computed once for all readings.
 
     Args:
-        apply: ``(params, x) -> f [n, c]``.
         outputs: 'mean': ``Theta [n, n]``, the mean over outputs of their kernels (exact for one output); 'full':
             ``[n c, n c]``, sample-major.
         readings: what to read, by the names and with the defaults of ``NtkReadings``.
 
     Returns:
-        A stateful observable with ``ntk_trace`` (of the matrix read) and the readings asked for.
+        An observable with ``ntk_trace`` (of the matrix read) and the readings asked for.
 
     Raises:
         ValueError: for arguments out of range.
-        TypeError: for a reading that does not exist.
+        TypeError: for a reading that does not exist; at tracing, for an objective without f.
 
     Cost: one structured kernel a reading, ``O(k m^2)`` for eigenvalues (m = matrix size); an ``eigh`` at the start for
     ``spectrum`` or ``modes``. Memory: up to three kernels. ``ntk_of_state`` shares the passes with training.
@@ -81,45 +80,45 @@ def ntk(apply: Callable[..., Array], *, outputs: str = "mean", **readings: Any) 
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dynamics.types import Batch
-        >>> pair = ntk(lambda w, x: x @ w, labels=False)
-        >>> batch = Batch(jnp.eye(3), jnp.ones((3, 1)))
-        >>> memory = pair.init(jnp.ones((3, 1)), batch)
-        >>> float(pair.update(memory, jnp.zeros((3, 1)), batch)[1]["kernel_distance"])
+        >>> from dynamics.losses import half_mse
+        >>> from dynamics.types import Batch, Objective
+        >>> view = View(jnp.ones((3, 1)), Batch(jnp.eye(3), jnp.ones((3, 1))), Objective(lambda w, x: x @ w, half_mse))
+        >>> pair = ntk(labels=False)
+        >>> float(pair.update(pair.init(view), view)[1]["kernel_distance"])
         0.0
     """
     if outputs not in ("mean", "full"):
         raise ValueError(f"outputs: got {outputs!r}; allowed: 'mean' or 'full'")
-    check_apply(apply)
     wanted = _checked(readings)
-    both_fn = empirical_ntk_and_vjp_fn(apply, trace_axes=(-1,) if outputs == "mean" else ())
 
-    def at(params, batch: Batch) -> tuple[Array, Array]:
-        both = both_fn(batch.x, params)
+    def at(view: View) -> tuple[Array, Array]:
+        both_fn = empirical_ntk_and_vjp_fn(view.f("ntk"), trace_axes=(-1,) if outputs == "mean" else ())
+        both = both_fn(view.batch.x, view.params)
         if both.outputs.ndim < 2:
             raise ValueError(
                 f"f: got shape {both.outputs.shape}; allowed: [n, c]; give one output a last axis, f[:, None]"
             )
         return (both.kernel if outputs == "mean" else flat_kernel(both.kernel)), both.outputs
 
-    def init(params, batch) -> NtkMemory:
+    def init(view) -> NtkMemory:
         remembers = wanted.start or wanted.spectrum or wanted.modes or wanted.interval is not None
-        return _remember(wanted, at(params, batch)[0]) if remembers else NtkMemory((), (), (), ())
+        return _remember(wanted, at(view)[0]) if remembers else NtkMemory((), (), (), ())
 
-    def update(memory: NtkMemory, params, batch):
-        return _read(wanted, memory, *at(params, batch), batch.y)
+    def update(memory: NtkMemory, view):
+        return _read(wanted, memory, *at(view), view.batch.y)
 
-    return StatefulObservable(init, update)
+    return Observable(init, update)
 
 
-def ntk_of_state(**readings: Any) -> Readout:
+@factory("ntk_of_state()")
+def ntk_of_state(**readings: Any) -> Observable:
     """The readings of ``ntk`` from a state with ``kernel`` and ``outputs``, as ``evolve.kernel_descent``'s has.
 
     Args:
         readings: what to read, by the names and with the defaults of ``NtkReadings``.
 
     Returns:
-        A ``Readout`` on the training batch.
+        An observable of the training batch.
 
     Raises:
         ValueError, TypeError: as ``ntk``.
@@ -128,11 +127,10 @@ def ntk_of_state(**readings: Any) -> Readout:
     """
     wanted = _checked(readings)
 
-    def update(memory: NtkMemory, state, data):
-        batch = data.train if isinstance(data, Data) else data
-        return _read(wanted, memory, state.kernel, state.outputs, batch.y)
+    def update(memory: NtkMemory, view):
+        return _read(wanted, memory, view.state.kernel, view.state.outputs, view.batch.y)
 
-    return Readout(lambda state, data: _remember(wanted, state.kernel), update)
+    return Observable(lambda view: _remember(wanted, view.state.kernel), update)
 
 
 def _remember(wanted: NtkReadings, kernel: Array) -> NtkMemory:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dynamics.observe.compose import since_start
-from dynamics.types import Array, Observable, Params, PyTree, StatefulObservable
+from dynamics.types import Array, Observable, Params, PyTree, factory
 
 
 def effective_rank(singular_values: Array) -> Array:
@@ -44,6 +43,7 @@ def stable_rank(singular_values: Array) -> Array:
     return jnp.sum(singular_values**2, -1) / jnp.where(top == 0, 1, top) ** 2
 
 
+@factory("weight_ranks()")
 def weight_ranks(*, spectrum: bool = False) -> Observable:
     """Stable rank, effective rank and, on request, singular values of every weight matrix.
 
@@ -58,9 +58,9 @@ def weight_ranks(*, spectrum: bool = False) -> Observable:
         ``[min(rows, columns)]``, where ``<leaf>`` is the leaf's path in the parameters. Cost: one SVD a matrix.
     """
 
-    def read(params, batch):
+    def read(view):
         readings = {}
-        for name, matrix in matrices(params).items():
+        for name, matrix in matrices(view.params).items():
             values = jnp.linalg.svd(matrix, compute_uv=False)
             readings[f"stable_rank/{name}"] = stable_rank(values)
             readings[f"effective_rank/{name}"] = effective_rank(values)
@@ -68,17 +68,17 @@ def weight_ranks(*, spectrum: bool = False) -> Observable:
                 readings[f"singular_values/{name}"] = values
         return readings
 
-    return read
+    return Observable.of_view(read)
 
 
-def end_to_end(apply: Callable[..., Array], *, spectrum: bool = False) -> Observable:
+@factory("end_to_end()")
+def end_to_end(*, spectrum: bool = False) -> Observable:
     """Stable and effective rank of the end-to-end map on the batch.
 
     The map is the matrix ``F`` with ``f(x) = x F`` that fits the network's outputs on the batch best (least squares);
     for a linear network and inputs of full column rank it is the product of the weight matrices, exactly.
 
     Args:
-        apply: ``(params, x) -> f [n, c]``.
         spectrum: also read the singular values, descending.
 
     Returns:
@@ -87,9 +87,10 @@ def end_to_end(apply: Callable[..., Array], *, spectrum: bool = False) -> Observ
         least squares of ``[n, d]``.
     """
 
-    def read(params, batch):
-        x = jnp.reshape(batch.x, (batch.x.shape[0], -1))
-        f = apply(params, batch.x)
+    def read(view):
+        inputs = view.batch.x
+        x = jnp.reshape(inputs, (inputs.shape[0], -1))
+        f = view.f("end_to_end")(view.params, inputs)
         linear = jnp.linalg.lstsq(x, f)[0]
         values = jnp.linalg.svd(linear, compute_uv=False)
         size = jnp.sum(f**2)
@@ -101,7 +102,7 @@ def end_to_end(apply: Callable[..., Array], *, spectrum: bool = False) -> Observ
         }
         return {**readings, "singular_values/map": values} if spectrum else readings
 
-    return read
+    return Observable.of_view(read)
 
 
 def weight_norm(params: Params) -> Array:
@@ -109,7 +110,8 @@ def weight_norm(params: Params) -> Array:
     return jnp.sqrt(sum((jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(params)), start=jnp.zeros(())))
 
 
-def movement() -> StatefulObservable:
+@factory("movement()")
+def movement() -> Observable:
     """Weight norm ``weight_norm`` = |theta| and movement ``weight_change`` = |theta - theta_0| / |theta_0|."""
 
     def read(start, params, batch):

@@ -2,62 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dynamics.types import Readout
+from dynamics.types import Observable
 
 
-def seldom(cheap: Callable[..., Any] | Readout, costly: Callable[..., Any] | Readout, interval: int) -> Readout:
-    """Reads ``cheap`` at every recorded step and ``costly`` at every ``interval``-th one, counted from the first.
+def seldom(observable: Any, interval: int) -> Observable:
+    """Reads at every ``interval``-th recorded step, counted from the first; NaN between, where nothing is computed.
 
     Args:
-        cheap: ``(state, data) -> {name: array}`` or a ``Readout``.
-        costly: the same, with floating-point readings; it is not evaluated between, where its readings are NaN.
+        observable: with floating-point readings; a plain function is lifted.
         interval: a positive integer.
 
-    Returns:
-        A ``Readout``. Put it round a readout of lanes, not inside: under ``vmap`` both branches would be computed.
-
     Raises:
-        ValueError: unless ``interval >= 1``; at tracing, when the two give a reading of the same name.
+        ValueError: unless ``interval >= 1``; at tracing, for a reading that is not floating.
 
     Example:
-        >>> both = seldom(lambda s, d: {"a": s}, lambda s, d: {"b": 2.0 * s}, 2)
-        >>> memory, values = both.update(both.init(1.0, None), 1.0, None)
-        >>> memory, later = both.update(memory, 1.0, None)
+        >>> from dynamics.types import View
+        >>> both = seldom(lambda params, batch: {"b": 2.0 * params}, 2)
+        >>> view = View(jnp.float32(1.0), None)
+        >>> memory, values = both.update(both.init(view), view)
+        >>> memory, later = both.update(memory, view)
         >>> float(values["b"]), float(later["b"])
         (2.0, nan)
     """
-    if interval < 1:
+    if not isinstance(interval, int) or interval < 1:
         raise ValueError(f"interval: got {interval!r}; allowed: an integer >= 1")
-    fast, slow = _pair(cheap), _pair(costly)
+    pair = Observable.of(observable)
 
-    def init(state, data):
-        return jnp.zeros((), jnp.int32), fast.init(state, data), slow.init(state, data)
+    def init(view):
+        return jnp.zeros((), jnp.int32), pair.init(view)
 
-    def update(memory, state, data):
-        count, fast_memory, slow_memory = memory
-        fast_memory, readings = fast.update(fast_memory, state, data)
-        shapes = jax.eval_shape(slow.update, slow_memory, state, data)[1]
-        if clash := readings.keys() & shapes.keys():
-            raise ValueError(f"cheap and costly both read {sorted(clash)}; rename one of them")
+    def update(memory, view):
+        count, held = memory
+        shapes = jax.eval_shape(lambda held: pair.update(held, view)[1], held)
+        for name, shape in shapes.items():
+            if not jnp.issubdtype(shape.dtype, jnp.inexact):
+                raise ValueError(f"seldom: got the reading {name!r} of {shape.dtype}; allowed: floating ones")
 
         def nothing():
-            return slow_memory, {name: jnp.full(shape.shape, jnp.nan, shape.dtype) for name, shape in shapes.items()}
+            return held, {name: jnp.full(shape.shape, jnp.nan, shape.dtype) for name, shape in shapes.items()}
 
-        slow_memory, costly_readings = jax.lax.cond(
-            count % interval == 0, lambda: slow.update(slow_memory, state, data), nothing
-        )
-        return (count + 1, fast_memory, slow_memory), {**readings, **costly_readings}
+        # the run's own count is the same for all lanes: a branch on it stays one under vmap
+        taken = count if view.reading is None else view.reading
+        held, readings = jax.lax.cond(taken % interval == 0, lambda: pair.update(held, view), nothing)
+        return (count + 1, held), readings
 
-    return Readout(init, update)
-
-
-def _pair(readout) -> Readout:
-    if isinstance(readout, Readout):
-        return readout
-    return Readout(lambda state, data: (), lambda memory, state, data: (memory, dict(readout(state, data))))
+    return Observable(init, update)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from dynamics import stax
-from dynamics.evolve import every, lanes
+from dynamics.evolve import every
+from dynamics.losses import half_mse
 from dynamics.tasks import images
-from dynamics.types import Claim, Data, Model, Readout, Record
+from dynamics.types import Claim, Data, Model, Objective, Observable, Record
 
 
 def digits(samples: int, seed: int) -> Data:
@@ -25,16 +28,9 @@ def network(width: int, depth: int) -> Model:
     return stax.serial(*layers, stax.Dense(10, **dense))
 
 
-def starts(model: Model, inputs: int, seed: int, seeds: int):
-    """One start a seed, stacked along axis 0."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(seeds))
-    return jax.vmap(lambda key: model.init(key, (-1, inputs))[1])(keys)
-
-
-def grid(values, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lanes of every (value, seed): ``(value [lanes], seed [lanes])``, the seed fastest."""
-    value, seed = np.meshgrid(np.asarray(values, np.float32), np.arange(seeds), indexing="ij")
-    return value.ravel(), seed.ravel()
+def start(model: Model, inputs: int, seed: int, lane) -> Any:
+    """The start of a seed."""
+    return model.init(jax.random.fold_in(jax.random.key(seed), lane.seed), (-1, inputs))[1]
 
 
 def late(values, share: float = 1 / 3) -> np.ndarray:
@@ -43,43 +39,40 @@ def late(values, share: float = 1 / 3) -> np.ndarray:
     return values[-max(1, round(len(values) * share)) :]
 
 
-def train_grid(config, make, observe, simulate, *, data: Data | None = None, at=None) -> Record:
-    """Trains the tanh network for every (eta, seed) as one program; values come back ``[T, etas, seeds]``.
+def train_grid(config, make, read, study, *, loss=half_mse, data: Data | None = None, at=None) -> Record:
+    """Trains the tanh network for every (eta, seed) as one program; values are ``[T, etas, seeds]``.
 
     Args:
         config: ``samples``, ``width``, ``depth``, ``eta``, ``seeds``, ``seed``, ``steps`` and ``record_every``.
-        make: ``(apply, eta) -> Dynamics``.
-        observe: ``(apply, dynamics, eta) -> Readout``; the training loss is read besides.
-        simulate: the time loop.
+        make: ``(L, eta) -> Dynamics``.
+        read: ``eta -> observables``; the training loss before the last update is read besides.
+        study: the pure or the durable one.
+        loss: of the objective.
         data: digits unless given.
         at: recorded steps; every ``record_every`` unless given.
     """
     data = digits(config.samples, config.seed) if data is None else data
-    at = every(config.record_every, config.steps) if at is None else at
     model = network(config.width, config.depth)
-    start = starts(model, data.train.x.shape[1], config.seed, config.seeds)
-    value, seed = grid(config.eta, config.seeds)
-    runs = lanes(
-        lambda eta: make(model.apply, eta),
-        lambda eta: with_loss(observe(model.apply, make(model.apply, eta), eta)),
+    L = Objective(model.apply, loss)
+    last = Observable.of_view(lambda view: {"loss": view.state.loss})
+    return study(
+        {"eta": config.eta, "seed": range(config.seeds)},
+        draw=lambda lane: start(model, data.train.x.shape[1], config.seed, lane),
+        make=lambda lane: make(L, lane.eta),
+        read=lambda lane: [*read(lane.eta), last],
+        steps=config.steps,
+        record_at=every(config.record_every, config.steps) if at is None else at,
+        key=jax.random.key(config.seed),
+        data=data,
+        label="descent",
+        stream=stream(config),
     )
-    state = runs.dynamics.init((jnp.asarray(value), jax.tree.map(lambda leaf: leaf[seed], start)))
-    key = jax.random.key(config.seed)
-    _, record = simulate(runs.dynamics, runs.readout, state, data, config.steps, key, at, label="descent")
-    lead = (len(record.step), len(config.eta), config.seeds)
-    return record._replace(
-        values={k: np.reshape(v, lead + np.shape(v)[2:]) for k, v in record.values.items()},
-    )
 
 
-def with_loss(readout: Readout) -> Readout:
-    """``readout`` and ``loss``, the training loss before the last update."""
-
-    def update(memory, state, data):
-        memory, readings = readout.update(memory, state, data)
-        return memory, {**readings, "loss": state.loss}
-
-    return Readout(readout.init, update)
+def stream(config):
+    """The number of a cell's noise: rates share it, seeds never do."""
+    usual = type(config)().seeds
+    return lambda index: usual * next(iter(index.values())) + index["seed"]
 
 
 def ends_early(column, level: float, span: float, usual: float) -> bool:

@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive
-from dynamics.evolve import every, gradient_descent, lanes
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import every, gradient_descent
+from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
-from dynamics.types import Batch, Claim, Data, Record
+from dynamics.types import Batch, Claim, Data, Objective, Observable, Record
 
 SOURCE = "Lu, Wu, Yang & Zou 2023, 'Benign oscillation of stochastic gradient descent with large learning rates'"
 SECONDS = 15
@@ -99,37 +99,40 @@ def draw(config: Config, key) -> tuple[Data, jax.Array]:
     return Data(batch(keys[0], 1.0), batch(keys[1], 0.0)), weights
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """Trains every (gain, seed) as one program, reading every step."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(jnp.arange(config.seeds))
-    gain, seed = (grid.ravel() for grid in np.meshgrid(config.gain, np.arange(config.seeds), indexing="ij"))
-    data, start = jax.vmap(lambda key: draw(config, key))(keys)
-    data, start = jax.tree.map(lambda leaf: leaf[seed], (data, start))
-    eta = jnp.asarray(gain * config.width / (2 * config.strong**2))
+    L = Objective(apply, half_mse)
 
-    def read(eta):
-        def values(state, data):
-            residual = (data.train.y - apply(state.params, data.train.x)) * data.train.y
-            weak = config.weak * jax.nn.relu(state.params[0, :, 0])
-            return {
-                "loss": 0.5 * jnp.mean(residual**2),
-                "residual": jnp.sum(jnp.where(data.train.y > 0, residual, 0)) / config.samples,
-                "weak": jnp.max(weak),  # the same filter at all times: all grow by one factor
-                "weak_margin": jnp.mean(data.test.y * apply(state.params, data.test.x)),
-            }
+    def rate(gain):
+        return gain * config.width / (2 * config.strong**2)
 
-        return values
+    def values(view):
+        train, test = view.data
+        residual = (train.y - apply(view.params, train.x)) * train.y
+        return {
+            "loss": 0.5 * jnp.mean(residual**2),
+            "residual": jnp.sum(jnp.where(train.y > 0, residual, 0)) / config.samples,
+            # the same filter at all times: all grow by one factor
+            "weak": jnp.max(config.weak * jax.nn.relu(view.params[0, :, 0])),
+            "weak_margin": jnp.mean(test.y * apply(view.params, test.x)),
+        }
 
-    runs = lanes(lambda eta: gradient_descent(apply, half_mse, eta), read, data_axis=0)
-    state, key = runs.dynamics.init((eta, start)), jax.random.key(config.seed)
-    at = every(1, config.steps)
-    _, record = simulate(runs.dynamics, runs.readout, state, data, config.steps, key, at, label="training")
-    shape = (len(at), len(config.gain), config.seeds)
-    values = {name: np.reshape(value, shape) for name, value in record.values.items()}
-    factor = 1 + 2 * np.asarray(eta).reshape(shape[1:]) * config.weak**2 / config.width * values["residual"][:-1]
-    grown = np.concatenate([np.ones((1, *shape[1:])), np.cumprod(factor, 0)])
-    theory = record._replace(values={"weak": values["weak"][:1] * grown})
-    return Result(config, {"training": record._replace(values=values), "theory": theory})
+    key = jax.random.key(config.seed)
+    record = study(
+        {"gain": config.gain, "seed": range(config.seeds)},
+        draw=lambda lane: draw(config, jax.random.fold_in(key, lane.seed)),
+        make=lambda lane: gradient_descent(L, rate(lane.gain)),
+        read=Observable.of_view(values),
+        steps=config.steps,
+        record_at=every(1, config.steps),
+        key=key,
+        label="training",
+    )
+    eta, residual, weak = rate(np.asarray(config.gain))[:, None], record.values["residual"], record.values["weak"]
+    factor = 1 + 2 * eta * config.weak**2 / config.width * residual[:-1]
+    grown = np.concatenate([np.ones((1, *factor.shape[1:])), np.cumprod(factor, 0)])
+    theory = record._replace(values={"weak": weak[:1] * grown})
+    return Result(config, {"training": record, "theory": theory})
 
 
 def claims(result: Result) -> list[Claim]:

@@ -21,13 +21,13 @@ from matplotlib.figure import Figure
 
 from dynamics import config, stax
 from dynamics.config import Count, Positive
-from dynamics.evolve import every, gradient_descent, lanes
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import every, gradient_descent
+from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
-from dynamics.observe import batch_sharpness, joined, readout, sharpness
+from dynamics.observe import batch_sharpness, loss, sharpness
 from dynamics.stability import minibatch_threshold, trace_threshold
-from dynamics.types import Batch, Claim, Data, Record
-from experiments.edge_of_stability._digits import grid, late, train_grid
+from dynamics.types import Batch, Claim, Data, Objective, Record
+from experiments.edge_of_stability._digits import late, stream, train_grid
 
 SOURCE = (
     "Andreyev & Beneventano 2024, 'Edge of stochastic stability'; "
@@ -78,19 +78,18 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """SGD on digits, then SGD with single samples on the two small networks."""
 
-    def make(apply, eta):
-        return gradient_descent(apply, half_mse, eta, batch_size=config.batch_size)
+    def make(L, eta):
+        return gradient_descent(L, eta, batch_size=config.batch_size)
 
-    def observe(apply, dynamics, eta):
-        noisy = batch_sharpness(apply, half_mse, config.batch_size, draws=config.draws)
-        return readout(dynamics, joined(sharpness(apply, half_mse, num_matvecs=12), noisy))
+    def read(eta):
+        return sharpness(num_matvecs=12), batch_sharpness(config.batch_size, draws=config.draws)
 
-    records = {"descent": train_grid(config, make, observe, simulate)}
+    records = {"descent": train_grid(config, make, read, study)}
     for name in ("diagonal", "relu"):
-        records[name] = run_single(config, name, simulate)
+        records[name] = run_single(config, name, study)
     return Result(config, records)
 
 
@@ -107,32 +106,28 @@ def small_network(kind: str):
     return lambda key: tuple(jax.random.uniform(key, (2, 10), minval=0.3, maxval=0.7)), apply
 
 
-def run_single(config: Config, kind: str, simulate) -> Record:
+def run_single(config: Config, kind: str, study) -> Record:
     """SGD with B = 1 on 8 Gaussian samples of a sparse linear teacher."""
     init, apply = small_network(kind)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(jnp.arange(config.seeds))
-    eta, seed = grid(config.single_eta, config.seeds)
-    x = jax.random.normal(jax.random.key(config.seed + 1), (8, 10))
-    data = Data(Batch(x, x[:, :1] - 0.5 * x[:, 1:2]))
+    x, key = jax.random.normal(jax.random.key(config.seed + 1), (8, 10)), jax.random.key(config.seed)
+    L = Objective(apply, half_mse)
 
-    def trace(params, x):
-        rows = jax.vmap(jax.grad(lambda p, row: apply(p, row[None])[0, 0]), (None, 0))(params, x)
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(rows)) / x.shape[0]
+    def trace(params, batch):
+        rows = jax.vmap(jax.grad(lambda p, row: apply(p, row[None])[0, 0]), (None, 0))(params, batch.x)
+        return {"trace": sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(rows)) / batch.x.shape[0]}
 
-    def read(eta):
-        def values(state, data):
-            loss = half_mse(apply(state.params, data.train.x), data.train.y)
-            return {"loss": loss, "trace": trace(state.params, data.train.x)}
-
-        return values
-
-    runs = lanes(lambda eta: gradient_descent(apply, half_mse, eta, batch_size=1), read)
-    start = jax.tree.map(lambda leaf: leaf[seed], jax.vmap(init)(keys))
-    state, key = runs.dynamics.init((jnp.asarray(eta), start)), jax.random.key(config.seed)
-    at = every(max(1, config.single_steps // 40), config.single_steps)
-    _, record = simulate(runs.dynamics, runs.readout, state, data, config.single_steps, key, at, label=kind)
-    shape = (len(at), len(config.single_eta), config.seeds)
-    return record._replace(values={name: np.reshape(value, shape) for name, value in record.values.items()})
+    return study(
+        {"single_eta": config.single_eta, "seed": range(config.seeds)},
+        draw=lambda lane: init(jax.random.fold_in(key, lane.seed)),
+        make=lambda lane: gradient_descent(L, lane.single_eta, batch_size=1),
+        read=(loss(), trace),
+        steps=config.single_steps,
+        record_at=every(max(1, config.single_steps // 40), config.single_steps),
+        key=key,
+        data=Data(Batch(x, x[:, :1] - 0.5 * x[:, 1:2])),
+        label=kind,
+        stream=stream(config),
+    )
 
 
 def claims(result: Result) -> list[Claim]:
