@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     name: f"dynamics.{name}"
@@ -40,9 +40,15 @@ _NAMES = {
     "Claim": "dynamics.types:Claim",
     "Data": "dynamics.types:Data",
     "Dynamics": "dynamics.types:Dynamics",
+    "Estimate": "dynamics.types:Estimate",
     "Model": "dynamics.types:Model",
+    "Objective": "dynamics.types:Objective",
+    "Observable": "dynamics.types:Observable",
     "Record": "dynamics.types:Record",
+    "View": "dynamics.types:View",
+    "Drawn": "dynamics.evolve:Drawn",
     "simulate": "dynamics.evolve:simulate",
+    "study": "dynamics.evolve:study",
     "batch": "dynamics.stax:batch",
     "monte_carlo_kernel_fn": "dynamics.stax:monte_carlo_kernel_fn",
     "Kernel": "dynamics.stax:Kernel",

@@ -31,7 +31,8 @@ def check_dynamics(dynamics: Any) -> None:
     """Raises TypeError unless ``dynamics`` is one."""
     if not isinstance(dynamics, Dynamics):
         raise TypeError(
-            f"dynamics: got {type(dynamics).__name__}; allowed: a Dynamics, e.g. gradient_descent(Objective(apply, loss), .05)"
+            f"dynamics: got {type(dynamics).__name__}; allowed: a Dynamics, e.g. "
+            "gradient_descent(Objective(apply, loss), .05)"
         )
 
 

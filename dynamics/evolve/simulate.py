@@ -119,22 +119,29 @@ def simulate(
     call = prepare(dynamics, params, data, old, train, test, steps, record_at, key, stop, state)
     ends = call.ends()
     count = len(call.targets)
-    carry, values = advance(call, call.carry, ends, np.arange(len(ends)) < count)
+    carry, values = advance(call, call.start(), ends, np.arange(len(ends)) < count)
     values = {name: value[:count] for name, value in values.items()}
     return carry.state, Record(call.targets, times(dynamics.dt, call.targets), values)
 
 
 class Call(NamedTuple):
-    """A checked call of ``simulate``: what ``advance`` needs, and the carry at its start."""
+    """A checked call of ``simulate``: what ``start`` and ``advance`` need."""
 
     dynamics: Dynamics
     read: Observable
     stop: Callable[..., Array] | None
+    state: PyTree
     data: Any
     key: Array
     steps: int
     targets: np.ndarray
-    carry: Carry
+
+    def start(self) -> Carry:
+        """The carry at step 0: the state, the observables' fresh memory, nothing stopped."""
+        zero, state, data = jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, self.state), self.data
+        view = View(None, None, state=state, step=zero, key=self.key, data=data, reading=zero)
+        done = () if self.stop is None else jax.eval_shape(self.stop, state, data).shape
+        return Carry(state, self.read.init(view), zero, jnp.zeros(done, bool), zero)
 
     def ends(self) -> np.ndarray:
         """The steps at which ``advance`` halts: the recorded ones, and the last."""
@@ -160,7 +167,7 @@ def prepare(
     )
     read = reader(dynamics, observables(train), observables(test))
     state = dynamics.init(params) if state is None else state
-    return Call(dynamics, read, stop, data, key, steps, targets, start(read, state, data, key, stop))
+    return Call(dynamics, read, stop, state, data, key, int(steps), targets)
 
 
 def observables(given: Observables) -> tuple[Any, ...]:
@@ -192,15 +199,6 @@ def times(dt: Any, steps: np.ndarray) -> Any:
         return steps * dt
     dt = jnp.asarray(dt)
     return jnp.reshape(jnp.asarray(steps, dt.dtype), (-1,) + (1,) * dt.ndim) * dt
-
-
-def start(read: Observable, state: PyTree, data: Any, key: Array, stop=None) -> Carry:
-    """The carry at step 0: the state, the observables' fresh memory, nothing stopped."""
-    zero = jnp.zeros((), jnp.int32)
-    state = jax.tree.map(jnp.asarray, state)
-    memory = read.init(View(None, None, state=state, step=zero, key=key, data=data, reading=zero))
-    done = jnp.zeros((), bool) if stop is None else jnp.zeros(jax.eval_shape(stop, state, data).shape, bool)
-    return Carry(state, memory, zero, done, zero)
 
 
 def advance(call: Call, carry: Carry, targets: Any, read: Any = None):

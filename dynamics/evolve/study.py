@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import math
 import zlib
@@ -57,17 +58,25 @@ class Piece(NamedTuple):
     label: str | None
     plan: Plan
 
-    def run(self, simulate: Callable[..., tuple[Any, Record]] = simulate, **how: Any) -> Part:
+    def run(self, simulate: Callable[..., tuple[Any, Record]] = simulate) -> Part:
         """Runs the piece by a time loop: its cells, their time per step, and values ``[T, n, ...]``."""
-        group, count = self.group, len(self.cells)
-        with _told_to_loop(group):
-            state, data = self.start()
-            dt = np.asarray(group.lanes.time_steps(state.hyper))[:count]
-            _, record = simulate(
-                group.dynamics, None, data, train=group.observable, steps=group.steps, record_at=group.record_at,
-                key=self.plan.key, stop=group.stop, state=state, label=self.label, **how,
-            )  # fmt: skip
-        values = {name: np.asarray(value)[:, :count] for name, value in record.values.items()}
+        with told_to_loop(self.group):
+            arguments, dt = self.call()
+            return self.part(simulate(**arguments)[1], dt)
+
+    def call(self) -> tuple[dict[str, Any], np.ndarray]:
+        """The arguments of ``simulate`` that run it, and the time per step of its cells."""
+        group, (state, data) = self.group, self.start()
+        dt = np.asarray(group.lanes.time_steps(state.hyper))[: len(self.cells)]
+        arguments = dict(
+            dynamics=group.dynamics, params=None, data=data, train=group.observable, steps=group.steps,
+            record_at=group.record_at, key=self.plan.key, stop=group.stop, state=state, label=self.label,
+        )  # fmt: skip
+        return arguments, dt
+
+    def part(self, record: Record, dt: np.ndarray) -> Part:
+        """What the lanes have read, without those that fill the piece up."""
+        values = {name: np.asarray(value)[:, : len(self.cells)] for name, value in record.values.items()}
         return self.cells, dt, record._replace(values=values)
 
     def start(self) -> tuple[LaneState, Any]:
@@ -163,6 +172,13 @@ def study(
     return plan.merge([piece.run() for piece in plan.pieces()])
 
 
+def planned(*arguments: Any, **options: Any) -> Plan:
+    """The plan of a study, called as ``study``."""
+    bound = inspect.signature(study).bind(*arguments, **options)
+    bound.apply_defaults()
+    return Plan(**bound.arguments)
+
+
 class Group(NamedTuple):
     """Cells of one shape, which share one program."""
 
@@ -191,21 +207,23 @@ class Plan:
         seen: set[str] = set(loop)
         if unknown := sorted(seen - self.axes.keys()):
             raise ValueError(f"loop: got {unknown[0]!r}; allowed: {', '.join(self.axes)}")
-        length = [_of(steps, Lane(self.cell(i), seen)) for i in range(self.count)]
-        at = [_of(record_at, Lane(self.cell(i), seen)) for i in range(self.count)] if callable(record_at) else None
+        cells = [Lane(self.cell(i), seen) for i in range(self.count)]
+        length, at = ([_of(value, lane) for lane in cells] for value in (steps, record_at))
         looped = [name for name in self.axes if name in seen or self._is_words(name) or self._changes_shape(name)]
+        places = [np.unravel_index(np.arange(self.count), self.shape)[list(self.axes).index(name)] for name in looped]
         self.groups = []
         for fixed in itertools.product(*(range(len(self.axes[name])) for name in looped)):
-            chosen = dict(zip(looped, fixed))
-            cells = [i for i in range(self.count) if all(self.index(i)[name] == at for name, at in chosen.items())]
-            values = {name: self.axes[name][at] for name, at in chosen.items()}
+            chosen = [place == index for place, index in zip(places, fixed)]
+            own = np.flatnonzero(np.all(chosen, axis=0)) if looped else np.arange(self.count)
+            values = {name: self.axes[name][i] for name, i in zip(looped, fixed)}
             words = " ".join(f"{name}={_shown(value)}" for name, value in values.items())
             named = label if not words else f"{label} {words}" if label else words
-            lanes = Lanes(make or _still, _function(read), _function(test), stop, values, None if data is not None else 0)
+            lanes = Lanes(
+                make or _still, _function(read), _function(test), stop, values, None if data is not None else 0
+            )
             traced = tuple(name for name in self.axes if name not in looped)
-            when = record_at if at is None else at[cells[0]]
             program = lanes.dynamics(), lanes.observable(), lanes.stopping()
-            self.groups.append(Group(lanes, *program, np.array(cells), traced, length[cells[0]], when, named))
+            self.groups.append(Group(lanes, *program, own, traced, length[own[0]], at[own[0]], named))
 
     def index(self, cell: int) -> dict[str, int]:
         """The place of a cell on each axis."""
@@ -277,7 +295,7 @@ class Plan:
         if self.memory is not None or count > FEW:
             room = free_bytes() / 2 if self.memory is None else self.memory
             one = Piece(group, group.cells[:1], 1, None, self)
-            with _told_to_loop(group):
+            with told_to_loop(group):
                 most = int(max(1, min(MOST, room / lane_bytes(group, *one.start(), self.key))))
         return math.ceil(count / min(max(math.ceil(count / most), least), count))
 
@@ -358,7 +376,7 @@ def _shown(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def _told_to_loop(group: Group) -> Iterator[None]:
+def told_to_loop(group: Group) -> Iterator[None]:
     """An error of JAX for a traced value that Python needs says which axes may be looped instead."""
     try:
         yield

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dynamics.runs import sweeps
 from dynamics.runs.directory import config_difference
 from dynamics.runs.errors import BadInput, Unusable
 from dynamics.runs.load import LoadedRun, damaged_files, load
@@ -18,10 +17,7 @@ from dynamics.runs.lock import holder
 
 
 class Row(NamedTuple):
-    """One run or sweep in a list.
-
-    ``verdict`` is how many claims hold of how many apply ("" before there are any), or how many cells are done.
-    """
+    """One run in a list; ``verdict`` is how many claims hold of how many apply ("" before there are any)."""
 
     experiment: str
     name: str
@@ -32,8 +28,8 @@ class Row(NamedTuple):
 
 
 def run_folders(root: Path) -> Iterator[Path]:
-    """Every run or sweep ``root/<experiment>/<name>`` (or ``root`` itself, when it is one)."""
-    if (root / "run.sqlite").is_file() or sweeps.is_sweep(root):
+    """Every run ``root/<experiment>/<name>`` (or ``root`` itself, when it is one)."""
+    if (root / "run.sqlite").is_file():
         yield root
         return
     if not root.is_dir():
@@ -45,14 +41,14 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def listed(root: Path) -> Iterator[Row]:
-    """One row a run or sweep; one that cannot be read is listed as damaged and stops nothing.
+    """One row a run; one that cannot be read is listed as damaged, or as of 0.1, and stops nothing.
 
     Cost: one SQLite query a run, about 0.2 ms.
     """
     for path in run_folders(root):
-        swept = sweeps.is_sweep(path)
-        status, verdict = sweeps.glance(path) if swept else _glance(path)
-        changed = (path / "chunks" if swept else path / "run.sqlite").stat().st_mtime
+        known = (path / "run.sqlite").is_file()
+        status, verdict = _glance(path) if known else ("of 0.1", "a sweep")
+        changed = (path / "run.sqlite" if known else path).stat().st_mtime
         yield Row(path.parent.name, path.name, status, verdict, changed, path)
 
 
@@ -87,8 +83,6 @@ def print_list(root: Path) -> int:
 
 def print_show(path: Path) -> int:
     """Prints one run: status, settings, claims, what each call recorded, warnings; the command ``show``."""
-    if sweeps.is_sweep(path):
-        return sweeps.print_show(path)
     from dynamics.runs.cli import claims_table
     from dynamics.runs.files import plain
 
@@ -99,6 +93,8 @@ def print_show(path: Path) -> int:
     print(claims_table(plain([claim._asdict() for claim in run.claims])))
     for label, record in run.records.items():
         shapes = ", ".join(f"{name}{list(value.shape)}" for name, value in record.values.items())
+        on = " x ".join(f"{name}[{len(held)}]" for name, held in record.axes.items())
+        shapes = f"on {on}: {shapes}" if on else shapes
         print(f"{label}: {len(record.step)} rows to step {record.step[-1] if len(record.step) else 0}: {shapes}")
     for label, found in run.diverged.items():
         print(f"{label}: diverged in lanes {found['lanes']} of {found['of']}, first seen at {found['first_step']}")
@@ -111,14 +107,7 @@ def print_show(path: Path) -> int:
 
 
 def print_compare(path: Path, other: Path) -> int:
-    """Prints where two runs, or two sweeps, differ: settings, claims and every reading; the command ``compare``."""
-    if sweeps.is_sweep(path) and sweeps.is_sweep(other):
-        from dynamics.runs.grid import load_grid
-
-        grids = load_grid(path), load_grid(other)
-        print(f"settings: {config_difference(grids[0].config, grids[1].config) or 'the same'}")
-        print("\n".join(sweeps.differences(*grids)))
-        return 0
+    """Prints where two runs differ: settings, claims and every reading; the command ``compare``."""
     mine, theirs = load(path), load(other)
     print(f"settings: {config_difference(mine.config, theirs.config) or 'the same'}")
     for line in record_differences(mine, theirs):
@@ -167,12 +156,11 @@ def tidy(root: Path, *, delete: bool) -> int:
     """
     freed = 0
     for path in run_folders(root):
-        swept = sweeps.is_sweep(path)
-        if holder(path / "lock") is not None or (swept and sweeps.glance(path)[0] == "running"):
+        if holder(path / "lock") is not None:
             continue
-        doomed = [*path.glob(".*.part"), *path.glob("checkpoints/.*.part"), *path.glob("chunks/.*.part")]
-        if not swept and _glance(path)[0] in ("finished", "diverged"):
-            doomed += path.glob("checkpoints/*.ckpt")
+        doomed = [*path.rglob(".*.part")]
+        if _glance(path)[0] in ("finished", "diverged"):
+            doomed += path.rglob("checkpoints/*.ckpt")
         for file in doomed:
             freed += file.stat().st_size
             if delete:
@@ -187,8 +175,6 @@ def repeat(path: Path) -> int:
     Returns:
         0 when every reading has the same bits, 5 otherwise.
     """
-    if sweeps.is_sweep(path):
-        return sweeps.repeat(path)
     from dynamics.runs import cli
     from dynamics.runs.provenance import differences, provenance
 
@@ -199,8 +185,7 @@ def repeat(path: Path) -> int:
     if old.status not in ("finished", "diverged"):
         raise Unusable(f"{path}: is {old.status}; resume it first")
     cli.set_up_jax(about["x64"], about.get("device"))
-    module = cli.module_named(about["module"])
-    config = cli.config_from(module.Config, old.config)
+    module, config = cli.program_of(cli.module_named(about["module"]), old.config)
     twin = path.parent / f"{path.name[:93]}.repeat"
     kept = ("experiment", "module", "source", "description", "preset", "device", "seed", "command")
     cli.execute(module, config, twin, {key: about.get(key) for key in kept}, quiet=False)

@@ -26,7 +26,7 @@ KEEP = 2  # the last step and one to fall back on
 
 def path_of(folder: Path, label: str, number: int, state: str) -> Path:
     """The file of checkpoint ``number`` of a call, whose digest is ``state``; any text is a label."""
-    return folder / f"{_stem(label)}-{number:06d}-{state[:8]}.ckpt"
+    return folder / f"{stem(label)}-{number:06d}-{state[:8]}.ckpt"
 
 
 def save(folder: Path, label: str, number: int, arrays: dict[str, np.ndarray]) -> str:
@@ -49,12 +49,13 @@ def save(folder: Path, label: str, number: int, arrays: dict[str, np.ndarray]) -
 def prune(folder: Path, label: str, keep: Iterable[Path]) -> None:
     """Deletes a call's checkpoints other than ``keep``, half-written ones included."""
     kept = {path.name for path in keep}
-    for path in [*folder.glob(f"{_stem(label)}-*.ckpt"), *folder.glob(f".{_stem(label)}-*.part")]:
+    for path in [*folder.glob(f"{stem(label)}-*.ckpt"), *folder.glob(f".{stem(label)}-*.part")]:
         if path.name not in kept:
             path.unlink(missing_ok=True)
 
 
-def _stem(label: str) -> str:
+def stem(label: str) -> str:
+    """Any label as a file's name."""
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")[:40] or "call"
     return f"{slug}-{digest(label.encode())[:8]}"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
+import math
 import os
 import platform
 import shutil
@@ -22,6 +24,9 @@ from dynamics.runs.errors import CLAIM_FAILS, HOLDS, BadInput, Damaged, Interrup
 from dynamics.runs.files import digest, json_text, plain
 from dynamics.runs.journal import Journal
 from dynamics.runs.provenance import now
+
+GIVEN = ("study", "simulate", "run")
+"""What an experiment's ``run`` may take beside its settings."""
 
 
 def main(name: str, argv: list[str] | None = None) -> NoReturn:
@@ -112,42 +117,45 @@ def listing(entries: list[discover.Entry], columns: int | None) -> list[str]:
 
 def run_experiment(module: ModuleType, experiment: str, argv: list[str], prog: str, others: str = "") -> int:
     """One experiment from flags to report; returns the exit code. ``--help`` ends its description with ``others``."""
+    from dynamics.runs import specs, swept
     from dynamics.runs.flags import parse
 
-    title = (module.__doc__ or experiment).strip()
+    own, title = module, (module.__doc__ or experiment).strip()
 
     def stored(base, early):
         return _stored_config(type(base), Path(early["out"] or "runs") / experiment, early)
 
     words = f"{title}\n\n{others}" if others else title
-    config, options = parse(module.Config, argv, prog, words, stored)
+    config, options = parse(module.Config, specs.expanded(module.Config, argv), prog, words, stored)
     _check(options)
+    values = specs.parse_sweep(module.Config, options.sweep)
+    for cell in range(math.prod(map(len, values.values())) if values else 0):
+        specs.cell_config(config, values, cell)
+    seed = config.seed
+    module, config = swept.program(module, config, values, options.show)
     root = Path(options.out) / experiment
-    name = (
-        default_name([config, options.sweep] if options.sweep else config, options.x64)
-        if options.name is None
-        else options.fork or options.name
-    )
+    name = default_name(config, options.x64) if options.name is None else options.fork or options.name
     path = root / checked_name(name)
     if path.is_symlink() or path.resolve().parent != root.resolve():
         raise BadInput(f"name: got {name!r}; allowed: a directory inside {root}")
     about = {
         "experiment": experiment,
-        "module": module.__name__ if module.__spec__ and "." in module.__name__ else str(module.__file__),
-        "source": getattr(module, "SOURCE", ""),
+        "module": own.__name__ if own.__spec__ and "." in own.__name__ else str(own.__file__),
+        "source": getattr(own, "SOURCE", ""),
         "description": " ".join(title.split("\n\n")[0].split()),
         "preset": options.preset,
         "device": options.device,
-        "seed": config.seed,
+        "seed": seed,
         "command": [*prog.split(" "), *argv],
     }
-    if options.sweep:
-        return _sweep(module, config, options, path, about)
     set_up_jax(options.x64, options.device)
     source = None if options.fork is None else root / checked_name(options.name)  # type: ignore[arg-type]
     again = f"{prog} --out {options.out} --name {name} --resume"
     try:
-        claims, words = execute(module, config, path, about, quiet=options.quiet, fork_of=source)
+        claims, words = execute(
+            module, config, path, about, quiet=options.quiet, fork_of=source, workers=options.workers,
+            cluster=options.cluster,
+        )  # fmt: skip
     except Interrupted as error:
         raise Interrupted(f"{error}\nresume with: {again}") from error
     if options.json:
@@ -170,27 +178,52 @@ def _check(options: Any) -> None:
         raise BadInput(f"--workers: got {options.workers}; allowed: an integer >= 1")
     if options.sweep and (options.fork is not None or options.resume):
         raise BadInput("--fork, --resume: not with --sweep, which resumes when the same command is given again")
-    given = {"--show": options.show is not None, "--workers": options.workers > 1, "--cluster": bool(options.cluster)}
-    idle = ", ".join(name for name, used in given.items() if used)
-    if idle and not options.sweep:
-        raise BadInput(f"{idle}: only with --sweep")
+    if options.show is not None and not options.sweep:
+        raise BadInput("--show: only with --sweep")
+
+
+def call(function: Any, config: Any, run: Any) -> Any:
+    """``function(config)`` with what it asks for by the names of its parameters: ``study``, ``simulate`` or ``run``."""
+    names = inspect.signature(function).parameters
+    return function(config, **{name: run if name == "run" else getattr(run, name) for name in GIVEN if name in names})
+
+
+def program_of(module: ModuleType, held: dict[str, Any]) -> tuple[Any, Any]:
+    """What ran with stored settings, and these: a module and its Config, or a sweep of it."""
+    from dynamics.runs import swept
+
+    values = held.get(swept.SWEEP, {})
+    config = config_from(module.Config, {name: value for name, value in held.items() if name != swept.SWEEP})
+    return swept.program(module, config, values)
 
 
 def execute(
-    module: ModuleType, config: Any, path: Path, about: dict[str, Any], *, quiet: bool, fork_of: Path | None = None
+    module: Any,
+    config: Any,
+    path: Path,
+    about: dict[str, Any],
+    *,
+    quiet: bool,
+    fork_of: Path | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
 ) -> tuple[list[dict[str, Any]], str]:
     """Runs, resumes or merely reads the run at ``path``; returns its claims as JSON objects, and how it went."""
-    with open_run(path, config, quiet=quiet, fork_of=fork_of, **about) as run:
+    from dynamics.runs.worker import helped
+
+    shares = workers if cluster is None else workers + 1
+    with open_run(path, config, quiet=quiet, fork_of=fork_of, workers=shares, **about) as run:
         claims = run.journal.get("claims") if run.finished and not _damaged(run) else None
         words = "already finished before (delete the run to repeat it),"
         if claims is None:
-            claims, words = _run_to_the_end(module, config, run), "finished"
+            with helped(path, workers, cluster):
+                claims, words = run_to_the_end(module, config, run), "finished"
         if run.journal.get("status") == "diverged":
             words += " with diverged lanes"
         return claims, f"{words} after {run.journal.get('seconds'):.1f} s"
 
 
-def _run_to_the_end(module: ModuleType, config: Any, run: Run) -> list[dict[str, Any]]:
+def run_to_the_end(module: Any, config: Any, run: Run) -> list[dict[str, Any]]:
     """Runs the experiment and writes claims, figure and report."""
     began, before = time.perf_counter(), run.journal.get("seconds", 0.0)
 
@@ -199,7 +232,7 @@ def _run_to_the_end(module: ModuleType, config: Any, run: Run) -> list[dict[str,
 
     try:
         run.journal.set(status="running")
-        result = module.run(config, simulate=run.simulate)
+        result = call(module.run, config, run)
         if run.stopping:
             raise Interrupted("interrupted after the last step; all of it is saved")
         claims = plain([claim._asdict() for claim in module.claims(result)])
@@ -226,25 +259,7 @@ def _run_to_the_end(module: ModuleType, config: Any, run: Run) -> list[dict[str,
     return claims
 
 
-def _sweep(module: ModuleType, config: Any, options: Any, path: Path, about: dict[str, Any]) -> int:
-    from dynamics.runs import grid, worker
-
-    spec = grid.plan(module, config, options.sweep, {**about, "x64": options.x64})
-    grid.begin(path, spec)
-    if options.cluster is not None:
-        from dynamics.runs.cluster import submit
-
-        submit(path, options.workers, options.cluster)
-    return worker.finish(
-        path,
-        workers=1 if options.cluster else options.workers,
-        show=options.show,
-        quiet=options.quiet,
-        json=options.json,
-    )
-
-
-def _draw(module: ModuleType, result: Any, run: Run) -> None:
+def _draw(module: Any, result: Any, run: Run) -> None:
     from dynamics.runs.figures import save_figure
 
     for path in save_figure(module.figure(result), run.path):

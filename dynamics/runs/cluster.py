@@ -1,4 +1,4 @@
-"""Sweeps on a cluster: workers through submitit (extra ``slurm``), each taking up chunks until none is left."""
+"""Runs on a cluster: workers through submitit (extra ``slurm``), each taking up parts until none is left."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ DEFAULTS: dict[str, Any] = {"timeout_min": 240, "cpus_per_task": 4}
 
 
 def submit(path: Path, workers: int, where: str) -> list[Any]:
-    """Submits ``workers`` jobs that work on the sweep at ``path``, a folder that all of them can reach.
+    """Submits ``workers`` jobs that work on the run at ``path``, a folder that all of them can reach.
 
     Args:
-        path: the sweep's directory.
+        path: the run's directory.
         workers: number of jobs.
         where: ``slurm`` or ``local``, with submitit's parameters if need be:
             ``slurm:partition=gpu,timeout_min=60,gpus_per_node=1``.
@@ -33,7 +33,7 @@ def submit(path: Path, workers: int, where: str) -> list[Any]:
     try:
         import submitit
     except ImportError as error:
-        raise ImportError("a sweep on a cluster needs submitit: pip install 'dynamics[slurm]'") from error
+        raise ImportError("workers on a cluster need submitit: pip install 'dynamics[slurm]'") from error
     executor = submitit.AutoExecutor(folder=path / "jobs", cluster=engine)
     given = {key: int(value) if value.isdigit() else value for key, value in pairs}
     executor.update_parameters(**{**DEFAULTS, **given})

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     gc = rooted("gc", "free the checkpoints of finished runs, and half-written files")
     gc.add_argument("--delete", action="store_true", help="delete them; without it, only say how much there is")
     command("repeat", "run it again from its directory alone and report the difference", "path")
-    command("work", "take up the open chunks of a sweep, beside other workers", "path")
+    command("work", "take up the open parts of a run, beside it and other workers", "path")
     completion = command("completion", "print a shell's completion of `python -m experiments...`")
     completion.add_argument("shell", help="bash or zsh; append the output to ~/.bashrc or ~/.zshrc")
     given = parser.parse_args(argv)

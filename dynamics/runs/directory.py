@@ -10,19 +10,22 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynamics.runs.errors import BadInput, Unusable
-from dynamics.runs.files import digest, json_text, plain, write_bytes
-from dynamics.runs.journal import FORMAT, Journal
+from dynamics.runs.files import digest, json_text, pack, plain, write_bytes
+from dynamics.runs.journal import FORMAT, Journal, root
 from dynamics.runs.lock import Lock
 from dynamics.runs.pacing import Budget
 from dynamics.runs.provenance import differences, now, provenance
 from dynamics.runs.salvage import open_journal
 from dynamics.runs.signals import on_stop
+
+if TYPE_CHECKING:
+    from dynamics.types import Record
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -53,12 +56,17 @@ class Run:
         journal: its journal.
         stopping: True once a signal has asked for an end.
         inherited: labels of calls copied by a fork and not yet taken up.
+        source: the directory of the run that it was forked from, or None.
+        workers: processes that shall share its studies, this one among them.
         platform_changed: whether jax, devices or machine differ from those that began it.
         budget: what its commits may cost.
     """
 
-    def __init__(self, path: Path, journal: Journal, *, quiet: bool, tracker: Any) -> None:
+    def __init__(
+        self, path: Path, journal: Journal, *, quiet: bool, tracker: Any, source: Path | None = None, workers: int = 1
+    ) -> None:
         self.path, self.journal, self.quiet, self.tracker = path, journal, quiet, tracker
+        self.source, self.workers = source, workers
         self.checkpoints = path / "checkpoints"
         self.stopping = False
         self.platform_changed = False
@@ -72,6 +80,13 @@ class Run:
         from dynamics.runs.driver import durable_simulate
 
         return partial(durable_simulate, self)
+
+    @property
+    def study(self):
+        """``evolve.study``, durable: give it to an experiment's ``run``."""
+        from dynamics.runs.study import durable_study
+
+        return partial(durable_study, self)
 
     @property
     def finished(self) -> bool:
@@ -88,6 +103,44 @@ class Run:
             raise ValueError(f"label: got {label!r} a second time; allowed: a distinct label for each call of simulate")
         self._labels.add(label)
         return label
+
+    def division(self, label: str) -> dict[str, int] | None:
+        """How a study was cut when it began: lanes of a piece by the name of their shape; None for a new one."""
+        return self.journal.get("division", {}).get(label)
+
+    def divide(self, label: str, sizes: dict[str, int]) -> dict[str, int]:
+        """Notes how a study is cut."""
+        self.journal.set(division={**self.journal.get("division", {}), label: sizes})
+        return sizes
+
+    def single(self, label: str, compute: Callable[[], Record]) -> Record:
+        """A study that is one piece."""
+        return compute()
+
+    def stored(self, label: str, header: dict[str, Any]) -> Record | None:
+        """The record of a study whose pieces are all there.
+
+        Raises:
+            Unusable: when the study was another one.
+        """
+        from dynamics.runs.load import record_of
+        from dynamics.runs.resume import require_same_call
+
+        held = self.journal.header(label)
+        if held is not None and held != header and label not in self.inherited:
+            require_same_call(self, label, held, header)
+        chunks, broken = self.journal.chunks(label) if held == header else ([], 0)
+        return record_of(header, chunks) if chunks and not broken else None
+
+    def store(self, label: str, header: dict[str, Any], record: Record) -> None:
+        """Enters the whole record of a study in one transaction."""
+        from dynamics.runs.load import rows_of
+
+        last = int(record.step[-1]) if len(record.step) else 0
+        with self.journal.transaction():
+            self.journal.begin(label, header)
+            self.journal.commit(label, 0, last, True, "", pack(rows_of(record)), root(label, header))
+            self.disinherit(label)
 
     def warn(self, text: str) -> None:
         """Says something on stderr and in the journal."""
@@ -159,6 +212,7 @@ def open_run(
     quiet: bool = True,
     fork_of: str | Path | None = None,
     tracker: Any = None,
+    workers: int = 1,
     **about: Any,
 ) -> Iterator[Run]:
     """Opens or makes a run directory, for one program at a time.
@@ -172,6 +226,7 @@ def open_run(
         quiet: no progress bars.
         fork_of: the directory of a run whose state this new one continues.
         tracker: a ``runs.trackers.Tracker`` that gets scalar readings too.
+        workers: processes that shall share its studies: each is cut into so many pieces at least.
         about: further entries of ``provenance.json`` (``command``, ``preset``, ``experiment``).
 
     Raises:
@@ -181,12 +236,10 @@ def open_run(
         >>> import tempfile, jax, jax.numpy as jnp
         >>> from dynamics.evolve import ode
         >>> from dynamics.runs import load, open_run
+        >>> decay, read = ode(lambda x, rate: -rate * x, 0.1), lambda x, rate: {"x": x}
         >>> where = tempfile.mkdtemp() + "/decay/first"
-        >>> decay = ode(lambda x, rate: -rate * x, 0.1)
         >>> with open_run(where, {"rate": 1.0}) as run:
-        ...     end, record = run.simulate(
-        ...         decay, lambda s, d: {"x": s}, jnp.array(1.0), jnp.array(1.0), 10, jax.random.key(0), [0, 10]
-        ...     )
+        ...     end, record = run.simulate(decay, jnp.array(1.0), jnp.array(1.0), train=read, steps=10)
         >>> load(where).records["call-0"].values["x"].shape
         (2,)
     """
@@ -198,7 +251,7 @@ def open_run(
         opened: list[Run] = []
 
         def act() -> dict[str, Any]:
-            opened.append(stack.enter_context(_opened(path, config, quiet, fork_of, tracker, about)))
+            opened.append(stack.enter_context(_opened(path, config, quiet, fork_of, tracker, workers, about)))
             return opened[0].journal.entries()
 
         entries = hosts.together(act)
@@ -209,7 +262,7 @@ def open_run(
 
 @contextlib.contextmanager
 def _opened(
-    path: Path, config: Any, quiet: bool, fork_of: str | Path | None, tracker: Any, about: dict[str, Any]
+    path: Path, config: Any, quiet: bool, fork_of: str | Path | None, tracker: Any, workers: int, about: dict[str, Any]
 ) -> Iterator[Run]:
     """The directory locked, its journal open and its settings checked."""
     if fork_of is not None and not (Path(fork_of) / "run.sqlite").is_file():
@@ -231,7 +284,10 @@ def _opened(
         journal.require_format()
         if forked:
             journal.set(config=None, inherited=journal.labels())
-        run = Run(path, journal, quiet=quiet, tracker=tracker)
+        source = journal.get("forked", None) if fork_of is None else str(Path(fork_of).resolve())
+        journal.set(forked=source)
+        source = None if source is None else Path(source)
+        run = Run(path, journal, quiet=quiet, tracker=tracker, source=source, workers=workers)
         for text in mended:
             run.warn(text)
         _settle(run, config, about)

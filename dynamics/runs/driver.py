@@ -17,15 +17,14 @@ import numpy as np
 from jax.core import Tracer
 
 from dynamics.evolve import LaneState
-from dynamics.evolve.checks import check_data
-from dynamics.evolve.simulate import Carry, advance, check_record_at, start, times
+from dynamics.evolve.simulate import Call, Carry, advance, prepare, times
 from dynamics.runs import checkpoint, hosts
 from dynamics.runs.errors import Interrupted, Unusable
 from dynamics.runs.files import pack
 from dynamics.runs.journal import header_text
 from dynamics.runs.pacing import Pace, Piece
 from dynamics.runs.resume import Held, joined, resume
-from dynamics.types import Dynamics, PyTree, Readout, Record
+from dynamics.types import Dynamics, PyTree, Record
 
 if TYPE_CHECKING:
     from dynamics.runs.directory import Run
@@ -34,14 +33,16 @@ if TYPE_CHECKING:
 def durable_simulate(
     run: Run,
     dynamics: Dynamics,
-    readout: Callable[..., Any] | Readout,
-    state: PyTree,
+    params: PyTree,
     data: Any,
-    steps: int,
-    key: Any,
-    record_at: Any,
+    *old: Any,
+    train: Any = (),
+    test: Any = (),
+    steps: int | None = None,
+    record_at: Any = None,
+    key: Any = None,
     stop: Callable[..., Any] | None = None,
-    *,
+    state: PyTree = None,
     label: str | None = None,
 ) -> tuple[PyTree, Record]:
     """``evolve.simulate`` that commits as it goes and continues from what is committed.
@@ -53,32 +54,42 @@ def durable_simulate(
     Raises:
         Interrupted: after a signal, with everything so far committed.
         Unusable: when what is stored belongs to another start, key, data or shape, or the disk refuses.
-        ValueError: for a label used twice, or a call under ``jit`` or ``vmap`` (map with ``evolve.lanes`` instead).
+        ValueError: for a label used twice, or a call under ``jit`` or ``vmap`` (map with ``study`` instead).
     """
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, data, key))):
-        raise ValueError("simulate: a durable run cannot stand inside jit or vmap; map lanes with evolve.lanes instead")
-    check_data(data)
-    targets = check_record_at(record_at, steps)
-    label = run.enter(label)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, state, data, key))):
+        raise ValueError("simulate: a durable run cannot stand inside jit or vmap; map lanes with run.study instead")
+    call = prepare(dynamics, params, data, old, train, test, steps, record_at, key, stop, state)
+    return journalled(run, call, run.enter(label), {"dt": np.asarray(dynamics.dt).tolist()})
+
+
+def journalled(run: Run, call: Call, label: str, about: dict[str, Any]) -> tuple[PyTree, Record]:
+    """A checked call under a label that the run has entered.
+
+    Args:
+        about: what its header says beside steps and inputs: ``dt``, and of lanes ``axes``.
+    """
+    state, data, targets = call.state, call.data, call.targets
     header = {
-        "steps": int(steps),
+        "steps": call.steps,
         "record_at": targets.tolist(),
-        "dt": np.asarray(dynamics.dt).tolist(),
-        "inputs": checkpoint.tree_digest((state, key, data)),
+        "inputs": checkpoint.tree_digest((state, call.key, data)),
+        **about,
     }
     hosts.same(f"{label!r}: start, key, data or steps", header_text(header))
-    template = jax.eval_shape(lambda s, d: start(readout, s, d, stop), state, data)
+    template = jax.eval_shape(lambda s, d: call._replace(state=s, data=d).start(), state, data)
     template = template._replace(state=jax.tree.map(_with_sharding, template.state, state))
     hyper = _hyper(state) if label in run.inherited else {}
     held = hosts.together(lambda: resume(run, label, header, template, hyper), Held.to_bytes, Held.from_bytes)
-    call = _Call(run, label, targets, held)
-    carry = start(readout, state, data, stop) if held.carry is None else checkpoint.placed(held.carry, template)
+    progress = _Call(run, label, targets, held)
+    carry = call.start() if held.carry is None else checkpoint.placed(held.carry, template)
     if not held.last:
         hosts.together(lambda: _require_space(run, carry))
-        carry = call.drive(lambda c, p: advance(dynamics, readout, stop, c, data, key, *p), carry, steps)
-    values = call.values()
-    run.diverged(label, _diverged(dynamics, carry, targets, values))
-    return carry.state, Record(targets, times(dynamics.dt, targets), values)
+        carry = progress.drive(lambda c, p: advance(call, c, *p), carry, call.steps)
+    values = progress.values()
+    if call.dynamics.objective_at is not None:
+        run.journal.set(frozen=sorted({*run.journal.get("frozen", []), label}))
+    run.diverged(label, _diverged(call.dynamics, carry, targets, values))
+    return carry.state, Record(targets, times(call.dynamics.dt, targets), values)
 
 
 class _Call:

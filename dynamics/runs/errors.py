@@ -27,6 +27,10 @@ class Unusable(RunError):
     code = 4
 
 
+class InUse(Unusable):
+    """Another process writes to the run directory."""
+
+
 class Damaged(Unusable):
     """A file of a run is not what was written."""
 

@@ -1,4 +1,4 @@
-"""Runs and sweeps as one file that other programs read: ``.npz``, or ``.nc`` (netCDF 4) with the extra ``xarray``."""
+"""Runs as one file that other programs read: ``.npz``, or ``.nc`` (netCDF 4) with the extra ``xarray``."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from dynamics.runs import sweeps
 from dynamics.runs.errors import BadInput, Unusable
 from dynamics.runs.load import LoadedRun, load
 
-if TYPE_CHECKING:
-    from dynamics.runs.grid import Grid
-
 
 def export(path: Path, target: Path) -> int:
-    """Writes a run's records, or a sweep's readings on its axes, to ``target``; the command ``export``.
+    """Writes a run's records, on their axes, to ``target``; the command ``export``.
 
-    A run in ``.npz``: ``<label>/step``, ``<label>/time``, ``<label>/<reading>``; in ``.nc`` one group a call. A sweep
-    in ``.npz``: ``swept/<field>``, ``step [*fields, T]``, ``<reading> [*fields, T, ...]``; NaN, and step -1, where a
-    cell has no result. What a format has no type for is converted: bfloat16 to float32, and in netCDF complex numbers
-    to two variables ``<name>_real`` and ``<name>_imag``; a name that netCDF refuses is kept as ``long_name``.
+    In ``.npz``: ``<label>/step``, ``<label>/time``, ``<label>/<reading>`` ``[T, *axes, ...]``, the axes' values as
+    ``<label>/axes/<name>`` and true lengths as ``<label>/lengths/<name>``; in ``.nc`` one group a call. What a format
+    has no type for is converted: bfloat16 to float32, and in netCDF complex numbers to two variables ``<name>_real``
+    and ``<name>_imag``; a name that netCDF refuses is kept as ``long_name``.
 
     Raises:
         BadInput: for another ending, a folder that does not exist, or a run without records.
@@ -36,16 +32,10 @@ def export(path: Path, target: Path) -> int:
         raise BadInput(f"target: got {str(target)!r}; allowed: a file that ends in .npz or .nc")
     if not target.parent.is_dir():
         raise BadInput(f"target: got {str(target)!r}; allowed: a file in a folder that exists")
-    if sweeps.is_sweep(path):
-        from dynamics.runs.grid import load_grid
-
-        grid = load_grid(path)
-        write, what = (_grid_arrays if target.suffix == ".npz" else _grid_netcdf)(grid), f"{grid.done} cells"
-    else:
-        run = load(path)
-        if not run.records:
-            raise BadInput(f"path: got {str(path)!r}, whose run recorded no curves; its numbers are in claims.json")
-        write, what = (_run_arrays if target.suffix == ".npz" else _run_netcdf)(run), f"{len(run.records)} records"
+    run = load(path)
+    if not run.records:
+        raise BadInput(f"path: got {str(path)!r}, whose run recorded no curves; its numbers are in claims.json")
+    write = (_run_arrays if target.suffix == ".npz" else _run_netcdf)(run)
     beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
         write(beside)
@@ -54,7 +44,7 @@ def export(path: Path, target: Path) -> int:
         raise Unusable(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)
-    print(f"{what} written to {target}")
+    print(f"{len(run.records)} records written to {target}")
     return 0
 
 
@@ -63,13 +53,9 @@ def _run_arrays(run: LoadedRun) -> Callable[[Path], None]:
     for label, record in run.records.items():
         for name, value in {"step": record.step, "time": record.time, **record.values}.items():
             arrays[f"{label}/{name}"] = _plain(value)
+        for kind in ("axes", "lengths"):
+            arrays |= {f"{label}/{kind}/{name}": np.asarray(value) for name, value in getattr(record, kind).items()}
     return lambda file: np.savez(file, **arrays)
-
-
-def _grid_arrays(grid: Grid) -> Callable[[Path], None]:
-    swept = {f"swept/{field}": np.array(values) for field, values in grid.swept.items()}
-    readings = {name: _plain(value) for name, value in _on_axes(grid).items()}
-    return lambda file: np.savez(file, **{**swept, **readings})  # type: ignore[arg-type]
 
 
 def _run_netcdf(run: LoadedRun) -> Callable[[Path], None]:
@@ -78,35 +64,12 @@ def _run_netcdf(run: LoadedRun) -> Callable[[Path], None]:
     def write(file: Path) -> None:
         groups = _allowed(run.records, ())
         for at, (label, record) in enumerate(run.records.items()):
-            names, values = _variables(record.values, ("step", "time"))
+            names, values = _variables(record.values, ("step", "time", *record.axes))
             dataset = record._replace(values=values).to_dataset({"label": label, **about})
             _note_names(dataset, names)
             dataset.to_netcdf(file, mode="a" if at else "w", group=groups[label])
 
     return write
-
-
-def _grid_netcdf(grid: Grid) -> Callable[[Path], None]:
-    try:
-        import xarray
-    except ImportError as error:
-        raise ImportError("netCDF needs xarray: pip install 'dynamics[xarray]'") from error
-
-    def dims(name: str, rank: int) -> list[str]:
-        own = ["record", *(f"{name}_{axis}" for axis in range(rank))]
-        return [*grid.swept, *own[: rank - len(grid.swept)]]
-
-    names, values = _variables(_on_axes(grid), (*grid.swept, "record"))
-    variables = {name: (dims(name, value.ndim), value) for name, value in values.items()}
-    dataset = xarray.Dataset(variables, dict(grid.swept), {"config": json.dumps(grid.config)})
-    _note_names(dataset, names)
-    return lambda file: dataset.to_netcdf(file)
-
-
-def _on_axes(grid: Grid) -> dict[str, np.ndarray]:
-    shape = [len(values) for values in grid.swept.values()]
-    flat = {"step": grid.step, **grid.readings}
-    return {name: value.reshape([*shape, *value.shape[1:]]) for name, value in flat.items()}
 
 
 def _plain(value: Any) -> np.ndarray:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 STYLE: dict[Any, Any] = {
     "xtick.labelsize": 8,
@@ -85,6 +88,8 @@ def save_figure(figure: Any, folder: Path) -> list[Path]:
     from dynamics.runs.files import write_bytes
 
     with matplotlib.rc_context(STYLE):
+        for panel in list(figure.axes):
+            _legend_as_bar(panel)
         _settle(figure)
     paths = []
     for suffix, options in (
@@ -98,6 +103,52 @@ def save_figure(figure: Any, folder: Path) -> list[Path]:
         write_bytes(path, buffer.getvalue())
         paths.append(path)
     return paths
+
+
+MANY = 8
+"""A legend with more entries that differ in one number becomes a colour bar."""
+_ENTRY = re.compile(r"^(?:(?P<kind>.*), )?(?P<name>[^,=]+) = (?P<value>[-+0-9.eE]+)$")
+
+
+def _legend_as_bar(panel: Any) -> None:
+    """Replaces the entries ``NAME = NUMBER`` of a long legend by a colour bar over the numbers.
+
+    Entries ``KIND, NAME = NUMBER`` leave one of each kind; all others stay.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    handles, labels = panel.get_legend_handles_labels()
+    found = [_ENTRY.match(label.replace("$", "").replace("\\", "")) for label in labels]
+    names = [match["name"] for match in found if match]
+    name = max(set(names), key=names.count, default=None)
+    colours: dict[float, Any] = {}
+    kept: dict[str, Any] = {}
+    for handle, label, match in zip(handles, labels, found):
+        if match and match["name"] == name:
+            colours.setdefault(float(match["value"]), _colour_of(handle))
+            if match["kind"]:
+                kept.setdefault(match["kind"], handle)
+        else:
+            kept[label] = handle
+    if panel.get_legend() is None or len(colours) <= MANY:
+        return
+    values = sorted(colours)
+    ticks = np.unique(np.linspace(0, len(values) - 1, 6).round().astype(int))
+    norm = BoundaryNorm(np.arange(len(values) + 1) - 0.5, len(values))
+    shades = ScalarMappable(norm, ListedColormap([colours[value] for value in values]))
+    bar = panel.figure.colorbar(shades, ax=panel, ticks=ticks, label=name, pad=0.02)
+    bar.ax.set_yticklabels([f"{values[i]:.3g}" for i in ticks])
+    bar.ax.minorticks_off()
+    panel.get_legend().remove()
+    if kept:
+        panel.legend(kept.values(), kept.keys(), fontsize=7, frameon=False)
+
+
+def _colour_of(handle: Any) -> Any:
+    handle = handle[0] if isinstance(handle, tuple) else handle
+    get = getattr(handle, "get_color", None) or handle.get_edgecolor
+    return get()
 
 
 def _settle(figure: Any) -> None:

@@ -35,18 +35,19 @@ class Options:
     fork: str | None = None
     """continue the run --name under this new name, with the flags that are given changed"""
     sweep: tuple[str, ...] = ()
-    """run a grid of cells instead: FIELD=SPEC ..., SPEC being a,b,c or lin:LOW:HIGH:COUNT or log:LOW:HIGH:COUNT or
-    START:STOP (whole numbers)"""
+    """over settings that take one value, FIELD=SPEC ...: each cell is then a run of its own; settings that take several
+    are swept by their own flags, as one program: --eta log:.1:10:48. SPEC is a,b,c or lin:LOW:HIGH:COUNT or
+    log:LOW:HIGH:COUNT or START:STOP (whole numbers)"""
     show: str | None = None
-    """reading drawn in the phase diagram of a sweep"""
+    """reading drawn in the phase diagram of a --sweep, NAME or LABEL/NAME"""
     workers: int = 1
-    """processes that share a sweep's chunks on this machine"""
+    """processes that share the run's studies, or a sweep's cells, on this machine"""
     cluster: str | None = None
-    """run a sweep's workers through submitit instead: slurm, or local to try it"""
+    """further workers through submitit: slurm, or local to try it"""
     quiet: bool = False
     """no progress bars and no table"""
     json: bool = False
-    """print the claims as JSON (of a sweep: how many cells are done)"""
+    """print the claims as JSON"""
 
 
 def parse(

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from dynamics.runs.errors import BadInput, Damaged, Interrupted, RunError, Unusable
+from dynamics.runs.errors import BadInput, Damaged, Interrupted, InUse, RunError, Unusable
 
 T = TypeVar("T")
 PIECE = 2**26  # bytes broadcast at a time
-REFUSALS = (RunError, BadInput, Interrupted, Unusable, Damaged)
+REFUSALS = (RunError, BadInput, Interrupted, Unusable, InUse, Damaged)
 
 
 def leading() -> bool:

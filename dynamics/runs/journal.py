@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from dynamics.runs.errors import Damaged, Unusable
 from dynamics.runs.files import digest
 
-FORMAT = 2
-"""The format of journals that are begun now, as their entry ``schema``. Format 1 did not chain a call's chunks to what
-it was asked."""
+FORMAT = 3
+"""The format of journals that are begun now, as their entry ``schema``. Format 3 has calls on named axes; 2 is read;
+format 1 did not chain a call's chunks to what it was asked."""
+CHAINED = 2
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, digest TEXT NOT NULL);

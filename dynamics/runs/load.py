@@ -10,10 +10,13 @@ import numpy as np
 
 from dynamics.runs.errors import Unusable
 from dynamics.runs.files import digest, unpack
-from dynamics.runs.journal import FORMAT, Journal
+from dynamics.runs.journal import CHAINED, FORMAT, Chunk, Journal
 
 if TYPE_CHECKING:
     from dynamics.types import Claim, Record
+
+
+LENGTHS = "lengths:"
 
 
 class LoadedRun(NamedTuple):
@@ -52,7 +55,9 @@ def load(path: str | Path) -> LoadedRun:
 
     path = Path(path)
     if not (path / "run.sqlite").is_file():
-        raise Unusable(f"{path}: no run here (run.sqlite is missing)")
+        old = (path / "grid.json").is_file()
+        what = "a sweep of dynamics 0.1, which this version does not read: run it again" if old else "no run here"
+        raise Unusable(f"{path}: {what} (run.sqlite is missing)")
     journal = Journal(path / "run.sqlite", readonly=True)
     try:
         journal.require_format()
@@ -98,19 +103,40 @@ def read_json(path: Path) -> Any:
 
 
 def _record(journal: Journal, label: str) -> Record | None:
+    header, (chunks, broken) = journal.header(label), journal.chunks(label)
+    if broken or header is None:
+        held = journal.get("schema", FORMAT)
+        what = "damaged chunks" if held >= CHAINED else f"chunks of format {held}, and this version reads {FORMAT}"
+        raise Unusable(f"{journal.path}: {label!r} holds {what}; resume the run to compute them again")
+    return record_of(header, chunks) if chunks else None
+
+
+def record_of(header: dict[str, Any], chunks: list[Chunk]) -> Record:
+    """What the chunks of a call hold, on its axes.
+
+    A study of one piece has the lanes of ``cells`` in its rows, one of several pieces (``pieces``) its whole record.
+    """
+    from dynamics.evolve.merge import merged
     from dynamics.types import Record
 
-    chunks, broken = journal.chunks(label)
-    if broken or journal.header(label) is None:
-        held = journal.get("schema", FORMAT)
-        what = "damaged chunks" if held == FORMAT else f"chunks of format {held}, and this version reads {FORMAT}"
-        raise Unusable(f"{journal.path}: {label!r} holds {what}; resume the run to compute them again")
-    if not chunks:
-        return None
     parts = [unpack(chunk.rows) for chunk in chunks]
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    step, dt = values.pop("step"), journal.header(label).get("dt", 1.0)  # type: ignore[union-attr]
+    step, dt, axes = values.pop("step"), header.get("dt", 1.0), dict(header.get("axes", ()))
+    if "pieces" in header:
+        lengths = {name[len(LENGTHS) :]: values.pop(name) for name in list(values) if name.startswith(LENGTHS)}
+        labels = {name: np.asarray(held) for name, held in axes.items()}
+        return Record(step, values.pop("time"), values, labels, lengths)
+    if "axes" in header:
+        cells = np.array(header["cells"], int)
+        lanes = {name: value[:, : len(cells)] for name, value in values.items()}
+        return merged([(cells, np.asarray(dt), Record(step, step, lanes))], axes)
     return Record(step, step * np.asarray(dt) if np.ndim(dt) == 0 else np.multiply.outer(step, dt), values)
+
+
+def rows_of(record: Record) -> dict[str, Any]:
+    """A whole record as the rows of one chunk."""
+    lengths = {f"{LENGTHS}{name}": value for name, value in record.lengths.items()}
+    return {"step": record.step, "time": record.time, **record.values, **lengths}
 
 
 def _exact(held: dict[str, Any], field: str) -> Any:

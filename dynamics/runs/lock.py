@@ -9,7 +9,7 @@ import socket
 import time
 from pathlib import Path
 
-from dynamics.runs.errors import Unusable
+from dynamics.runs.errors import InUse, Unusable
 
 
 class Lock:
@@ -30,7 +30,7 @@ class Lock:
             holder = os.read(self._file, 200).decode(errors="replace").strip() or "another process"
             os.close(self._file)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise Unusable(f"{path.parent} is in use by {holder}") from error
+                raise InUse(f"{path.parent} is in use by {holder}") from error
             raise Unusable(f"{path.parent}: cannot be locked: {error.strerror}") from error
         try:
             os.ftruncate(self._file, 0)

@@ -1,85 +1,91 @@
-"""Phase diagrams: any recorded scalar over two swept settings."""
+"""Phase diagrams: the last value of a reading over two named axes of a record."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from dynamics.runs.errors import BadInput
-
-if TYPE_CHECKING:
-    from dynamics.runs.grid import Grid
+from dynamics.types import Record
 
 
-def final_values(grid: Grid, reading: str | None) -> tuple[str, np.ndarray]:
-    """The reading's last recorded value of every cell, on the axes of the sweep.
-
-    Args:
-        grid: the sweep.
-        reading: its name; by default the first scalar.
-
-    Returns:
-        ``(name, values)`` with one axis a swept field; NaN where there is no result.
+def chosen(records: Mapping[str, Record], show: str | None) -> tuple[str, str]:
+    """``(label, reading)`` of what a sweep shows: a scalar in each cell, by its name or as ``label/name``.
 
     Raises:
         BadInput: when there is no such scalar.
     """
-    scalars = {name: value for name, value in grid.readings.items() if value.ndim == 2}
-    name = next(iter(scalars), "") if reading is None else reading
-    if name not in scalars:
-        raise BadInput(f"show: got {reading!r}; allowed: {', '.join(scalars) or 'a scalar reading (there is none)'}")
-    last = np.maximum(np.sum(grid.step >= 0, axis=1) - 1, 0)
-    values = np.take_along_axis(scalars[name], last[:, None], axis=1)[:, 0]
-    return name, values.reshape([len(choices) for choices in grid.swept.values()])
+    scalars = [
+        (label, name)
+        for label, record in records.items()
+        for name, value in record.values.items()
+        if np.ndim(value) == 1 + len(record.axes)
+    ]
+    for label, name in scalars:
+        if show in (None, name, f"{label}/{name}"):
+            return label, name
+    allowed = ", ".join(f"{label}/{name}" for label, name in scalars) or "a scalar reading (there is none)"
+    raise BadInput(f"show: got {show!r}; allowed: {allowed}")
 
 
-def phase_diagram(grid: Grid, reading: str | None = None) -> Any:
-    """The last value of a reading over the first two swept fields that are not the seed; the median over the rest.
+def final_values(record: Record, reading: str) -> np.ndarray:
+    """A reading's last recorded value in every cell, ``[*axes]``; NaN where there is none or it is not finite."""
+    values = np.asarray(record.values[reading], float)
+    held = ~np.isnan(values)
+    if "steps" in record.lengths:  # cells that end earlier are padded
+        last = len(values) - 1 - np.argmax(held[::-1], axis=0)
+        return np.take_along_axis(values, last[None], axis=0)[0]
+    return values[-1]
+
+
+def phase_diagram(record: Record, reading: str, axes: Sequence[str] | None = None) -> Any:
+    """The last value of a reading over the first two axes that are not the seed; the median over the rest.
 
     Colours are logarithmic where positive values span more than two decades.
-    One such field gives a line of medians with every cell as a marker; cells that diverged are left blank and crossed.
+    One such axis gives a line of medians with every cell as a marker; cells that diverged are left blank and crossed.
+
+    Args:
+        record: readings on named axes.
+        reading: a scalar in each cell.
+        axes: those to choose from; all of the record's unless given.
     """
     from dynamics.runs.figures import measured_style, new_figure
 
-    name, values = final_values(grid, reading)
-    words, fields = name.replace("_", " "), list(grid.swept)
-    shown = [field for field in fields if field != "seed" and len(grid.swept[field]) > 1][:2] or fields[:1]
-    order = [fields.index(field) for field in shown]
-    rest = [axis for axis in range(len(fields)) if axis not in order]
-    values = np.transpose(values, order + rest).reshape([len(grid.swept[field]) for field in shown] + [-1])
-    middle = _median(values)
-    figure, axes = new_figure(width=5.2, height=4.0)
+    values, fields = final_values(record, reading), list(record.axes)
+    held = {name: [_item(value) for value in record.axes[name]] for name in fields}
+    words, order = reading.replace("_", " "), list(axes or fields)
+    shown = [name for name in order if name != "seed" and len(held[name]) > 1][:2] or order[:1]
+    places = [fields.index(name) for name in shown]
+    rest = [axis for axis in range(len(fields)) if axis not in places]
+    values = np.transpose(values, places + rest).reshape([len(held[name]) for name in shown] + [-1])
+    middle, many = _median(values), values.shape[-1] > 1
+    figure, panel = new_figure(width=5.2, height=4.0)
     if len(shown) == 1:
-        x = _positions(grid.swept[shown[0]])
-        axes.plot(np.repeat(x, values.shape[-1]), values.ravel(), **measured_style(0))
-        axes.plot(x, middle, color="black")
-        axes.set_ylabel(f"{words} at the last recorded step")
+        x = _positions(held[shown[0]])
+        panel.plot(np.repeat(x, values.shape[-1]), values.ravel(), **measured_style(0))
+        panel.plot(x, middle, color="black")
+        panel.set_ylabel(f"{words} at the last recorded step")
     else:
-        x, y = (_positions(grid.swept[field]) for field in shown)
-        mesh = axes.pcolormesh(*map(_edges, (x, y)), np.ma.masked_invalid(middle.T), cmap="viridis", norm=_norm(middle))
-        figure.colorbar(mesh, ax=axes, label=f"{words} at the last recorded step" + (" (median)" if rest else ""))
+        x, y = (_positions(held[name]) for name in shown)
+        mesh = panel.pcolormesh(
+            *map(_edges, (x, y)), np.ma.masked_invalid(middle.T), cmap="viridis", norm=_norm(middle)
+        )
+        figure.colorbar(mesh, ax=panel, label=f"{words} at the last recorded step" + (" (median)" if many else ""))
         lost = np.argwhere(~np.isfinite(middle))
-        if len(lost) and grid.done == grid.cells:
-            axes.plot(x[lost[:, 0]], y[lost[:, 1]], "x", color="0.4", label="not finite")
-            axes.legend(loc="upper right")
-        axes.grid(False)
-        _axis(axes, "y", shown[1], grid.swept[shown[1]])
-    _axis(axes, "x", shown[0], grid.swept[shown[0]])
-    axes.set_title(f"{grid.done} of {grid.cells} cells")
+        if len(lost):
+            panel.plot(x[lost[:, 0]], y[lost[:, 1]], "x", color="0.4", label="not finite")
+            panel.legend(loc="upper right")
+        panel.grid(False)
+        _axis(panel, "y", shown[1], held[shown[1]])
+    _axis(panel, "x", shown[0], held[shown[0]])
+    panel.set_title(f"{np.isfinite(values).sum()} of {values.size} cells finite")
     return figure
 
 
-def summary(grid: Grid, reading: str | None) -> str:
-    """One paragraph on how a sweep went."""
-    lines = [f"{grid.done} of {grid.cells} cells done over {' x '.join(grid.swept)}; {grid.path}"]
-    lines += [f"chunk {number} failed: {text}" for number, text in grid.failures.items()]
-    if grid.done:
-        name, values = final_values(grid, reading)
-        finite = values[np.isfinite(values)]
-        spread = f"from {finite.min():.4g} to {finite.max():.4g}" if finite.size else "nowhere finite"
-        lines.append(f"{name}: {spread}; {grid.done - finite.size} cells not finite")
-    return "\n".join(lines)
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _norm(values: np.ndarray) -> str:

@@ -2,65 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 
-from dynamics.evolve.checks import check_data
-from dynamics.evolve.simulate import advance, check_record_at, start, times
-from dynamics.runs.driver import Pace
-from dynamics.types import Dynamics, PyTree, Readout, Record
+from dynamics.evolve.simulate import advance, prepare, simulate, times
+from dynamics.evolve.study import planned, study
+from dynamics.runs.pacing import Pace
+from dynamics.types import Dynamics, PyTree, Record
 
 
+@functools.wraps(simulate)
 def simulate_with_progress(
-    dynamics: Dynamics,
-    readout: Callable[..., Any] | Readout,
-    state: PyTree,
-    data: Any,
-    steps: int,
-    key: Any,
-    record_at: Any,
-    stop: Callable[..., Any] | None = None,
-    *,
-    label: str | None = None,
-) -> tuple[PyTree, Record]:
+    dynamics: Dynamics, params: PyTree, data: Any, *old: Any, train=(), test=(), steps=None, record_at=None, key=None,
+    stop=None, state=None, label: str | None = None,
+) -> tuple[PyTree, Record]:  # fmt: skip
     """``evolve.simulate`` in pieces of about half a second, with a bar: steps a second, time left.
 
-    The result is that of ``evolve.simulate`` to the bit. An experiment takes it in place of the plain loop:
-    ``run(config, simulate_with_progress)``.
-
-    Args:
-        label: written before the bar; the rest as in ``evolve.simulate``.
+    The result is that of ``evolve.simulate`` to the bit, its arguments the same; ``label`` is written before the bar.
+    An experiment takes it in place of the plain loop, or ``study_with_progress`` in place of the plain study.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from dynamics.evolve import gradient_descent
         >>> from dynamics.losses import mse
-        >>> from dynamics.types import Batch
-        >>> training = gradient_descent(lambda w, x: x @ w, mse, 0.1)
+        >>> from dynamics.observe import loss
+        >>> from dynamics.types import Batch, Objective
+        >>> training = gradient_descent(Objective(lambda w, x: x @ w, mse), 0.1)
         >>> batch = Batch(jnp.eye(2), jnp.ones((2, 1)))
-        >>> read = lambda state, data: {"loss": state.loss}
-        >>> start = training.init(jnp.zeros((2, 1)))
-        >>> state, record = simulate_with_progress(training, read, start, batch, 9, jax.random.key(0), [0, 9])
+        >>> state, record = simulate_with_progress(training, jnp.zeros((2, 1)), batch, train=loss(), steps=9)
         >>> int(state.step)
         9
     """
     from tqdm.auto import tqdm
 
-    check_data(data)
-    targets = check_record_at(record_at, steps)
-    ends = targets if targets.size and targets[-1] == steps else np.append(targets, np.int32(steps))
-    carry, count, now = start(readout, state, data, stop), len(targets), 0
+    call = prepare(dynamics, params, data, old, train, test, steps, record_at, key, stop, state)
+    carry, ends, count, now = call.start(), call.ends(), len(call.targets), 0
     pace, pieces = Pace(), []
-    with tqdm(total=steps, unit="step", desc=label) as bar:
-        while count or now < steps:
+    with tqdm(total=call.steps, unit="step", desc=label) as bar:
+        while count or now < call.steps:
             piece = pace.piece(now, ends, count)
             began = bar.format_dict["elapsed"]
-            carry, values = jax.block_until_ready(
-                advance(dynamics, readout, stop, carry, data, key, piece.targets, piece.read)
-            )
+            carry, values = jax.block_until_ready(advance(call, carry, piece.targets, piece.read))
             pace.learn(bar.format_dict["elapsed"] - began)
             pieces.append({name: np.asarray(value)[piece.read] for name, value in values.items()})
             passed, reached = int(piece.read.sum()), int(piece.targets[-1])
@@ -68,4 +53,11 @@ def simulate_with_progress(
             ends, count, now = ends[passed:], count - passed, reached
     names = pieces[0] if pieces else ()
     values = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
-    return carry.state, Record(targets, times(dynamics.dt, targets), values)
+    return carry.state, Record(call.targets, times(dynamics.dt, call.targets), values)
+
+
+@functools.wraps(study)
+def study_with_progress(*arguments: Any, **options: Any) -> Record:
+    """``evolve.study`` with a bar a piece; see ``simulate_with_progress``."""
+    plan = planned(*arguments, **options)
+    return plan.merge([piece.run(simulate_with_progress) for piece in plan.pieces()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import socket
@@ -59,6 +60,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ]
 
 
+@functools.cache
 def sources() -> dict[str, Any]:
     """``git`` hash of the checkout the package runs from and whether it was changed; nothing outside a checkout."""
     root = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from dynamics.evolve.simulate import Carry
 from dynamics.runs import checkpoint
 from dynamics.runs.errors import Unusable
 from dynamics.runs.files import pack, unpack
-from dynamics.runs.journal import FORMAT, root
+from dynamics.runs.journal import CHAINED, FORMAT, root
 
 if TYPE_CHECKING:
     from dynamics.runs.directory import Run
@@ -74,11 +74,11 @@ def resume(run: Run, label: str, header: dict[str, Any], template: Carry, hyper:
     if stored is not None and stored != header:
         if label in run.inherited:
             return _fork(run, label, header, template, hyper)
-        _require_same_call(run, label, stored, header)
+        require_same_call(run, label, stored, header)
     chunks, broken = run.journal.chunks(label) if stored is not None else ([], 0)
     if broken:
         held = run.journal.get("schema", FORMAT)
-        what = "damaged chunk(s)" if held == FORMAT else f"chunk(s) of format {held}, not {FORMAT},"
+        what = "damaged chunk(s)" if held >= CHAINED else f"chunk(s) of format {held}, not {FORMAT},"
         run.warn(f"{label!r}: {broken} {what} in the journal; falling back to the ones before")
     carry = None
     while chunks and carry is None:
@@ -110,20 +110,24 @@ def _prove_header(run: Run, label: str, header: dict[str, Any]) -> dict[str, Any
     return header
 
 
-def _require_same_call(run: Run, label: str, stored: dict[str, Any], header: dict[str, Any]) -> None:
+def require_same_call(run: Run, label: str, stored: dict[str, Any], header: dict[str, Any]) -> None:
     """Refuses a call that was begun otherwise; after a change of jax or machine, other bits at the start only warn."""
     words = {
+        "axes": "axis or value on one",
+        "cells": "number of lanes",
+        "pieces": "number of pieces",
         "dt": "time step",
         "inputs": "start, key or data",
         "steps": "number of steps",
         "record_at": "recorded steps",
     }
-    changed = [name for name in header if stored.get(name) != header[name]]
+    changed = [name for name in {**stored, **header} if stored.get(name) != header.get(name)]
     if changed == ["inputs"] and run.platform_changed:
         run.warn(f"{label!r}: the start differs in its bits after the change of jax or machine; continuing")
         return
+    what = " and another ".join(words.get(name, name) for name in changed)
     raise Unusable(
-        f"{run.path}: {label!r} was begun with another {' and another '.join(words[name] for name in changed)} "
+        f"{run.path}: {label!r} was begun with another {what} "
         "(code or data changed since); use another --name, or --fork NEW to continue from what is there"
     )
 

@@ -8,13 +8,12 @@ import os
 import time
 from typing import Annotated, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Positive, Range
-from dynamics.evolve import Program, every, simulate
+from dynamics.evolve import every, study
 from dynamics.types import Claim, Dynamics, Record
 
 SOURCE = "a textbook"
@@ -50,35 +49,32 @@ def decay(eta, curvature):
     return Dynamics(lambda x: x, lambda key, x, data: x - eta * curvature * x, lambda x: x, eta)
 
 
-def run(config, simulate=simulate):
+def run(config, study=study):
+    if os.environ.get("TOY_SLOW"):
+        time.sleep(float(os.environ["TOY_SLOW"]))
     if config.fail == "run":
         raise RuntimeError("the run fails as asked")
     start = 1.0 if config.start == "one" else 2.0
-    records = {}
-    for eta in config.eta:
-        key, at = jax.random.key(config.seed), every(5, config.steps)
-        read = lambda x, data: {"x": x[0]}  # noqa: E731
-        _, record = simulate(
-            decay(eta, config.curvature),
-            read,
-            jnp.full(config.width, start),
-            None,
-            config.steps,
-            key,
-            at,
-            label=f"{eta:g}",
-        )
-        records[f"{eta:g}"] = record
-    return Result(config, records)
+    record = study(
+        {"eta": config.eta, "seed": range(config.seeds)},
+        draw=lambda lane: jnp.full(config.width, start),
+        make=lambda lane: decay(lane.eta, config.curvature),
+        read=lambda lane: [lambda x, data: {"x": x[0], "all": x}],
+        steps=config.steps,
+        record_at=every(5, config.steps),
+        data=jnp.zeros(()),
+        label="decay",
+    )
+    return Result(config, {"decay": record})
 
 
 def claims(result):
-    made = []
-    for eta, record in zip(result.config.eta, result.records.values()):
+    made, record = [], result.records["decay"]
+    for eta in result.config.eta:
         rate = 1 - eta * result.config.curvature
         start = 1.0 if result.config.start == "one" else 2.0
         wrong = 1.0 if result.config.fail == "claim" else 0.0
-        error = np.max(np.abs(record.values["x"] - start * rate**record.step)) + wrong
+        error = np.max(np.abs(record.at(eta=eta, seed=0).values["x"] - start * rate**record.step)) + wrong
         made.append(Claim.at_most(f"error at eta = {eta:g} <b>", "eq. 1", error, 1e-5))
     made.append(Claim.not_applicable("one more", "eq. 2", "needs three learning rates"))
     return made
@@ -88,32 +84,13 @@ def figure(result):
     from dynamics.runs.figures import measured_style, new_figure
 
     made, axes = new_figure()
-    for i, record in enumerate(result.records.values()):
-        axes.plot(record.step, record.values["x"], **measured_style(i))
+    record = result.records["decay"]
+    for i, eta in enumerate(result.config.eta):
+        label = f"eta = {eta:g}"
+        axes.plot(record.step, record.at(eta=eta, seed=0).values["x"], label=label, **measured_style(i, len(result.config.eta)))
     axes.set(xlabel="step", ylabel="x")
+    axes.legend()
     return made
-
-
-def program(config):
-    """One program over eta, curvature and seed; ``width`` is another shape. The seed adds noise to the start."""
-    if os.environ.get("TOY_SLOW"):
-        time.sleep(float(os.environ["TOY_SLOW"]))
-    if config.fail == "run":
-        raise RuntimeError("the run fails as asked")
-
-    def init(hyper):
-        return 1.0 + 0.1 * jax.random.normal(jax.random.key(hyper["seed"]), (config.width,))
-
-    return Program(
-        fields=("eta", "curvature"),
-        init=init,
-        make=lambda hyper: decay(hyper["eta"], hyper["curvature"]),
-        readout=lambda hyper: lambda x, data: {"x": x[0], "all": x},
-        data=None,
-        steps=config.steps,
-        record_at=every(5, config.steps),
-        stop=lambda hyper: lambda x, data: ~jnp.all(jnp.isfinite(x)),
-    )
 
 
 if __name__ == "__main__":

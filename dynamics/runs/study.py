@@ -1,0 +1,136 @@
+"""The durable ``study``: same signature; its pieces are journalled, resumed, and shared by any number of workers.
+
+A study of one piece is a call in the run's own journal. Several pieces are runs of their own, in ``pieces/`` of the run
+directory: whoever holds a piece's lock computes it. When all are there, the readings are entered in the run's journal
+as one call, on the study's axes.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from dynamics.evolve.simulate import prepare
+from dynamics.evolve.study import Piece, Plan, planned, study, told_to_loop
+from dynamics.runs import checkpoint
+from dynamics.runs.driver import journalled
+from dynamics.runs.errors import Interrupted, InUse
+from dynamics.runs.files import digest, plain
+from dynamics.types import Record
+
+if TYPE_CHECKING:
+    from dynamics.runs.directory import Run
+
+T = TypeVar("T")
+
+
+@functools.wraps(study)
+def durable_study(run: Run, *arguments: Any, **options: Any) -> Record:
+    """``evolve.study`` in an open run: its arguments, and the same readings whether interrupted, shared or neither."""
+    plan = planned(*arguments, **options)
+    label = run.enter(plan.label)
+    pieces = plan.pieces(*_division(run, plan, label))
+    if len(pieces) == 1:
+        return run.single(label, lambda: plan.merge([_run(run, pieces[0], label, plan)]))
+    about = {"axes": _axes(plan), "pieces": [f"{i:05d}" for i in range(len(pieces))], "inputs": _digest(plan)}
+    held = run.stored(label, about)
+    if held is not None:
+        return held
+    lost: dict[str, Any] = {"lanes": [], "of": plan.count, "first_step": []}
+
+    def compute(piece: Piece, part: Run) -> Any:
+        found = _run(part, piece, piece.label or label, plan)
+        part.journal.set(status="finished")
+        return found, part.journal.get("diverged", {}).get(piece.label or label, {})
+
+    folders = [run.path / "pieces" / checkpoint.stem(label) / name for name in about["pieces"]]
+    tasks = [functools.partial(compute, piece) for piece in pieces]
+    settings = [{"study": label, "inputs": about["inputs"], "cells": piece.cells.tolist()} for piece in pieces]
+    found = taken_up(run, folders, settings, tasks)
+    for piece, (_, diverged) in zip(pieces, found):
+        for lane, step in zip(diverged.get("lanes", []), diverged.get("first_step", [])):
+            if lane < len(piece.cells):
+                lost["lanes"].append(int(piece.cells[lane]))
+                lost["first_step"].append(step)
+    record = plan.merge([part for part, _ in found])
+    run.diverged(label, lost if lost["lanes"] else {})
+    run.store(label, about, record)
+    return record
+
+
+def _run(run: Run, piece: Piece, label: str, plan: Plan) -> Any:
+    """A piece as a journalled call of ``run``."""
+    with told_to_loop(piece.group):
+        arguments, dt = piece.call()
+        call = prepare(**{name: value for name, value in arguments.items() if name != "label"})
+        about = {"dt": dt.tolist(), "axes": _axes(plan), "cells": piece.cells.tolist()}
+        return piece.part(journalled(run, call, label, about)[1], dt)
+
+
+def _division(run: Run, plan: Plan, label: str) -> tuple[Callable[[str | None, int], int | None], int]:
+    """How the study is cut, as it was when the run began: what ``Plan.pieces`` takes."""
+    held = run.division(label)
+    if held is None:
+        sizes: dict[str, int] = {}
+        for piece in plan.pieces(least=run.workers):
+            name = piece.group.label or ""
+            sizes[name] = max(sizes.get(name, 0), len(piece.cells))
+        held = run.divide(label, sizes)
+    return lambda name, count: held.get(name or ""), 1
+
+
+def taken_up(
+    run: Run,
+    folders: Sequence[Path],
+    settings: Sequence[Any],
+    tasks: Sequence[Callable[[Run], T]],
+    about: Mapping[str, Any] | None = None,
+) -> list[T]:
+    """Runs every task in a run directory of its own, whoever else is at them; waits for those that others hold.
+
+    Args:
+        run: whose parts they are.
+        folders, settings: of the tasks' runs, as ``open_run`` takes them.
+        about: further entries of their ``provenance.json``.
+        tasks: what to do in them; one that is finished reads its result from there.
+
+    Raises:
+        Interrupted: after a signal.
+    """
+    from dynamics.runs.directory import open_run
+
+    found: dict[int, T] = {}
+    while len(found) < len(tasks):
+        before = len(found)
+        for at in (at for at in range(len(tasks)) if at not in found):
+            if run.stopping:
+                raise Interrupted(f"interrupted with {len(found)} of {len(tasks)} parts done; all of it is saved")
+            source = None if run.source is None else run.source / folders[at].relative_to(run.path)
+            source = source if source is not None and (source / "run.sqlite").is_file() else None
+            try:
+                how = {"quiet": run.quiet, "fork_of": source, "tracker": run.tracker, **(about or {})}
+                with open_run(folders[at], settings[at], **how) as part:
+                    found[at] = tasks[at](part)
+                run.stopping |= part.stopping
+            except InUse:
+                continue
+        if len(found) == before:
+            time.sleep(0.2)
+    return [found[at] for at in range(len(tasks))]
+
+
+def _axes(plan: Plan) -> list[Any]:
+    return [[name, plain(list(values))] for name, values in plan.axes.items()]  # in their order, which JSON's keys lose
+
+
+def _digest(plan: Plan) -> str:
+    """Of all that the study draws from: starts, data and key."""
+    parts = [checkpoint.tree_digest(tuple(drawn)) for drawn in plan.draws]
+    parts += [checkpoint.tree_digest((plan.data, plan.key)), str([group.steps for group in plan.groups])]
+    parts += [str(np.asarray(group.record_at).tolist()) for group in plan.groups]
+    return digest("\n".join(parts).encode())
