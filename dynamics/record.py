@@ -46,7 +46,8 @@ class Record(NamedTuple):
 
     Example:
         >>> import numpy as np
-        >>> record = Record([0, 5], [0, 5], {"loss": np.arange(12.0).reshape(2, 3, 2)}, {"alpha": [0.1, 1.0, 10.0], "seed": [0, 1]})
+        >>> axes = {"alpha": [0.1, 1.0, 10.0], "seed": [0, 1]}
+        >>> record = Record([0, 5], [0, 5], {"loss": np.arange(12.0).reshape(2, 3, 2)}, axes)
         >>> record.at(alpha=0.1).values["loss"].tolist()
         [[0.0, 1.0], [6.0, 7.0]]
         >>> record.mean("seed").values["loss"][0]
@@ -98,7 +99,7 @@ class Record(NamedTuple):
         """Standard deviations over axes (of a sample: n - 1), with their standard error ``s / sqrt(2 (n - 1))``."""
 
         def spread(values, axis=0):
-            return np.std(values, axis, ddof=1)
+            return np.std(values, axis, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)
 
         return self._statistic(names, spread, lambda values: spread(values) / np.sqrt(2 * (len(values) - 1)))
 
@@ -206,8 +207,8 @@ def _nearest(name: str, values: Any, wanted: Any) -> int:
     if wanted in held:
         return held.index(wanted)
     if isinstance(wanted, (int, float, np.number)) and not any(isinstance(value, str) for value in held):
-        apart = np.abs(np.asarray(held, float) - float(wanted))
-        nearest = int(np.argmin(apart))
+        apart = np.abs(np.asarray(held, float) - float(wanted))  # None becomes NaN
+        nearest = int(np.argmin(np.where(np.isnan(apart), np.inf, apart)))
         if apart[nearest] <= 1e-6 * abs(float(wanted)):
             return nearest
     shown = ", ".join(f"{value:g}" if isinstance(value, (int, float, np.number)) else str(value) for value in held[:20])

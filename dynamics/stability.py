@@ -6,11 +6,14 @@ while its eigenvalue, the preconditioned sharpness, is below the threshold. For 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from dynamics.types import Array, PyTree
@@ -77,6 +80,116 @@ def adam_preconditioner(opt_state: PyTree, *, b1: float = 0.9, b2: float = 0.999
     t = jnp.maximum(found.count, 1)
     first, second = 1 - b1**t, 1 - b2**t
     return jax.tree.map(lambda nu: first * (jnp.sqrt(nu / second) + eps), found.nu)
+
+
+def preconditioner_of(optimizer: Any) -> Callable[[PyTree], PyTree]:
+    """``opt_state -> P`` of an optax optimiser, found and proved by its own updates.
+
+    It is run on a few numbers in float64. What its first step tells of b1, b2 and eps must give every later step, from
+    other parameters and gradients, as ``-rate m/P - decay w``, with P that of SGD, Adam or RMSProp and one rate for
+    all leaves: what merely looks like one of them (AMSGrad, RAdam, NAdam, AdaMax, LAMB, ...) is refused.
+
+    Raises:
+        ValueError: for any other optimiser, or one whose hyper-parameters are traced.
+    """
+    rng = np.random.default_rng(0)
+    sizes = np.array([[1e-2, -1e-4, 1e-6], [3e-3, 2e-5, -1e-7], [1e-3, 1e-4, 1e-5], [2e-3, -3e-5, 2e-6]])
+    steps = []
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        try:
+            state = optimizer.init({"a": jnp.zeros(3), "b": jnp.zeros(3)})
+            for number, size in enumerate(sizes):
+                g = {"a": jnp.asarray(size), "b": jnp.asarray(-0.3 * size[::-1])}
+                w = {
+                    leaf: jnp.asarray(scale * number * rng.standard_normal(3))
+                    for leaf, scale in (("a", 1.0), ("b", 9.0))
+                }
+                update, state = optimizer.update(g, state, w)
+                steps.append((_array(g), _array(w), _array(update), state))
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+            raise ValueError(
+                "optimizer: got a traced hyper-parameter; allowed: adam(L, ...), or preconditioner="
+            ) from error
+        for proved in (_adam, _rmsprop, _plain):
+            with (
+                contextlib.suppress(ValueError, TypeError, AttributeError, FloatingPointError),
+                np.errstate(all="raise"),
+            ):
+                return proved(steps)
+    raise ValueError(
+        "optimizer: got one whose updates are not SGD's, Adam's or RMSProp's; allowed: descent(..., preconditioner=), "
+        "opt_state -> P"
+    )
+
+
+def _adam(steps: list[Any]) -> Callable[[PyTree], PyTree]:
+    states = [_find(state, ("mu", "nu", "count")) for *_, state in steps]
+    mu, nu = ([np.zeros(6), *(_array(getattr(state, name)) for state in states)] for name in ("mu", "nu"))
+    b1, b2 = 1 - _one(mu[1] / steps[0][0]), 1 - _one(nu[1] / steps[0][0] ** 2)
+    g, _, u, _ = steps[0]
+    slope, intercept = np.polyfit(np.abs(g), np.abs(g / u), 1)
+    found = partial(adam_preconditioner, b1=b1, b2=b2, eps=_small(intercept / slope))
+    for t, (g, w, u, state) in enumerate(steps):
+        _require(
+            np.allclose(mu[t + 1], b1 * mu[t] + (1 - b1) * g, 1e-9, 0),
+            np.allclose(nu[t + 1], b2 * nu[t] + (1 - b2) * g**2, 1e-9, 0),
+        )
+        _require(_spans(u, mu[t + 1] / _array(found(state)), w))
+    return found
+
+
+def _rmsprop(steps: list[Any]) -> Callable[[PyTree], PyTree]:
+    g, _, u, state = steps[0]
+    nu = _array(_find(state, ("nu",)).nu)
+    slope, intercept = np.polyfit(nu, (g / u) ** 2, 1)
+    found = partial(rmsprop_preconditioner, eps=_small(intercept / slope))
+    for g, w, u, state in steps:
+        _require(_spans(u, g / _array(found(state)), w))
+    return found
+
+
+def _plain(steps: list[Any]) -> Callable[[PyTree], PyTree]:
+    def moved(state: Any, g: np.ndarray) -> np.ndarray:
+        return _array(_find(state, ("trace",)).trace) if _holds(state, ("trace",)) else g
+
+    for g, w, u, state in steps:
+        _require(_spans(u, moved(state, g), w))
+    return lambda opt_state: 1.0
+
+
+def _spans(update: np.ndarray, *directions: np.ndarray) -> bool:
+    """Whether an update is a combination of directions, the first not left out."""
+    used = np.stack([direction for direction in directions if np.any(direction)], 1)
+    weights, *_ = np.linalg.lstsq(used / np.abs(used).max(0), update)
+    return bool(
+        weights[0] < 0 and np.allclose(used / np.abs(used).max(0) @ weights, update, 1e-6, 1e-7 * np.abs(update).max())
+    )
+
+
+def _one(values: np.ndarray) -> float:
+    _require(np.ptp(values) <= 1e-9 * abs(values[0]))
+    return float(values[0])
+
+
+def _small(eps: float) -> float:
+    _require(-1e-12 < eps < 1)
+    return max(float(eps), 0.0)
+
+
+def _require(*held: Any) -> None:
+    if not all(held):
+        raise ValueError("not this optimiser")
+
+
+def _array(tree: PyTree) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, float) for leaf in jax.tree.leaves(tree)])
+
+
+def _holds(tree: PyTree, fields: tuple[str, ...]) -> bool:
+    def holds(node):
+        return all(hasattr(node, field) for field in fields)
+
+    return any(holds(node) for node in jax.tree.leaves(tree, is_leaf=holds))
 
 
 def rmsprop_preconditioner(opt_state: PyTree, *, eps: float = 1e-8) -> PyTree:

@@ -123,8 +123,13 @@ class Objective(NamedTuple):
             TypeError: when the loss is none, the batch has no ``x`` and ``y`` that f needs, or the model's state is
                 not said (``at``).
         """
-        value = self.loss(params, batch) if self.apply is None else self.loss(self.f("L")(params, batch.x), batch.y)
-        return self.penalised(params, scalar(value))
+        if self.apply is None:
+            return self.penalised(params, scalar(self.loss(params, batch)))
+        f = self.f("L")
+        if not hasattr(batch, "x"):
+            got = "an array" if isinstance(batch, jax.Array) else type(batch).__name__
+            raise TypeError(f"batch: got {got}; allowed: Batch(x, y), or Objective.of(fn) for any other batch")
+        return self.penalised(params, scalar(self.loss(f(params, batch.x), batch.y)))
 
     def penalised(self, params: Params, value: Array) -> Array:
         """``value`` and the penalty."""
@@ -269,8 +274,8 @@ def factory(line: str) -> Callable[[Callable], Callable]:
 
     def mark(function: Callable) -> Callable:
         signature = inspect.signature(function)
-        kinds = [str(parameter.annotation) for parameter in signature.parameters.values()]
-        takes_function = bool(kinds) and kinds[0].startswith(("Callable", "OperatorOf"))
+        first = next((one for one in signature.parameters.values() if one.kind <= one.POSITIONAL_OR_KEYWORD), None)
+        takes_function = first is not None and str(first.annotation).startswith(("Callable", "OperatorOf"))
 
         @functools.wraps(function)
         def made(*args, **kwargs):

@@ -11,11 +11,21 @@ from dynamics.evolve import CentralStart, adaptive_central_flow, central_flow, d
 from dynamics.evolve.oscillation import complementarity, third_derivatives
 from dynamics.evolve.simulate import simulate
 from dynamics.losses import half_mse
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective, Observable
 from experiments.edge_of_stability._central import smooth
-from experiments.edge_of_stability._digits import digits, network, starts
+from experiments.edge_of_stability._digits import digits, network
 
 DATA = Batch(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+
+
+def of(function):
+    """The landscape of a function of the parameters alone."""
+    return Objective.of(lambda params, batch: function(params))
+
+
+def states(read):
+    """What ``read(state) -> {name: array}`` says of the dynamics' state."""
+    return Observable.of_view(lambda view: read(view.state))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -51,7 +61,7 @@ def test_complementarity_without_resistance(precision, k):
 def test_central_flow_on_a_stable_quadratic(k):
     """No oscillation, and the tracked directions relax by exp(-eta lambda) a step."""
     curvature, eta, w = jnp.array([3.0, 1.0, 0.4, 0.2, 0.1, 0.0, -0.1, -0.2]), 0.5, jnp.ones(8)
-    flow = central_flow(lambda w, x: w, lambda w, y: 0.5 * jnp.sum(curvature * w**2), eta, k=k)
+    flow = central_flow(of(lambda w: 0.5 * jnp.sum(curvature * w**2)), eta, k=k)
     state = jax.jit(flow.step)(jax.random.key(0), flow.init(w), DATA)
     np.testing.assert_array_equal(state.covariance, 0)
     expected = jnp.where(jnp.arange(8) < k, jnp.exp(-eta * curvature), 1 - eta * curvature)
@@ -63,7 +73,7 @@ def test_central_flow_of_a_linear_loss(momentum):
     """All eigenvalues 0: the tracked direction moves as the mean does at rest, by ``eta g / (1 - beta)``."""
     slope, eta = jnp.array([1.0]), 0.1
     options = {"momentum": momentum, "depth": 1, "oscillation": "balanced"}
-    flow = central_flow(lambda w, x: w, lambda w, y: jnp.sum(slope * w), eta, **options)
+    flow = central_flow(of(lambda w: jnp.sum(slope * w)), eta, **options)
     state = jax.jit(flow.step)(jax.random.key(0), flow.init(jnp.zeros(1)), DATA)
     np.testing.assert_allclose(state.params, -eta / (1 - momentum), rtol=1e-6)
 
@@ -77,7 +87,7 @@ def test_adaptive_flow_with_a_dead_input(k):
     def apply(params, x):
         return jnp.tanh(x @ params["w"]) @ params["v"]
 
-    flow = adaptive_central_flow(apply, lambda f, y: 0.5 * jnp.mean((f - y) ** 2), 0.01, k=k)
+    flow = adaptive_central_flow(Objective(apply, lambda f, y: 0.5 * jnp.mean((f - y) ** 2)), 0.01, k=k)
     ends = []
     for rows, columns in ((3, x), (4, jnp.concatenate([x, jnp.zeros((6, 1))], 1))):
         state = flow.init({**w, "w": jnp.concatenate([w["w"], jnp.full((1, 2), 0.7)])[:rows]})
@@ -104,12 +114,9 @@ def test_third_derivatives_against_finite_differences(x64):
         np.testing.assert_allclose(found[:, :, c], change, atol=1e-7)
 
 
-def valley(params, x):
+@of
+def valley(params):
     """L(w) = s(b) a^2 / 2 - b with curvature s(b) = 2 + b: progressive sharpening along b."""
-    return params
-
-
-def valley_loss(params, y):
     a, b = params
     return 0.5 * (2 + b) * a**2 - 0.05 * b
 
@@ -122,10 +129,10 @@ def test_stable_central_flow_is_gradient_flow(x64):
         steps = round(0.4 / eta)
         ends = []
         for dynamics in (
-            central_flow(valley, valley_loss, eta, depth=2),
-            gradient_flow(valley, valley_loss, eta),
+            central_flow(valley, eta, depth=2),
+            gradient_flow(valley, eta),
         ):
-            state, _ = simulate(dynamics, lambda s, d: {}, dynamics.init(params), DATA, steps, jax.random.key(0), [])
+            state, _ = simulate(dynamics, params, DATA, steps=steps)
             ends.append(np.asarray(dynamics.params(state)))
         errors.append(np.abs(ends[0] - ends[1]).max())
     assert errors[1] < errors[0] < 1e-4
@@ -138,11 +145,9 @@ def test_central_flow_holds_the_threshold_of_the_valley(x64, momentum):
     threshold = (2 + 2 * momentum) / eta
     params = (jnp.array(0.2), jnp.array(threshold - 2.05))
 
-    def read(state, data):
-        return {"b": state.params[1], "x": state.covariance[0, 0]}
-
-    flow = central_flow(valley, valley_loss, eta, momentum=momentum, depth=2, oscillation="balanced")
-    _, central = simulate(flow, read, flow.init(params), DATA, 300, jax.random.key(0), np.arange(301))
+    read = states(lambda state: {"b": state.params[1], "x": state.covariance[0, 0]})
+    flow = central_flow(valley, eta, momentum=momentum, depth=2, oscillation="balanced")
+    _, central = simulate(flow, params, DATA, train=read, steps=300, record_at=np.arange(301))
     np.testing.assert_allclose(central.values["b"][-50:] + 2, threshold, rtol=1e-6)
     np.testing.assert_allclose(central.values["x"][-50:], 0.1, rtol=1e-6)
 
@@ -150,13 +155,13 @@ def test_central_flow_holds_the_threshold_of_the_valley(x64, momentum):
 def test_gradient_descent_in_the_valley_averages_to_the_flow(x64):
     """Near its period-2 orbit gradient descent has the flow's covariance and sharpness on average."""
     eta = 0.5
-    discrete = gradient_descent(valley, valley_loss, eta)
-    start = discrete.init((jnp.array(0.1**0.5 * 1.05), jnp.array(2.0)))
+    discrete = gradient_descent(valley, eta)
+    start = (jnp.array(0.1**0.5 * 1.05), jnp.array(2.0))
 
-    def read(state, data):
-        return {"a": state.params[0], "b": state.params[1]}
+    def read(params, batch):
+        return {"a": params[0], "b": params[1]}
 
-    _, path = simulate(discrete, read, start, DATA, 200, jax.random.key(0), np.arange(201))
+    _, path = simulate(discrete, start, DATA, train=read, steps=200, record_at=np.arange(201))
     np.testing.assert_allclose(np.mean(path.values["a"] ** 2), 0.1, rtol=0.05)
     np.testing.assert_allclose(np.mean(path.values["b"]) + 2, 2 / eta, rtol=0.01)
 
@@ -165,21 +170,19 @@ def test_adaptive_flow_holds_rmsprop_s_threshold(x64):
     """RMSProp on the valley: lambda_max(P^-1 H) stays at 2/eta in flow and in training, and nu agrees on average."""
     eta, b2 = 0.05, 0.95
     params = (jnp.array(0.1), jnp.array(1.0))
-    discrete = descent(valley, valley_loss, optax.rmsprop(eta, decay=b2, eps=1e-12))
+    discrete = descent(valley, optax.rmsprop(eta, decay=b2, eps=1e-12))
 
-    def read(state, data):
+    @states
+    def read(state):
         nu = state.opt_state[0].nu
         return {"nu": jnp.stack(nu), "b": state.params[1], "s": (2 + state.params[1]) / jnp.sqrt(nu[0])}
 
-    _, path = simulate(discrete, read, discrete.init(params), DATA, 600, jax.random.key(0), np.arange(601))
-    flow = adaptive_central_flow(valley, valley_loss, eta, b2=b2, eps=0.0, depth=2)
-    begin, _ = simulate(discrete, read, discrete.init(params), DATA, 200, jax.random.key(0), [200])
-    start = flow.init(CentralStart(begin.params, begin.opt_state[0].nu))
-
-    def read_flow(state, data):
-        return {"b": state.params[1], "s": state.eigenvalues[0], "nu": state.nu}
-
-    _, central = simulate(flow, read_flow, start, DATA, 400, jax.random.key(0), np.arange(401))
+    _, path = simulate(discrete, params, DATA, train=read, steps=600, record_at=np.arange(601))
+    flow = adaptive_central_flow(valley, eta, b2=b2, eps=0.0, depth=2)
+    begin, _ = simulate(discrete, params, DATA, steps=200)
+    start = CentralStart(begin.params, begin.opt_state[0].nu)
+    read_flow = states(lambda state: {"b": state.params[1], "s": state.eigenvalues[0], "nu": state.nu})
+    _, central = simulate(flow, start, DATA, train=read_flow, steps=400, record_at=np.arange(401))
     np.testing.assert_allclose(central.values["s"][-100:], 2 / eta, rtol=0.03)
     np.testing.assert_allclose(np.mean(path.values["s"][-200:]), 2 / eta, rtol=0.1)
     np.testing.assert_allclose(central.values["b"][-1], path.values["b"][-1], rtol=0.05)
@@ -201,20 +204,20 @@ def optimisers():
         )
 
     return {
-        "descent": (optax.sgd(0.5), central_flow(valley, valley_loss, 0.5, **plain), lambda s: (s.params,)),
+        "descent": (optax.sgd(0.5), central_flow(valley, 0.5, **plain), lambda s: (s.params,)),
         "momentum": (
             optax.sgd(0.5, momentum=0.5),
-            central_flow(valley, valley_loss, 0.5, momentum=0.5, k=2, depth=1),
+            central_flow(valley, 0.5, momentum=0.5, k=2, depth=1),
             lambda s: (s.params, None, s.opt_state[0].trace),
         ),
         "rmsprop": (
             adam(0.0),
-            adaptive_central_flow(valley, valley_loss, 0.05, **adaptive),
+            adaptive_central_flow(valley, 0.05, **adaptive),
             lambda s: (s.params, s.opt_state[1]),
         ),
         "adam": (
             adam(0.5),
-            adaptive_central_flow(valley, valley_loss, 0.05, b1=0.5, **adaptive),
+            adaptive_central_flow(valley, 0.05, b1=0.5, **adaptive),
             lambda s: (s.params, s.opt_state[1], s.opt_state[0]),
         ),
     }
@@ -224,17 +227,15 @@ def optimisers():
 def test_carried_oscillation_of_a_cubic_loss_is_the_optimiser_s(x64, name):
     """The valley is cubic and both its directions may oscillate: nothing is left out."""
     optimizer, flow, start = optimisers()[name]
-    discrete = descent(valley, valley_loss, optimizer)
-    first = discrete.init((jnp.array(0.3), jnp.array(1.7)))
-    begin, _ = simulate(discrete, lambda s, d: {}, first, DATA, 10, jax.random.key(0), [])
+    discrete = descent(valley, optimizer)
+    begin, _ = simulate(discrete, (jnp.array(0.3), jnp.array(1.7)), DATA, steps=10)
 
-    def read(state, data):
-        return {"w": jnp.stack(discrete.params(state))}
+    def read(params, batch):
+        return {"w": jnp.stack(params)}
 
-    at = np.arange(81)
-    _, path = simulate(discrete, read, begin, DATA, 80, jax.random.key(0), at)
-    carried = flow.init(CentralStart(*start(begin)))
-    _, found = simulate(flow, lambda s, d: {"w": s.iterate}, carried, DATA, 80, jax.random.key(0), at)
+    at, iterate = np.arange(81), states(lambda state: {"w": state.iterate})
+    _, path = simulate(discrete, None, DATA, train=read, steps=80, record_at=at, state=begin)
+    _, found = simulate(flow, CentralStart(*start(begin)), DATA, train=iterate, steps=80, record_at=at)
     np.testing.assert_allclose(found.values["w"], path.values["w"], atol=1e-6)
 
 
@@ -265,19 +266,20 @@ def test_heavy_ball_bursts_and_only_the_carried_flow_follows(x64):
     eta, beta, steps, amplitude = 0.05, 0.9, 300, 1.2 * 0.1**0.5
     params = (jnp.array(amplitude), jnp.array((2 + 2 * beta) / eta - 2))
     trace = (jnp.array(-2 * amplitude / eta), jnp.array(0.0))
-    discrete = gradient_descent(valley, valley_loss, eta, momentum=beta)
+    discrete = gradient_descent(valley, eta, momentum=beta)
     start = discrete.init(params)
     start = start._replace(opt_state=(start.opt_state[0]._replace(trace=trace), *start.opt_state[1:]))
 
     def ratio(dynamics, state):
-        def read(state, data):
-            return {"b": dynamics.params(state)[1]}
+        def read(params, batch):
+            return {"b": params[1]}
 
-        _, record = simulate(dynamics, read, state, DATA, steps, jax.random.key(0), np.arange(steps + 1))
+        options = {"steps": steps, "record_at": np.arange(steps + 1), "state": state}
+        _, record = simulate(dynamics, None, DATA, train=read, **options)
         return (record.values["b"] + 2) * eta / (2 + 2 * beta)
 
     def flow(oscillation):
-        made = central_flow(valley, valley_loss, eta, momentum=beta, depth=2, oscillation=oscillation)
+        made = central_flow(valley, eta, momentum=beta, depth=2, oscillation=oscillation)
         return ratio(made, made.init(CentralStart(params, trace=trace)))
 
     found = ratio(discrete, start)
@@ -297,26 +299,28 @@ DIGITS += [("adam", 1e-3, 300), ("adam", 3e-3, 300)]
 def test_flow_is_the_running_mean_of_training_on_digits(kind, eta, begin, seed):
     """At most .1 apart per unit that the running mean travels, over 400 steps at the edge."""
     data, model, window = digits(300, seed), network(50, 3), 10
-    first = jax.tree.map(lambda leaf: leaf[0], starts(model, 64, seed, 1))
-    f, key = model.apply, jax.random.key(seed)
+    _, first = model.init(jax.random.fold_in(jax.random.key(seed), 0), (-1, 64))
+    landscape = Objective(model.apply, half_mse)
     if kind in ("descent", "momentum"):
         beta = 0.9 if kind == "momentum" else 0.0
-        discrete = gradient_descent(f, half_mse, eta, momentum=beta)
-        flow = central_flow(f, half_mse, eta, momentum=beta, k=3)
+        discrete = gradient_descent(landscape, eta, momentum=beta)
+        flow = central_flow(landscape, eta, momentum=beta, k=3)
     else:
         b1 = 0.9 if kind == "adam" else 0.0
         optimizer = optax.adam(eta, b1, 0.99) if b1 else optax.rmsprop(eta, 0.99, 1e-12)
-        discrete = descent(f, half_mse, optimizer)
-        flow = adaptive_central_flow(f, half_mse, eta, b1=b1, k=3)
-    state, _ = simulate(discrete, lambda s, d: {}, discrete.init(first), data, begin, key, [])
+        discrete = descent(landscape, optimizer)
+        flow = adaptive_central_flow(landscape, eta, b1=b1, k=3)
+    state, _ = simulate(discrete, first, data, steps=begin)
     held = state.opt_state[0]
     start = CentralStart(state.params, getattr(held, "nu", None), getattr(held, "mu", getattr(held, "trace", None)))
 
     def path(dynamics, state):
-        def read(state, data):
-            return {"w": ravel_pytree(dynamics.params(state))[0]}
+        def read(params, batch):
+            return {"w": ravel_pytree(params)[0]}
 
-        return simulate(dynamics, read, state, data, 400, key, np.arange(401))[1].values["w"]
+        return simulate(dynamics, None, data, train=read, steps=400, record_at=np.arange(401), state=state)[1].values[
+            "w"
+        ]
 
     mean = smooth(path(discrete, state), window)
     apart = np.linalg.norm((path(flow, flow.init(start)) - mean)[window:-window], axis=1).max()
@@ -327,13 +331,13 @@ def test_flow_is_the_running_mean_of_training_on_digits(kind, eta, begin, seed):
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"^momentum: got 1\.0"):
-        central_flow(valley, valley_loss, 0.1, momentum=1.0)
+        central_flow(valley, 0.1, momentum=1.0)
     with pytest.raises(ValueError, match=r"^k, depth: got 0"):
-        central_flow(valley, valley_loss, 0.1, k=0)
+        central_flow(valley, 0.1, k=0)
     with pytest.raises(ValueError, match=r"^oscillation: got 'free'"):
-        central_flow(valley, valley_loss, 0.1, oscillation="free")
+        central_flow(valley, 0.1, oscillation="free")
     with pytest.raises(ValueError, match=r"^b1, b2: "):
-        adaptive_central_flow(valley, valley_loss, 0.1, b2=1.0)
+        adaptive_central_flow(valley, 0.1, b2=1.0)
     params = {"w": jnp.ones(2)}
     for start, said in (
         (CentralStart(params, trace={"w": jnp.ones(3)}), r"^CentralStart\.trace: got leaves of shapes {'w': \(3,\)}"),
@@ -341,12 +345,12 @@ def test_bad_arguments_are_named():
         (params, r"^k, depth: got 1, 4; allowed: a product of at most P = 2"),
     ):
         with pytest.raises(ValueError, match=said):
-            adaptive_central_flow(valley, valley_loss, 0.1, depth=2 if start is not params else 4).init(start)
+            adaptive_central_flow(valley, 0.1, depth=2 if start is not params else 4).init(start)
     with pytest.raises(ValueError, match=r"^CentralStart\.nu: got second moments"):
-        central_flow(valley, valley_loss, 0.1, depth=2).init(CentralStart(params, nu=params))
+        central_flow(valley, 0.1, depth=2).init(CentralStart(params, nu=params))
     for rate in (0.0, -0.1):
         with pytest.raises(ValueError, match=r"^learning_rate: got"):
-            central_flow(valley, valley_loss, rate)
+            central_flow(valley, rate)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -358,13 +362,13 @@ def test_carried_path_is_the_centre(x64, momentum):
     eta, w = 1.0, jnp.array([1.0])
     curvature = (2 + 2 * momentum) / eta
     options = {"momentum": momentum, "depth": 1, "oscillation": "carried"}
-    flow = central_flow(lambda w, x: w, lambda w, y: 0.5 * curvature * jnp.sum(w**2), eta, **options)
+    flow = central_flow(of(lambda w: 0.5 * curvature * jnp.sum(w**2)), eta, **options)
     state = flow.init(CentralStart(w, trace=-2 * w / eta if momentum else None))
     for _ in range(6):
         state = jax.jit(flow.step)(jax.random.key(0), state, DATA)
         np.testing.assert_allclose(state.params, 0, atol=1e-9)
         np.testing.assert_allclose(state.covariance, 1, rtol=1e-9)
-    flow = central_flow(lambda w, x: w, lambda w, y: jnp.sum(w), eta, **options)
+    flow = central_flow(of(jnp.sum), eta, **options)
     state = jax.jit(flow.step)(jax.random.key(0), flow.init(w), DATA)
     np.testing.assert_allclose(state.params, 1 - eta, atol=1e-12)
 
@@ -372,6 +376,6 @@ def test_carried_path_is_the_centre(x64, momentum):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_steep_downward_curvature_stays_finite(momentum):
     """A maximum has no minimum to relax to: the path moves by the effective rate, it does not overflow."""
-    flow = central_flow(lambda w, x: w, lambda w, y: -5e3 * jnp.sum(w**2), 0.1, momentum=momentum, depth=2)
+    flow = central_flow(of(lambda w: -5e3 * jnp.sum(w**2)), 0.1, momentum=momentum, depth=2)
     state = jax.jit(flow.step)(jax.random.key(0), flow.init(jnp.ones(6)), DATA)
     assert np.all(np.isfinite(state.params))

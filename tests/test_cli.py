@@ -1,17 +1,25 @@
 """The command line: exit codes, messages that name field, value and range, and no files where nothing may be made."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
+from typing import Annotated, Literal
 
 import pytest
 
-from dynamics.runs import cli, load
+from dynamics import config
+from dynamics.config import Count, Positive
+from dynamics.runs import cli, load, specs
 from dynamics.runs.cli import listing
 from dynamics.runs.commands import run_main
+from dynamics.runs.directory import default_name
 from dynamics.runs.discover import flagship, gallery
+from dynamics.runs.flags import parse
+from dynamics.runs.lock import Lock
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOY = str(pathlib.Path(__file__).parent / "programs" / "toy.py")
@@ -50,7 +58,7 @@ def test_a_run_leaves_everything_in_its_directory(command, tmp_path):
     found = load(folder)
     assert found.status == "finished"
     assert found.claims[0].holds is True
-    assert found.records["0.1"].time[-1] == pytest.approx(4.0)
+    assert found.records["decay"].at(eta=0.1, seed=0).time[-1] == pytest.approx(4.0)
 
 
 def test_the_same_command_shows_the_stored_claims(command, tmp_path):
@@ -76,6 +84,13 @@ def test_the_same_command_shows_the_stored_claims(command, tmp_path):
         (("--eta", "-1"), ("eta", "-1.0", "> 0 and <= 10")),
         (("--eta",), ("eta", "()", "one or more values")),
         (("--eta", "abc"), ("--eta", "abc", "> 0 and <= 10")),
+        (("--eta", "1,99"), ("eta", "99.0", "> 0 and <= 10")),
+        (("--eta", "log:1:100:3"), ("eta", "10", "> 0 and <= 10")),
+        (("--eta", "log:1:2"), ("--eta", "'log:1:2'", "log:LOW:HIGH:COUNT", "of float")),
+        (("--eta=lin:1:nan:3",), ("--eta", "'lin:1:nan:3'", "lin:LOW:HIGH:COUNT")),
+        (("--eta", "1,1"), ("--eta", "'1,1'", "none twice")),
+        (("--eta", "1,a"), ("--eta", "'1,a'", "a,b,c")),
+        (("--width", "1,2"), ("--width", "1,2", ">= 1 and <= 64")),
         (("--width", "65"), ("width", "65", ">= 1 and <= 64")),
         (("--width", "2.5"), ("--width", "2.5", ">= 1 and <= 64")),
         (("--seed", "-1"), ("seed", "-1", ">= 0")),
@@ -91,14 +106,15 @@ def test_the_same_command_shows_the_stored_claims(command, tmp_path):
         (("--device", "abacus"), ("device", "abacus", "cpu:0")),
         (("--fork", "b"), ("fork", "--name")),
         (("--name", "none", "--fork", "b"), ("fork", "none", "a run that exists")),
-        (("--sweep", "eta=1,99"), ("eta", "99", "> 0 and <= 10")),
+        (("--sweep", "width=1,99"), ("width", "99", ">= 1 and <= 64")),
+        (("--sweep", "eta=log:1:9:3"), ("eta", "is an axis", "one program: --eta log:1:9:3")),
+        (("--sweep", "seeds=1,2"), ("seeds", "is an axis", "one program: --seeds NUMBER")),
         (("--steps", str(10**20)), ("--steps", "an integer below 2^31")),
         (("--name", ""), ("name", "''", "letters, digits")),
         (("--workers", "0"), ("--workers", "0", ">= 1")),
-        (("--workers", "2"), ("--workers", "only with --sweep")),
         (("--show", "x"), ("--show", "only with --sweep")),
-        (("--cluster", "slurm"), ("--cluster", "only with --sweep")),
-        (("--sweep", "eta=1,2", "--name", "a", "--resume"), ("--resume", "not with --sweep")),
+        (("--cluster", "pbs"), ("cluster", "pbs", "slurm or local")),
+        (("--sweep", "width=1,2", "--name", "a", "--resume"), ("--resume", "not with --sweep")),
     ],
 )
 def test_bad_input_exits_2_and_makes_no_files(command, tmp_path, flags, words):
@@ -107,6 +123,33 @@ def test_bad_input_exits_2_and_makes_no_files(command, tmp_path, flags, words):
     for word in words:
         assert word in errors.replace("\n", " ") or word in errors
     assert not (tmp_path / "runs").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes(config.Config):
+    alpha: Annotated[tuple[float, ...], Positive] = (1.0,)
+    num_samples: Annotated[tuple[int, ...], Count] = (8,)
+    words: tuple[Literal["a,b", "log:1:2:3"], ...] = ("a,b",)
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "values"),
+    [
+        (("--alpha", "log:.1:10:3"), "alpha", (0.1, 1.0, 10.0)),
+        (("--alpha=lin:0.1:1:3",), "alpha", (0.1, 0.55, 1.0)),
+        (("--alpha", "0.1,0.2", "3"), "alpha", (0.1, 0.2, 3.0)),
+        (("--num-samples", "log:1:64:4"), "num_samples", (1, 4, 16, 64)),
+        (("--num_samples", "3:6", "9"), "num_samples", (3, 4, 5, 9)),
+        (("--words", "log:1:2:3", "a,b"), "words", ("log:1:2:3", "a,b")),
+    ],
+)
+def test_axes_take_specs_and_the_rest_sees_values(flags, field, values):
+    """Written short or out, the settings are the same, and so is the name of their run."""
+    made, options = parse(Axes, specs.expanded(Axes, list(flags)), "prog", "what it is")
+    assert getattr(made, field) == values
+    written = parse(Axes, [f"--{field.replace('_', '-')}", *map(str, values)], "prog", "what it is")
+    assert (made, options) == written
+    assert default_name(made, False) == default_name(written[0], False)
 
 
 def test_a_failing_claim_exits_5_and_an_error_1(command, tmp_path):
@@ -126,7 +169,7 @@ def test_other_settings_under_a_name_exit_4_and_resume_takes_the_stored_ones(com
     assert command("--name", "a", "--resume")[0] == 0
     code, _, errors = command("--name", "a", "--fork", "b", "--steps", "40")
     assert code == 0
-    assert "continues in the fork from step 30" in errors
+    assert "'decay' continues in the fork from step 30" in errors
 
 
 def test_json_and_quiet(command):
@@ -150,12 +193,28 @@ def test_help_names_units_ranges_and_defaults_at_80_columns(command, monkeypatch
 
 
 def test_a_sweep_on_the_command_line(command, tmp_path):
-    code, out, _ = command("--sweep", "eta=log:0.1:1:3", "curvature=1,2", "--name", "s")
+    """The same command, or --resume, shows it again; --show draws another reading; it is repeated like a run."""
+    flags = ("--eta", "log:0.1:1:3", "--sweep", "curvature=1,2", "--name", "s")
+    code, out, _ = command(*flags)
     assert code == 0
-    assert "6 of 6 cells done over eta x curvature" in out
-    code, out, _ = command("--sweep", "eta=log:0.1:1:3", "curvature=1,2", "--name", "s", "--json")
-    assert (code, json.loads(out)["done"], json.loads(out)["swept"]["curvature"]) == (0, 6, [1.0, 2.0])
-    assert (tmp_path / "runs" / "toy" / "s" / "figure.svg").exists()
+    assert "holds  error at eta = 0.316228 <b>  2 of 2 cells  all cells" in out
+    folder = tmp_path / "runs" / "toy" / "s"
+    assert json.loads((folder / "config.json").read_text())["sweep"] == {"curvature": [1.0, 2.0]}
+    assert load(folder / "cells" / "000001").config["curvature"] == 2.0
+    drawn = (folder / "figure.svg").read_text()
+    for again in (flags, ("--name", "s", "--resume")):
+        code, out, _ = command(*again, "--json")
+        assert (code, [claim["holds"] for claim in json.loads(out)]) == (0, [True, True, True, None])
+    code, _, errors = command("--name", "s", "--resume", "--show", "nothing")
+    assert (code, "show: got 'nothing'; allowed: decay/x, claims/error" in errors) == (2, True)
+    assert command("--name", "s", "--resume", "--show", "claims/error at eta = 1 <b>")[0] == 0
+    assert (folder / "figure.svg").read_text() != drawn
+    code, _, errors = command(*flags, "--steps", "30")
+    assert (code, "steps: 20 -> 30" in errors) == (4, True)
+    code, _, errors = command(*flags[:4], "--sweep", "curvature=1,3", "--name", "s")
+    assert (code, "{'curvature': [1.0, 2.0]} -> {'curvature': [1.0, 3.0]}" in errors) == (4, True)
+    code, _, errors = command("--name", "s", "--fork", "t", "--steps", "30", "--quiet")
+    assert (code, errors.count("'decay' continues in the fork from step 20")) == (0, 2)
 
 
 def test_the_gallery_lists_every_experiment_without_importing_them(command):
@@ -189,6 +248,7 @@ def test_a_reader_who_leaves_is_no_error():
 def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
     command("--name", "a")
     command("--name", "b", "--eta", "0.1", "0.3")
+    command("--name", "c", "--sweep", "width=2", "--quiet")
     root = tmp_path / "runs"
     (root / "toy" / "broken").mkdir()
     (root / "toy" / "broken" / "run.sqlite").write_bytes(b"nonsense" * 1000)
@@ -199,27 +259,36 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
 
     code, out = run("list", root)
     assert code == 0
-    assert [line.split()[1] for line in out.splitlines()[:3]] == ["finished", "finished", "damaged"]
+    assert [line.split()[1] for line in out.splitlines()[:4]] == ["finished", "finished", "damaged", "finished"]
     code, out = run("show", root / "toy" / "a")
     assert (code, "eta = [0.1, 0.5]" in out) == (0, True)
+    assert "decay: 5 rows to step 20: on eta[2] x seed[5]: all[5, 2, 5, 3], x[5, 2, 5]" in out
+    code, out = run("show", root / "toy" / "c")
+    assert (code, "sweep = {'width': [2]}" in out, "  width = " in out) == (0, True, False)
+    assert "on width[1] x eta[2] x seed[5]: all[5, 1, 2, 5, 2], x[5, 1, 2, 5]" in out
     code, out = run("compare", root / "toy" / "a", root / "toy" / "b")
     assert "eta: [0.1, 0.5] -> [0.1, 0.3]" in out
-    assert "0.1: the same bits" in out
-    assert "0.5: only in" in out
-    for suffix in ("npz", "nc"):
-        assert run("export", root / "toy" / "a", tmp_path / f"a.{suffix}")[0] == 0
-        assert (tmp_path / f"a.{suffix}").stat().st_size
+    assert "decay at eta = 0.1: the same bits" in out
+    assert "decay: other readings, shapes, axes or steps" in run("compare", root / "toy" / "a", root / "toy" / "c")[1]
+    for name, suffix in (("a", "npz"), ("a", "nc"), ("c", "npz"), ("c", "nc")):
+        assert run("export", root / "toy" / name, tmp_path / f"{name}.{suffix}")[0] == 0
+        assert (tmp_path / f"{name}.{suffix}").stat().st_size
     assert run("export", root / "toy" / "a", tmp_path / "a.pkl")[0] == 2
     assert run("show", root / "toy" / "broken")[0] == 4
-    code, out = run("repeat", root / "toy" / "a")
-    assert code == 0
-    assert out.count("the same bits") == 2
+    for name, records in (("a", 1), ("c", 2)):
+        code, out = run("repeat", root / "toy" / name)
+        assert (code, out.count("the same bits")) == (0, records)
     assert run("index", root) == (0, f"{root / 'index.html'}\n")
     assert run("index", root / "nothing")[0] == 2
     assert "could be freed" in run("gc", root)[1]
     assert list(root.glob("toy/a/checkpoints/*.ckpt"))
-    run("gc", root, "--delete")
+    assert list(root.glob("toy/c/cells/*/checkpoints/*.ckpt"))
+    with contextlib.closing(Lock(root / "toy" / "c" / "cells" / "000000" / "lock")):
+        run("gc", root, "--delete")
     assert not list(root.glob("toy/a/checkpoints/*.ckpt"))
+    assert list(root.glob("toy/c/cells/*/checkpoints/*.ckpt"))
+    run("gc", root, "--delete")
+    assert not list(root.rglob("*.ckpt"))
     (root / "toy" / "a" / "claims.json").unlink()
     assert run("show", root / "toy" / "a")[0] == 4
     assert command("--name", "a")[0] == 0  # computed again, since its checkpoints are gone

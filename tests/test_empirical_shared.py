@@ -10,8 +10,8 @@ from empirical_zoo import ZOO, dense, fast_jit, inputs, mlp, normal
 from dynamics.empirical import empirical_ntk_and_vjp_fn
 from dynamics.evolve import descent, every, kernel_descent, simulate
 from dynamics.losses import half_mse
-from dynamics.observe import ntk, ntk_of_state, readout
-from dynamics.types import Batch
+from dynamics.observe import ntk, ntk_of_state
+from dynamics.types import Batch, Objective
 
 WHOLE = 2**30
 QUICK = [("mlp", 1, ()), ("mlp", WHOLE, (-1,)), ("cnn_grouped", WHOLE, ()), ("transformer_tied", WHOLE, (-1,))]
@@ -45,15 +45,15 @@ def test_training_with_its_kernel_reads_what_separate_training_and_observable_re
     batch = Batch(x, jnp.sin(x[:, :3]))
     optimizer = optax.adam(0.01)
     options = dict(gram=True, spectrum=2, modes=2, interval=1.0)
-    plain, carrying = descent(f, half_mse, optimizer), kernel_descent(f, half_mse, optimizer, outputs=outputs)
-    readings = readout(plain, ntk(f, outputs=outputs, **options)), ntk_of_state(**options)
+    L = Objective(f, half_mse)
+    plain, carrying = descent(L, optimizer), kernel_descent(L, optimizer, outputs=outputs)
 
     def trained(run, read, start):
-        state, record = simulate(run, read, run.init(start), batch, 4, key, every(2, 4))
+        state, record = simulate(run, start, batch, train=read, steps=4, record_at=every(2, 4), key=key)
         return state, record.values
 
-    one, first = fast_jit(lambda p: trained(plain, readings[0], p))(params)
-    two, second = fast_jit(lambda p: trained(carrying, readings[1], (p, batch)))(params)
+    one, first = fast_jit(lambda p: trained(plain, ntk(outputs=outputs, **options), p))(params)
+    two, second = fast_jit(lambda p: trained(carrying, ntk_of_state(**options), (p, batch)))(params)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)  # Adam divides by gradients near 0 at its start
     assert first.keys() == second.keys()
@@ -64,7 +64,7 @@ def test_training_with_its_kernel_reads_what_separate_training_and_observable_re
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="outputs"):
-        kernel_descent(lambda p, x: x @ p, half_mse, optax.sgd(0.1), outputs="some")
+        kernel_descent(Objective(lambda p, x: x @ p, half_mse), optax.sgd(0.1), outputs="some")
     with pytest.raises(ValueError, match="output arrays"):
         empirical_ntk_and_vjp_fn(lambda p, x: (x @ p, x @ p))(inputs((3,), 2), jnp.ones((3, 1)))
     with pytest.raises(ValueError, match="spectrum"):

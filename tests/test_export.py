@@ -1,8 +1,7 @@
-"""Runs and sweeps as files, read back by other libraries: the same numbers, on named axes."""
+"""Runs as files, read back by other libraries: the same numbers, on named axes."""
 
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from dynamics.evolve import every, ode
 from dynamics.runs import load, open_run
 from dynamics.runs.commands import run_main
-from dynamics.runs.grid import Grid
 
 xarray = pytest.importorskip("xarray", reason="the extra xarray is not installed")
 
@@ -27,7 +25,8 @@ def run(tmp_path_factory):
 
     with open_run(path, {"rate": 1.0}) as held:
         for label in ("first / second", "first _ second"):
-            held.simulate(decay, read, jnp.ones(3), jnp.array(1.0), 10, jax.random.key(0), every(5, 10), label=label)
+            asked = dict(train=read, steps=10, record_at=every(5, 10), label=label)
+            held.simulate(decay, jnp.ones(3), jnp.array(1.0), **asked)
     return path
 
 
@@ -58,37 +57,46 @@ def test_a_run_in_netcdf(run, tmp_path):
             assert found["x"].dims == ("step", "x_1")
 
 
-@pytest.fixture
-def sweep(monkeypatch):
-    """Two swept fields, one of them words; a reading by the name of a field; a cell without a result."""
-    values = np.arange(24.0).reshape(6, 2, 2)
-    values[5] = np.nan
-    step = np.tile([0, 10], (6, 1))
-    step[5] = -1
-    swept = {"eta": [0.1, 0.2, 0.4], "start": ["one", "two"]}
-    return Grid(None, {"eta": 0.1}, swept, 6, 5, {"x/y": values, "eta": values[..., 0]}, step, {})
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Axes of numbers, of words, and one that changes a shape: in pieces, padded; a time step by cell."""
+    path = tmp_path_factory.mktemp("studies") / "toy" / "a"
+    with open_run(path, {"rate": 1.0}) as held:
+        held.study(
+            {"width": [2, 3], "rate": [0.1, 0.2], "start": ["one", "two"]},
+            draw=lambda lane: jnp.full(lane.width, 1.0 if lane.start == "one" else 2.0),
+            make=lambda lane: ode(lambda x, data: -lane.rate * x, lane.rate),
+            read=[lambda x, data: {"x/y": x, "x_y": x[0], "turned": 1j * x, "x_y_length": 2 * x[0]}],
+            data=jnp.zeros(()),
+            steps=10,
+            label="a / b",
+        )
+    return path
 
 
-@pytest.mark.parametrize("suffix", ["npz", "nc"])
-def test_a_sweep_on_its_axes(sweep, tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr("dynamics.runs.sweeps.is_sweep", lambda path: True)
-    monkeypatch.setattr("dynamics.runs.grid.load_grid", lambda path: sweep)
-    target = tmp_path / f"s.{suffix}"
-    assert run_main(["export", "anywhere", str(target)]) == 0
-    x, eta = (sweep.readings[name].reshape(3, 2, *sweep.readings[name].shape[1:]) for name in ("x/y", "eta"))
-    if suffix == "npz":
-        held = np.load(target)
-        np.testing.assert_array_equal(held["x/y"], x)
-        np.testing.assert_array_equal(held["eta"], eta)
-        assert held["swept/start"].tolist() == ["one", "two"]
-        assert held["step"][2, 1].tolist() == [-1, -1]
-        return
-    with xarray.open_dataset(target) as found:
-        assert found["x_y"].dims == ("eta", "start", "record", "x_y_0")
-        np.testing.assert_array_equal(found["x_y"], x)
-        np.testing.assert_array_equal(found["eta_"], eta)
-        np.testing.assert_array_equal(found["x_y"].sel(eta=0.2, start="two", record=1), x[1, 1, 1])
-        assert found["step"].sel(eta=0.4, start="two").values.tolist() == [-1, -1]
+def test_a_study_on_its_axes_in_npz(study, tmp_path):
+    assert run_main(["export", str(study), str(tmp_path / "a.npz")]) == 0
+    held, record = np.load(tmp_path / "a.npz"), load(study).records["a / b"]
+    for name, value in {**record.values, "time": record.time}.items():
+        np.testing.assert_array_equal(held[f"a / b/{name}"], value)
+    assert held["a / b/x/y"].shape == (2, 2, 2, 2, 3)
+    assert held["a / b/axes/start"].tolist() == ["one", "two"]
+    assert held["a / b/lengths/x/y"][:, 0, 0].tolist() == [2, 3]
+
+
+def test_a_study_on_its_axes_in_netcdf(study, tmp_path):
+    assert run_main(["export", str(study), str(tmp_path / "a.nc")]) == 0
+    values = load(study).records["a / b"].values
+    with xarray.open_dataset(tmp_path / "a.nc", group="a _ b") as found:
+        assert found["x_y"].dims == ("step", "width", "rate", "start", "x_y_1")
+        for name, of in {"x_y": "x/y", "x_y_": "x_y", "x_y_length_": "x_y_length"}.items():
+            np.testing.assert_array_equal(found[name], values[of])
+            assert found[name].attrs["long_name"] == of
+        np.testing.assert_array_equal(found["turned_imag"], np.imag(values["turned"]))
+        cell = {"width": 3, "rate": 0.2, "start": "two"}
+        np.testing.assert_array_equal(found["x_y"].sel(step=10, **cell), values["x/y"][1, 1, 1, 1])
+        np.testing.assert_allclose(found["time"].sel(step=10, **cell), 10 * 0.2)
+        assert found["x_y_length"].sel(rate=0.1, start="one").values.tolist() == [2, 3]
 
 
 def test_what_cannot_be_written_is_said_and_leaves_nothing(run, tmp_path, capsys, monkeypatch):

@@ -65,25 +65,36 @@ def nursery(tmp_path_factory):
     held.process.wait()
 
 
-@pytest.fixture(scope="module")
-def reference(nursery, tmp_path_factory):
-    """An uninterrupted run, committed many times, and how long it takes once compiled."""
-    folder = tmp_path_factory.mktemp("reference")
-    code, text = nursery.run(folder / "compiling")
+def uninterrupted(nursery, folder, **options):
+    """A whole run, committed many times, how long it takes once compiled, and what it was asked."""
+    code, text = nursery.run(folder / "compiling", **options)
     assert code == 0, text
     began = time.perf_counter()
-    assert nursery.run(folder / "run")[0] == 0
-    return folder / "run", time.perf_counter() - began
+    assert nursery.run(folder / "run", **options)[0] == 0
+    return folder / "run", time.perf_counter() - began, options
+
+
+@pytest.fixture(scope="module")
+def reference(nursery, tmp_path_factory):
+    return uninterrupted(nursery, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="module")
+def in_pieces(nursery, tmp_path_factory):
+    """A study of two shapes, each in two pieces."""
+    return uninterrupted(nursery, tmp_path_factory.mktemp("pieces"), workers=2)
 
 
 def final_states(folder):
-    """The newest checkpoint of every call, as bytes."""
-    journal = Journal(folder / "run.sqlite", readonly=True)
+    """The newest checkpoint of every call and of every piece, as bytes."""
     states = {}
-    for label in journal.labels():
-        last = journal.chunks(label)[0][-1]
-        states[label] = checkpoint.path_of(folder / "checkpoints", label, last.number, last.state).read_bytes()
-    journal.close()
+    for path in sorted(path.parent for path in folder.rglob("run.sqlite")):
+        with contextlib.closing(Journal(path / "run.sqlite", readonly=True)) as journal:
+            for label in journal.labels():
+                last = journal.chunks(label)[0][-1]
+                if last.state:  # a study in pieces has its states in them
+                    held = checkpoint.path_of(path / "checkpoints", label, last.number, last.state).read_bytes()
+                    states[str(path.relative_to(folder)), label] = held
     return states
 
 
@@ -108,7 +119,7 @@ def assert_same_run(folder, other):
 
 
 def test_the_reference_holds_what_was_asked(reference):
-    folder, _ = reference
+    folder, *_ = reference
     found = load(folder)
     assert list(found.records) == ["full batch", "minibatch", "flow", "lanes"]
     for label, record in found.records.items():
@@ -121,24 +132,38 @@ def test_the_reference_holds_what_was_asked(reference):
     assert np.all(np.isfinite(found.records["lanes"].values["loss"][:, 0]))
 
 
-def kill_until_finished(nursery, reference, folder, kills, seed):
+def test_a_study_in_pieces_is_one_record(in_pieces):
+    folder, *_ = in_pieces
+    found = load(folder)
+    record = found.records["pieces"]
+    assert len(list((folder / "pieces").glob("*/*/run.sqlite"))) == 4
+    assert list(record.axes) == ["width", "seed", "eta"]
+    assert record.lengths["v"][:, 0, 0].tolist() == [16, 4]
+    assert np.all(np.isnan(record.values["v"][:, 1, ..., 4:, :]))
+    assert found.diverged["pieces"]["lanes"] == [1, 3, 5, 7, 9, 11]
+    assert np.all(np.isfinite(record.at(eta=0.02).values["loss"]))
+
+
+def kill_until_finished(nursery, reference, folder, kills, seed, number=signal.SIGKILL):
     """Kills the run ``kills`` times at random moments of its progress, then lets it finish."""
-    whole, seconds = reference
+    whole, seconds, options = reference
     chance = random.Random(seed)
     killed = 0
     while killed < kills:
-        pid = nursery.start(folder)
+        pid = nursery.start(folder, **options)
         while not (folder / "run.sqlite").exists():
             time.sleep(0.01)
         time.sleep(chance.uniform(0.1, 0.9) * seconds)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        if nursery.wait() == 0:  # it was quicker: begin again elsewhere
+            os.kill(pid, number)
+        code = nursery.wait()
+        if code == 0:  # it was quicker: begin again elsewhere
             assert_same_run(folder, whole)
             shutil.rmtree(folder)
         else:
+            assert code in (3, -number), nursery.errors.read_text()
             killed += 1
-    code, text = nursery.run(folder)
+    code, text = nursery.run(folder, **options)
     assert code == 0, text
     assert_same_run(folder, whole)
 
@@ -147,10 +172,16 @@ def test_killed_runs_end_in_the_same_bits(nursery, reference, tmp_path):
     kill_until_finished(nursery, reference, tmp_path / "run", kills=5, seed=time.time_ns())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_study_in_pieces_killed_or_stopped_ends_in_the_same_bits(nursery, in_pieces, tmp_path, number):
+    kill_until_finished(nursery, in_pieces, tmp_path / "run", kills=2, seed=time.time_ns(), number=number)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", range(10))
-def test_fifty_kills_end_in_the_same_bits(nursery, reference, tmp_path, trial):
-    kill_until_finished(nursery, reference, tmp_path / "run", kills=5, seed=trial)
+@pytest.mark.parametrize("kind", ["reference", "in_pieces"])
+def test_fifty_kills_end_in_the_same_bits(nursery, kind, tmp_path, trial, request):
+    kill_until_finished(nursery, request.getfixturevalue(kind), tmp_path / "run", kills=5, seed=trial)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -229,7 +260,7 @@ def test_a_disk_that_fills_up_leaves_what_was_committed(nursery, small_disk):
 
 
 def test_a_read_only_disk_is_refused_and_can_be_read(nursery, reference, tmp_path):
-    whole, _ = reference
+    whole, *_ = reference
     disk = tmp_path / "disk"
     mounted(disk, "size=30m")
     try:
@@ -258,18 +289,20 @@ def damage(path, chance):
 
 def damage_trials(nursery, reference, tmp_path, trials, seed):
     """Damages one file, resumes: detected and repaired, detected and refused, or harmless: never other numbers."""
-    whole, _ = reference
+    whole, _, options = reference
     chance, counts = random.Random(seed), {}
     for trial in range(trials):
         folder = tmp_path / f"run{trial}"
         shutil.copytree(whole, folder)
-        journal = Journal(folder / "run.sqlite")
-        journal.set(status="running")
-        journal.close()
+        with contextlib.closing(Journal(folder / "run.sqlite")) as journal:
+            journal.set(status="running")
+            if options:  # then only the pieces have what was found
+                journal.truncate("pieces", 0)
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-        target = chance.choice(files) if trial % 2 else folder / "run.sqlite"
+        journals = sorted(folder.rglob("run.sqlite"))
+        target = chance.choice(files if trial % 2 else journals)
         what = damage(target, chance)
-        code, text = nursery.run(folder)
+        code, text = nursery.run(folder, **options)
         if code == 4:
             assert "damaged" in text, (trial, target, what, text)
             outcome = "refused"
@@ -282,19 +315,22 @@ def damage_trials(nursery, reference, tmp_path, trials, seed):
     return counts
 
 
-def test_damaged_files_are_found_or_harmless(nursery, reference, tmp_path):
-    assert sum(damage_trials(nursery, reference, tmp_path, 8, time.time_ns()).values()) == 8
+@pytest.mark.parametrize(("kind", "trials"), [("reference", 6), ("in_pieces", 4)])
+def test_damaged_files_are_found_or_harmless(nursery, kind, trials, tmp_path, request):
+    counts = damage_trials(nursery, request.getfixturevalue(kind), tmp_path, trials, time.time_ns())
+    assert sum(counts.values()) == trials
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_many_damaged_files_are_found_or_harmless(nursery, reference, tmp_path, seed):
-    print(damage_trials(nursery, reference, tmp_path, 20, seed))
+@pytest.mark.parametrize("kind", ["reference", "in_pieces"])
+def test_many_damaged_files_are_found_or_harmless(nursery, kind, tmp_path, seed, request):
+    print(damage_trials(nursery, request.getfixturevalue(kind), tmp_path, 20, seed))
 
 
 def test_damage_to_every_kind_of_file_is_said(nursery, reference, tmp_path):
     """A damaged checkpoint falls back a step; a damaged settings file is written anew; each with a warning."""
-    whole, _ = reference
+    whole, *_ = reference
     newest = max((whole / "checkpoints").glob("minibatch-*.ckpt"))
     for relative, words in {
         f"checkpoints/{newest.name}": "falling back to step",
@@ -340,7 +376,7 @@ def unfinished(whole, folder):
 
 def test_a_damaged_journal_is_mended_from_what_its_digests_prove(nursery, reference, tmp_path):
     """The file header, a cut, a table's first page, single entries: the same bits, and said."""
-    whole, _ = reference
+    whole, *_ = reference
     harms = {
         "header": (lambda file: spoil(file, at0=b"nothing like it"), "sound chunk(s) taken over"),
         "page size": (lambda file: spoil(file, at16=b"\x07\x07"), "sound chunk(s) taken over"),
@@ -360,7 +396,7 @@ def test_a_damaged_journal_is_mended_from_what_its_digests_prove(nursery, refere
 
 
 def test_a_journal_that_does_not_prove_the_settings_is_refused_and_kept(nursery, reference, tmp_path):
-    whole, _ = reference
+    whole, *_ = reference
     file = unfinished(whole, tmp_path / "run")
     spoil(file, table_page="meta")
     before = file.read_bytes()
@@ -381,7 +417,7 @@ def test_rows_of_another_call_are_no_part_of_the_chain(tmp_path):
 
 
 def test_a_deleted_journal_or_checkpoint_is_said(nursery, reference, tmp_path):
-    whole, _ = reference
+    whole, *_ = reference
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     shutil.rmtree(folder / "checkpoints")
@@ -398,7 +434,7 @@ def test_a_deleted_journal_or_checkpoint_is_said(nursery, reference, tmp_path):
 
 
 def test_other_settings_or_precision_are_refused(nursery, reference):
-    whole, _ = reference
+    whole, *_ = reference
     code, text = nursery.run(whole, width=8)
     assert code == 4
     assert "width: 16 -> 8" in text
@@ -408,7 +444,7 @@ def test_other_settings_or_precision_are_refused(nursery, reference):
 
 
 def test_a_fork_continues_under_other_settings_and_leaves_its_source(nursery, reference, tmp_path):
-    whole, _ = reference
+    whole, *_ = reference
     before = final_states(whole)
     code, text = nursery.run(tmp_path / "longer", steps=360, fork=whole)
     assert code == 0, text
@@ -428,7 +464,7 @@ def test_a_fork_continues_under_other_settings_and_leaves_its_source(nursery, re
 
 def test_a_resumed_run_survives_a_change_of_chunks(nursery, reference, tmp_path):
     """Neither the length of chunks nor an interruption between them changes a bit."""
-    whole, _ = reference
+    whole, *_ = reference
     code, text = nursery.run(tmp_path / "run", pace=5, commit=2)
     assert code == 0, text
     for label, record in load(whole).records.items():

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.observe.delay import first_step, time_ratio, value_at
+from dynamics.observe.compose import joined
+from dynamics.observe.delay import first_step
 from dynamics.observe.fourier import frequency_power, frequency_share, gini, sum_components, top_frequency
 from dynamics.observe.seldom import seldom
+from dynamics.types import View
 
 
 def test_parseval(x64, key):
@@ -62,22 +64,15 @@ def test_first_step_reads_each_curve():
 
 
 def test_seldom_leaves_the_costly_reading_out_between():
-    both = seldom(lambda s, d: {"cheap": s}, lambda s, d: {"costly": s + 1}, 3)
+    both = joined(lambda s, d: {"cheap": s}, seldom(lambda s, d: {"costly": s + 1}, 3))
 
     def body(memory, s):
-        return both.update(memory, s, None)
+        return both.update(memory, View(s, None))
 
-    _, values = jax.lax.scan(body, both.init(jnp.zeros(()), None), jnp.arange(7.0))
+    _, values = jax.lax.scan(body, both.init(View(jnp.zeros(()), None)), jnp.arange(7.0))
     np.testing.assert_array_equal(values["cheap"], np.arange(7.0))
     np.testing.assert_array_equal(values["costly"], [1, np.nan, np.nan, 4, np.nan, np.nan, 7])
-    clash = seldom(lambda s, d: {"a": s}, lambda s, d: {"a": s}, 2)
-    with pytest.raises(ValueError, match="rename"):
-        clash.update(clash.init(1.0, None), 1.0, None)
-
-
-def test_readings_at_times_that_never_come_are_nan():
-    step, curves = np.array([0, 1, 10]), np.array([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]])
-    np.testing.assert_array_equal(value_at(step, curves, [10, np.inf]), [3, np.nan])
-    np.testing.assert_array_equal(value_at(step, curves, [np.nan, 0]), [np.nan, 4])
-    late, early = np.array([30, np.inf, 30, np.inf]), np.array([10, 10, np.inf, np.inf])
-    np.testing.assert_array_equal(time_ratio(late, early), [3, np.inf, np.nan, np.nan])
+    clash = joined(lambda s, d: {"a": s}, seldom(lambda s, d: {"a": s}, 2))
+    view = View(jnp.float32(1.0), None)
+    with pytest.raises(ValueError, match="observable: got the reading 'a' twice; allowed: once"):
+        clash.update(clash.init(view), view)

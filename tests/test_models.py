@@ -11,7 +11,8 @@ from flax import nnx
 from dynamics.evolve import gradient_descent, simulate
 from dynamics.losses import half_mse
 from dynamics.models import centred, from_equinox, from_flax, frozen, scaled
-from dynamics.types import Batch, Model, StatefulModel
+from dynamics.observe import loss
+from dynamics.types import Batch, Model, Objective, StatefulModel
 
 
 class BatchNormNet(nn.Module):
@@ -85,15 +86,12 @@ def test_collections_and_dropout_keys_are_carried(module, key, batch):
 
 def test_a_stateful_model_trains_inside_the_loop(key, batch):
     model = from_flax(BatchNormNet())
-    run = gradient_descent(model, half_mse, 0.1)
-    begin = run.init(model.init(key, (-1, 4))[1])
-
-    def read(state, data):
-        return {"loss": half_mse(model.evaluate(state.params, state.model_state, data.x), data.y)}
-
-    state, record = simulate(run, read, begin, batch, 60, key, [0, 60])
+    run, start = gradient_descent(Objective(model, half_mse), 0.1), model.init(key, (-1, 4))[1]
+    state, record = simulate(run, start, batch, train=[loss()], steps=60, key=key)
+    evaluated = half_mse(model.evaluate(state.params, state.model_state, batch.x), batch.y)
+    np.testing.assert_allclose(record.values["loss"][1], evaluated, rtol=1e-5)
     assert record.values["loss"][1] < 0.05 * record.values["loss"][0]
-    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.model_state, begin.model_state)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.model_state, start[1])
     assert max(jax.tree.leaves(moved)) > 0.1
 
 

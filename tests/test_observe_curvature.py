@@ -3,29 +3,30 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
 from dynamics import linalg, operators
-from dynamics.evolve import descent, gradient_descent, simulate
+from dynamics.evolve import adam, gradient_descent, simulate
 from dynamics.losses import half_mse
 from dynamics.observe import (
     hessian_density,
     hessian_eigenvalues,
     joined,
     preconditioned_sharpness,
-    readout,
     sharpness,
     sharpness_drift,
     top_eigenvalue,
 )
 from dynamics.stability import adam_preconditioner
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective, View
 
 
 def apply(params, x):
     return jnp.tanh(x @ params[0]) @ params[1]
+
+
+L = Objective(apply, half_mse)
 
 
 def problem(seed=0):
@@ -42,21 +43,19 @@ def dense_hessian(params, batch):
 def test_sharpness_and_eigenvalues_along_descent(precision):
     """Every reading against the dense Hessian at the same step, through simulate, warm."""
     params, batch = problem()
-    dynamics = gradient_descent(apply, half_mse, 0.05)
     observed = joined(
-        sharpness(apply, half_mse, num_matvecs=8, certified_matvecs=20, certify_every=3, interval=0.0),
-        hessian_eigenvalues(apply, half_mse, 3, tolerance=1e-4),
-        hessian_eigenvalues(apply, half_mse, 2, which="smallest", tolerance=1e-4),
-        top_eigenvalue(lambda p, b: operators.hessian(apply, half_mse, p, b), "lowest", which="smallest"),
+        sharpness(num_matvecs=8, certified_matvecs=20, certify_every=3, interval=0.0),
+        hessian_eigenvalues(3, tolerance=1e-4),
+        hessian_eigenvalues(2, which="smallest", tolerance=1e-4),
+        top_eigenvalue(lambda view: operators.hessian(L, view.params, view.batch), "lowest", which="smallest"),
     )
 
-    def read_path(state, data):
-        return {"theta": ravel_pytree(state.params)[0]}
+    def read_path(params, batch):
+        return {"theta": ravel_pytree(params)[0]}
 
-    at = np.arange(0, 31, 5)
-    start, key = dynamics.init(params), jax.random.key(0)
-    _, record = simulate(dynamics, readout(dynamics, observed), start, batch, 30, key, at)
-    _, path = simulate(dynamics, read_path, start, batch, 30, key, at)
+    options = {"steps": 30, "record_at": np.arange(0, 31, 5), "key": jax.random.key(0)}
+    _, record = simulate(gradient_descent(L, 0.05), params, batch, train=observed, **options)
+    _, path = simulate(gradient_descent(L, 0.05), params, batch, train=read_path, **options)
     _, unravel = ravel_pytree(params)
     values = record.values
     assert values["sharpness_matvecs"].tolist() == [20, 8, 8, 20, 8, 8, 20]
@@ -75,21 +74,24 @@ def test_sharpness_and_eigenvalues_along_descent(precision):
 
 def test_reading_after_a_crossing_is_certified(x64):
     """f = w x: the sharpness is constant in w, but the data's scale moves it through the threshold."""
-    read = sharpness(
-        lambda w, x: x @ w, half_mse, num_matvecs=1, certified_matvecs=3, certify_every=100, threshold=2.0, interval=0.0
-    )
-    w, spent = jnp.ones((3, 1)), []
+    read = sharpness(num_matvecs=1, certified_matvecs=3, certify_every=100, threshold=2.0, interval=0.0)
+    linear, w, spent = Objective(lambda w, x: x @ w, half_mse), jnp.ones((3, 1)), []
     batches = [Batch(scale * jnp.eye(3), jnp.zeros((3, 1))) for scale in (1.0, 1.0, 3.0, 3.0, 3.0)]
-    memory, update = read.init(w, batches[0]), jax.jit(read.update)
+
+    @jax.jit
+    def update(memory, batch):
+        return read.update(memory, View(w, batch, linear))
+
+    memory = read.init(View(w, batches[0], linear))
     for batch in batches:
-        memory, readings = update(memory, w, batch)
+        memory, readings = update(memory, batch)
         spent.append(int(readings["sharpness_matvecs"]))
     assert spent == [3, 1, 1, 3, 1]
 
 
 def test_density_integrals(x64):
     params, batch = problem()
-    readings = hessian_density(apply, half_mse, probes=30, steps=12)(params, batch)
+    _, readings = hessian_density(probes=30, steps=12).update((), View(params, batch, L))
     spectrum = np.linalg.eigvalsh(dense_hessian(params, batch))
     for name, truth in (
         ("trace", spectrum.sum()),
@@ -102,8 +104,8 @@ def test_density_integrals(x64):
 def test_drift_budget_is_the_derivative_along_the_flow(x64):
     """dS/dt = -grad S . grad L against a central difference along the gradient direction."""
     params, batch = problem()
-    read = sharpness_drift(apply, half_mse)
-    _, readings = read.update(read.init(params, batch), params, batch)
+    read, view = sharpness_drift(), View(params, batch, L)
+    _, readings = read.update(read.init(view), view)
     gradient = jax.grad(lambda p: half_mse(apply(p, batch.x), batch.y))(params)
 
     def top(t):
@@ -118,12 +120,14 @@ def test_drift_budget_is_the_derivative_along_the_flow(x64):
 
 def test_preconditioned_sharpness_of_adam(x64):
     params, batch = problem()
-    dynamics = descent(apply, half_mse, optax.adam(0.01))
-    read = preconditioned_sharpness(apply, half_mse, dynamics, adam_preconditioner, num_matvecs=25)
-    state, record = simulate(dynamics, read, dynamics.init(params), batch, 5, jax.random.key(0), [5])
-    p = ravel_pytree(adam_preconditioner(state.opt_state))[0]
-    expected = np.linalg.eigvals(dense_hessian(state.params, batch) / np.asarray(p)[:, None]).real.max()
-    np.testing.assert_allclose(record.values["preconditioned_sharpness"][0], expected, rtol=1e-8)
+    for read in (
+        preconditioned_sharpness(num_matvecs=25),
+        preconditioned_sharpness(adam_preconditioner, num_matvecs=25),
+    ):
+        state, record = simulate(adam(L, 0.01), params, batch, train=read, steps=5, record_at=[5])
+        p = ravel_pytree(adam_preconditioner(state.opt_state))[0]
+        expected = np.linalg.eigvals(dense_hessian(state.params, batch) / np.asarray(p)[:, None]).real.max()
+        np.testing.assert_allclose(record.values["preconditioned_sharpness"][0], expected, rtol=1e-8)
 
 
 def spectrum_and_start(key, size: int):
@@ -225,4 +229,4 @@ def test_certificate_coverage_over_dense_matrices():
 )
 def test_bad_arguments_are_named(options, name):
     with pytest.raises(ValueError, match=f"^{name}: got .*allowed: "):
-        sharpness(apply, half_mse, **options)
+        sharpness(**options)

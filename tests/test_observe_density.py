@@ -9,11 +9,14 @@ from jax.flatten_util import ravel_pytree
 from dynamics import operators
 from dynamics.losses import half_mse
 from dynamics.observe import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective, View
 
 
 def apply(params, x):
     return jnp.tanh(x @ params["first"]) @ params["second"]
+
+
+L = Objective(apply, half_mse)
 
 
 @pytest.fixture
@@ -45,18 +48,17 @@ def test_densities_of_operators_and_layers_against_dense_spectra(problem):
     options = {"probes": 30, "steps": 14}
     first = operators.blocks(problem[0])["first"]
 
-    def block(params, batch, where):
-        return operators.gauss_newton(apply, half_mse, params, batch, where=where)
+    observed = (
+        hessian_density(**options),
+        gauss_newton_density(**options),
+        ntk_density(**options),
+        layer_densities(operators.gauss_newton, "gn", probes=30, steps=10),
+        hessian_density(where=first, probes=30, steps=10),
+    )
 
     @jax.jit
     def read(params, batch):
-        return (
-            hessian_density(apply, half_mse, **options)(params, batch),
-            gauss_newton_density(apply, half_mse, **options)(params, batch),
-            ntk_density(apply, **options)(params, batch),
-            layer_densities(block, "gn", probes=30, steps=10)(params, batch),
-            hessian_density(apply, half_mse, where=first, probes=30, steps=10)(params, batch),
-        )
+        return [observable.update((), View(params, batch, L))[1] for observable in observed]
 
     whole, gauss_newton, kernel, layers, one_block = read(*problem)
     h, g, k = dense(*problem)
@@ -70,4 +72,4 @@ def test_densities_of_operators_and_layers_against_dense_spectra(problem):
 
 def test_too_few_probes_are_refused(problem):
     with pytest.raises(ValueError, match=r"^probes: got 1"):
-        density(lambda params, batch: operators.ntk(apply, params, batch), "ntk", probes=1)(*problem)
+        density(lambda view: operators.ntk(L, view.params, view.batch), "ntk", probes=1).update((), View(*problem))

@@ -10,11 +10,14 @@ from jax.flatten_util import ravel_pytree
 
 from dynamics.losses import half_mse
 from dynamics.observe import batch_sharpness, gradient_noise, hessian_trace
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective, View
 
 
 def apply(params, x):
     return jnp.tanh(x @ params[0]) @ params[1]
+
+
+L = Objective(apply, half_mse)
 
 
 @pytest.fixture
@@ -41,12 +44,12 @@ def test_batch_sharpness_is_the_mean_over_all_batches(problem):
         products.append(g @ h @ g)
         squares.append(g @ g)
         ratios.append(g @ h @ g / (g @ g))
-    read = batch_sharpness(apply, half_mse, 2, draws=400)
-    memory, first = read.update(read.init(params, batch), params, batch)
+    read, view = batch_sharpness(2, draws=400), View(params, batch, L)
+    memory, first = read.update(read.init(view), view)
     assert abs(first["batch_sharpness"] - np.mean(ratios)) <= 4 * first["batch_sharpness_error"]
     of_means = np.mean(products) / np.mean(squares)
     assert abs(first["batch_sharpness_of_means"] - of_means) <= 4 * first["batch_sharpness_of_means_error"]
-    _, second = read.update(memory, params, batch)
+    _, second = read.update(memory, view)
     assert first["batch_sharpness"] != second["batch_sharpness"]  # fresh draws
 
 
@@ -55,8 +58,8 @@ def test_batch_sharpness_of_the_full_batch_is_exact(problem):
     theta, loss = objective(params, batch)
     rows = np.arange(6)
     g, h = np.asarray(jax.grad(loss)(theta, rows)), np.asarray(jax.hessian(loss)(theta, rows))
-    read = batch_sharpness(apply, half_mse, 6, draws=2)
-    _, found = read.update(read.init(params, batch), params, batch)
+    read, view = batch_sharpness(6, draws=2), View(params, batch, L)
+    _, found = read.update(read.init(view), view)
     np.testing.assert_allclose(found["batch_sharpness"], g @ h @ g / (g @ g), rtol=1e-9)
 
 
@@ -64,7 +67,7 @@ def test_trace_and_frobenius(problem):
     params, batch = problem
     theta, loss = objective(params, batch)
     h = np.asarray(jax.hessian(loss)(theta, np.arange(6)))
-    found = hessian_trace(apply, half_mse, probes=200)(params, batch)
+    _, found = hessian_trace(probes=200).update((), View(params, batch, L))
     assert abs(found["hessian_trace"] - np.trace(h)) <= 4 * found["hessian_trace_error"]
     assert abs(found["hessian_frobenius"] - np.linalg.norm(h)) <= 4 * found["hessian_frobenius_error"]
 
@@ -75,7 +78,7 @@ def test_gradient_noise_in_the_eigenbasis(problem):
     g = np.stack([np.asarray(jax.grad(loss)(theta, np.array([i]))) for i in range(6)])
     sigma = np.cov(g.T, ddof=0)
     values, vectors = np.linalg.eigh(np.asarray(jax.hessian(loss)(theta, np.arange(6))))
-    found = gradient_noise(apply, half_mse, 2, 0.1, k=2, probes=200, tolerance=1e-9)(params, batch)
+    _, found = gradient_noise(2, 0.1, k=2, probes=200, tolerance=1e-9).update((), View(params, batch, L))
     expected = vectors[:, ::-1][:, :2].T @ sigma @ vectors[:, ::-1][:, :2]
     np.testing.assert_allclose(np.diag(found["noise_in_eigenbasis"]), np.diag(expected), rtol=1e-5)
     np.testing.assert_allclose(found["noise_eigenvalues"], values[::-1][:2], rtol=1e-8)
@@ -101,6 +104,6 @@ def test_stationary_loss_of_sgd_on_a_quadratic(x64):
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"^batch_size: got 0"):
-        batch_sharpness(apply, half_mse, 0)
+        batch_sharpness(0)
     with pytest.raises(ValueError, match=r"^draws: got 1"):
-        batch_sharpness(apply, half_mse, 2, draws=1)
+        batch_sharpness(2, draws=1)

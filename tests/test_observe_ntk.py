@@ -26,8 +26,10 @@ from dynamics.empirical import (
 )
 from dynamics.evolve import every, gradient_descent, simulate
 from dynamics.losses import half_mse, mse
-from dynamics.observe import ntk, readout
-from dynamics.types import Batch
+from dynamics.observe import ntk
+from dynamics.types import Batch, Objective, View
+
+LINEAR = Objective(lambda w, x: x @ w, half_mse)
 
 
 @pytest.fixture
@@ -40,10 +42,10 @@ def task(x64):
 @pytest.mark.parametrize("outputs", ["mean", "full"])
 def test_readings_along_a_run_equal_a_plain_computation(task, outputs, key):
     f, params, batch = task
-    run = gradient_descent(f, half_mse, 0.1)
-    pair = ntk(f, outputs=outputs, gram=True, spectrum=2, modes=2, interval=0.1)
-    read, at = readout(run, pair), every(1, 3)
-    state, record = fast_jit(lambda p: simulate(run, read, run.init(p), batch, 3, key, at))(params)
+    run = gradient_descent(Objective(f, half_mse), 0.1)
+    read = ntk(outputs=outputs, gram=True, spectrum=2, modes=2, interval=0.1)
+    options = {"train": read, "steps": 3, "record_at": every(1, 3), "key": key}
+    state, record = fast_jit(lambda p: simulate(run, p, batch, **options))(params)
     kernels = record.values["ntk"]
     last = state.params
     full = dense_once(f, last, batch.x)
@@ -72,9 +74,8 @@ def test_readings_along_a_run_equal_a_plain_computation(task, outputs, key):
 def test_modes_of_a_linear_model_decay_at_their_eigenvalues(x64, key):
     x = inputs((3,), 5)
     batch = Batch(x, x @ jnp.ones((3, 1)) + 0.3)
-    run = gradient_descent(lambda w, x: x @ w, half_mse, 0.05)
-    pair = ntk(lambda w, x: x @ w, modes=3, labels=False)
-    _, record = simulate(run, readout(run, pair), run.init(jnp.zeros((3, 1))), batch, 20, key, every(20, 20))
+    run, read = gradient_descent(LINEAR, 0.05), ntk(modes=3, labels=False)
+    _, record = simulate(run, jnp.zeros((3, 1)), batch, train=read, steps=20, key=key)
     eigenvalues = jnp.linalg.eigvalsh(x @ x.T)[::-1][:3]
     decay = (1 - 0.05 * eigenvalues / 5) ** 40
     np.testing.assert_allclose(
@@ -85,15 +86,15 @@ def test_modes_of_a_linear_model_decay_at_their_eigenvalues(x64, key):
 @pytest.mark.parametrize("bad", [dict(outputs="some"), dict(spectrum=-1), dict(modes=-2), dict(interval=0.0)])
 def test_bad_arguments_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        ntk(lambda p, x: x @ p, **bad)
+        ntk(**bad)
 
 
 def test_more_eigenvalues_than_there_are_and_unknown_readings_are_refused():
     batch = Batch(jnp.eye(3), jnp.ones((3, 1)))
     with pytest.raises(ValueError, match="spectrum: got 4"):
-        ntk(lambda p, x: x @ p, spectrum=4).init(jnp.ones((3, 1)), batch)
+        ntk(spectrum=4).init(View(jnp.ones((3, 1)), batch, LINEAR))
     with pytest.raises(TypeError, match="spectra"):
-        ntk(lambda p, x: x @ p, spectra=1)
+        ntk(spectra=1)
 
 
 def test_similarity_identities(precision, key):

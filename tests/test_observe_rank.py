@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics.losses import half_mse
 from dynamics.observe import (
     effective_rank,
     end_to_end,
@@ -14,7 +15,7 @@ from dynamics.observe import (
     weight_norm,
     weight_ranks,
 )
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective, View
 
 
 def test_ranks_of_equal_singular_values_count_them(precision):
@@ -41,7 +42,7 @@ def test_every_weight_matrix_is_read_by_its_path(key):
         "a": {"w": jax.random.normal(key, (6, 4)), "b": jnp.ones(4)},
         "conv": jax.random.normal(key, (3, 3, 2, 8)),
     }
-    read = weight_ranks(spectrum=True)(params, Batch(None, None))
+    _, read = weight_ranks(spectrum=True).update((), View(params, None))
     assert set(read) == {
         f"{kind}/{leaf}" for kind in ("stable_rank", "effective_rank", "singular_values") for leaf in ("a/w", "conv")
     }
@@ -56,19 +57,20 @@ def test_the_map_of_a_deep_linear_network_is_the_product(x64, key):
     keys = jax.random.split(key, 4)
     params = [jax.random.normal(k, s) for k, s in zip(keys, [(5, 7), (7, 6), (6, 3)])]
     batch = Batch(jax.random.normal(keys[3], (20, 5)), None)
-    read = end_to_end(lambda p, x: x @ p[0] @ p[1] @ p[2], spectrum=True)(params, batch)
+    deep = Objective(lambda p, x: x @ p[0] @ p[1] @ p[2], half_mse)
+    _, read = end_to_end(spectrum=True).update((), View(params, batch, deep))
     product = params[0] @ params[1] @ params[2]
     np.testing.assert_allclose(read["singular_values/map"], jnp.linalg.svd(product, compute_uv=False), rtol=1e-10)
     assert float(read["map_residual"]) < 1e-24
-    bent = end_to_end(lambda p, x: (x @ p[0]) ** 2)(params, batch)
+    _, bent = end_to_end().update((), View(params, batch, Objective(lambda p, x: (x @ p[0]) ** 2, half_mse)))
     assert float(bent["map_residual"]) > 0.1
 
 
 def test_movement_compares_with_the_start(precision, key):
     start = {"w": jax.random.normal(key, (3, 4)), "b": jnp.ones(4)}
     observable = prefixed("net", joined(movement(), lambda params, batch: {"zero": jnp.zeros(())}))
-    memory = observable.init(start, Batch(None, None))
-    _, read = observable.update(memory, jax.tree.map(lambda leaf: 1.5 * leaf, start), Batch(None, None))
+    memory = observable.init(View(start, None))
+    _, read = observable.update(memory, View(jax.tree.map(lambda leaf: 1.5 * leaf, start), None))
     np.testing.assert_allclose(read["net_weight_change"], 0.5, rtol=1e-6)
     np.testing.assert_allclose(read["net_weight_norm"], 1.5 * weight_norm(start), rtol=1e-6)
     assert float(read["net_zero"]) == 0

@@ -9,12 +9,15 @@ from jax.flatten_util import ravel_pytree
 from dynamics import operators, stability
 from dynamics.empirical.matrix_free import ntk_operator
 from dynamics.losses import cross_entropy, half_mse
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective
 
 
 def apply(params, x):
     hidden = jnp.tanh(x @ params["first"]["w"] + params["first"]["b"])
     return hidden @ params["second"]["w"]
+
+
+L = Objective(apply, half_mse)
 
 
 @pytest.fixture
@@ -42,24 +45,24 @@ def test_hessian_and_gauss_newton(problem, loss):
     params, batch = problem
     theta, objective, outputs = flat_loss(params, batch, loss)
     expected = jax.hessian(objective)(theta)
-    np.testing.assert_allclose(dense(operators.hessian(apply, loss, params, batch)), expected, atol=1e-12)
-    split = operators.hessian(apply, loss, params, batch, batch_size=2)
+    np.testing.assert_allclose(dense(operators.hessian(Objective(apply, loss), params, batch)), expected, atol=1e-12)
+    split = operators.hessian(Objective(apply, loss), params, batch, batch_size=2)
     np.testing.assert_allclose(dense(split), expected, atol=1e-12)
     jacobian = np.asarray(jax.jacobian(outputs)(theta)).reshape(12, -1)
     f = outputs(theta)
     inner = np.asarray(jax.hessian(lambda f: loss(f, batch.y))(f)).reshape(12, 12)
     expected = jacobian.T @ inner @ jacobian
     for size in (None, 3):
-        found = dense(operators.gauss_newton(apply, loss, params, batch, batch_size=size))
+        found = dense(operators.gauss_newton(Objective(apply, loss), params, batch, batch_size=size))
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(("output", "loss"), [("categorical", cross_entropy), ("gaussian", half_mse)])
 def test_fisher_is_the_gauss_newton_of_its_likelihood(problem, output, loss):
     params, batch = problem
-    expected = dense(operators.gauss_newton(apply, loss, params, batch))
+    expected = dense(operators.gauss_newton(Objective(apply, loss), params, batch))
     for size in (None, 3):
-        found = dense(operators.fisher(apply, params, batch, output=output, batch_size=size))
+        found = dense(operators.fisher(L, params, batch, output=output, batch_size=size))
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
@@ -77,7 +80,7 @@ def test_bernoulli_fisher_is_the_expected_score_product(problem):
             for label in (1.0, -1.0):
                 score = np.asarray(jax.grad(log_p)(theta, label=label))
                 expected = expected + np.exp(float(log_p(theta, label=label))) * np.outer(score, score) / 6
-    found = dense(operators.fisher(apply, params, batch, output="bernoulli"))
+    found = dense(operators.fisher(L, params, batch, output="bernoulli"))
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
@@ -93,7 +96,7 @@ def test_gradient_covariance(problem):
     mean = g.mean(0)
     for size in (None, 2):
         for centred, expected in ((True, second - np.outer(mean, mean)), (False, second)):
-            found = operators.gradient_covariance(apply, half_mse, params, batch, centred=centred, batch_size=size)
+            found = operators.gradient_covariance(L, params, batch, centred=centred, batch_size=size)
             np.testing.assert_allclose(dense(found), expected, atol=1e-12)
 
 
@@ -101,16 +104,16 @@ def test_ntk(problem):
     params, batch = problem
     theta, _, outputs = flat_loss(params, batch, half_mse)
     jacobian = np.asarray(jax.jacobian(outputs)(theta)).reshape(12, -1)
-    np.testing.assert_allclose(dense(operators.ntk(apply, params, batch)), jacobian @ jacobian.T, atol=1e-12)
+    np.testing.assert_allclose(dense(operators.ntk(L, params, batch)), jacobian @ jacobian.T, atol=1e-12)
 
 
 def test_blocks_are_the_diagonal_blocks(problem):
     params, batch = problem
-    whole = dense(operators.hessian(apply, half_mse, params, batch))
+    whole = dense(operators.hessian(L, params, batch))
     groups = operators.blocks(params)
     assert list(groups) == ["first", "second"]
-    first = dense(operators.hessian(apply, half_mse, params, batch, where=groups["first"]))
-    second = dense(operators.hessian(apply, half_mse, params, batch, where=groups["second"]))
+    first = dense(operators.hessian(L, params, batch, where=groups["first"]))
+    second = dense(operators.hessian(L, params, batch, where=groups["second"]))
     np.testing.assert_allclose(first, whole[:16, :16], atol=1e-12)
     np.testing.assert_allclose(second, whole[16:, 16:], atol=1e-12)
     assert list(operators.blocks(params, 2)) == ["first/b", "first/w", "second/w"]
@@ -119,7 +122,7 @@ def test_blocks_are_the_diagonal_blocks(problem):
 def test_preconditioned_has_the_eigenvalues_of_the_quotient(problem):
     params, batch = problem
     p = jax.tree.map(lambda leaf: 1 + leaf**2, params)
-    operator = operators.hessian(apply, half_mse, params, batch)
+    operator = operators.hessian(L, params, batch)
     diagonal = np.asarray(ravel_pytree(p)[0])
     expected = np.sort(np.linalg.eigvals(dense(operator) / diagonal[:, None]).real)
     found = np.linalg.eigvalsh(dense(operators.preconditioned(operator, p)))
@@ -130,11 +133,11 @@ def test_preconditioned_has_the_eigenvalues_of_the_quotient(problem):
 
 def test_bad_arguments_are_named(problem):
     params, batch = problem
-    operator = operators.hessian(apply, half_mse, params, batch)
+    operator = operators.hessian(L, params, batch)
     for call, name in (
-        (lambda: operators.hessian(apply, half_mse, params, batch, batch_size=4), "batch_size"),
-        (lambda: operators.hessian(apply, half_mse, params, batch, where=lambda path, leaf: False), "where"),
-        (lambda: operators.fisher(apply, params, batch, output="poisson"), "output"),
+        (lambda: operators.hessian(L, params, batch, batch_size=4), "batch_size"),
+        (lambda: operators.hessian(L, params, batch, where=lambda path, leaf: False), "where"),
+        (lambda: operators.fisher(L, params, batch, output="poisson"), "output"),
         (lambda: operators.preconditioned(operator, jnp.ones(3)), "preconditioner"),
     ):
         with pytest.raises(ValueError, match=f"^{name}: .*allowed: "):
@@ -146,7 +149,7 @@ def test_preconditioned_by_shampoo(x64):
     keys = jax.random.split(jax.random.key(0), 4)
     batch = Batch(jax.random.normal(keys[0], (6, 3)), jax.random.normal(keys[1], (6, 2)))
     w, g = jax.random.normal(keys[2], (3, 2)), jax.random.normal(keys[3], (3, 2))
-    hessian = operators.hessian(lambda w, x: jnp.tanh(x @ w), half_mse, w, batch)
+    hessian = operators.hessian(Objective(lambda w, x: jnp.tanh(x @ w), half_mse), w, batch)
     left, right = g @ g.T + jnp.eye(3), g.T @ g + jnp.eye(2)
     found = dense(operators.preconditioned(hessian, stability.shampoo_inverse_root(left, right)))
 

@@ -7,7 +7,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from dynamics import operators
 from dynamics.losses import half_mse
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 4
@@ -17,15 +17,15 @@ params = {"a": jax.random.normal(keys[0], (5, 7)), "b": jax.random.normal(keys[1
 batch = Batch(jax.random.normal(keys[2], (16, 5)), jax.random.normal(keys[3], (16, 3)))
 split = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("samples")))
 assert len(split.x.sharding.device_set) == 4
-apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+L = Objective(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], half_mse)
 made = {
-    "hessian": lambda p, b: operators.hessian(apply, half_mse, p, b),
-    "hessian in pieces": lambda p, b: operators.hessian(apply, half_mse, p, b, batch_size=4),
-    "block": lambda p, b: operators.hessian(apply, half_mse, p, b, where=operators.blocks(params)["a"]),
-    "gauss-newton": lambda p, b: operators.gauss_newton(apply, half_mse, p, b),
-    "fisher": lambda p, b: operators.fisher(apply, p, b),
-    "covariance": lambda p, b: operators.gradient_covariance(apply, half_mse, p, b),
-    "ntk": lambda p, b: operators.ntk(apply, p, b),
+    "hessian": lambda p, b: operators.hessian(L, p, b),
+    "hessian in pieces": lambda p, b: operators.hessian(L, p, b, batch_size=4),
+    "block": lambda p, b: operators.hessian(L, p, b, where=operators.blocks(params)["a"]),
+    "gauss-newton": lambda p, b: operators.gauss_newton(L, p, b),
+    "fisher": lambda p, b: operators.fisher(L, p, b),
+    "covariance": lambda p, b: operators.gradient_covariance(L, p, b),
+    "ntk": lambda p, b: operators.ntk(L, p, b),
 }
 def products(p, b):
     of = {name: operator(p, b) for name, operator in made.items()}

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from dynamics import evolve, observe, stax
+from dynamics import evolve, observe, operators, stax
 from dynamics.losses import accuracy, half_mse
 from dynamics.models import from_equinox, from_flax, scaled
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective, View
 
 MODELS = {
     "stax": lambda: stax.serial(stax.Dense(6), stax.Erf(), stax.Dense(2)),
@@ -31,27 +31,40 @@ def network(params, x):
     return jnp.tanh(x @ params["w"]) @ params["v"]
 
 
+L = Objective(network, half_mse)
+
 DYNAMICS = {
-    "gradient_descent": lambda: evolve.gradient_descent(network, half_mse, 0.1),
-    "momentum": lambda: evolve.gradient_descent(network, half_mse, 0.1, momentum=0.9),
-    "minibatch": lambda: evolve.gradient_descent(network, half_mse, 0.1, batch_size=3),
-    "adam": lambda: evolve.descent(network, half_mse, optax.adam(1e-2)),
-    "gradient_flow": lambda: evolve.gradient_flow(network, half_mse, 0.1),
-    "central flow": lambda: evolve.central_flow(network, half_mse, 0.1),
-    "linearized": lambda: evolve.linearized(network, lambda f: evolve.gradient_descent(f, half_mse, 0.1)),
+    "gradient_descent": lambda: evolve.gradient_descent(L, 0.1),
+    "momentum": lambda: evolve.gradient_descent(L, 0.1, momentum=0.9),
+    "minibatch": lambda: evolve.gradient_descent(L, 0.1, batch_size=3),
+    "descent": lambda: evolve.descent(L, optax.adam(1e-2)),
+    "adam": lambda: evolve.adam(L, 1e-2),
+    "gradient_flow": lambda: evolve.gradient_flow(L, 0.1),
+    "central flow": lambda: evolve.central_flow(L, 0.1),
+    "linearized": lambda: evolve.linearized(L, lambda L: evolve.gradient_descent(L, 0.1)),
 }
 
 OBSERVABLES = {
-    "scores": lambda: observe.scores(network, loss=half_mse, accuracy=accuracy),
+    "loss": observe.loss,
+    "accuracy": observe.accuracy,
+    "scores": lambda: observe.scores(error=half_mse, accuracy=accuracy),
     "weight_ranks": lambda: observe.weight_ranks(spectrum=True),
-    "end_to_end": lambda: observe.end_to_end(network, spectrum=True),
+    "end_to_end": lambda: observe.end_to_end(spectrum=True),
     "movement": observe.movement,
-    "ntk": lambda: observe.ntk(network, gram=True, spectrum=3),
-    "sharpness": lambda: observe.sharpness(network, half_mse, num_matvecs=4, certified_matvecs=8),
-    "hessian_eigenvalues": lambda: observe.hessian_eigenvalues(network, half_mse, 2),
-    "hessian_density": lambda: observe.hessian_density(network, half_mse, probes=2, steps=6),
-    "ntk_density": lambda: observe.ntk_density(network, probes=2, steps=6),
-    "joined": lambda: observe.joined(observe.movement(), observe.prefixed("a", observe.scores(network, loss=half_mse))),
+    "ntk": lambda: observe.ntk(gram=True, spectrum=3),
+    "sharpness": lambda: observe.sharpness(num_matvecs=4, certified_matvecs=8),
+    "sharpness_drift": lambda: observe.sharpness_drift(num_matvecs=25),
+    "preconditioned_sharpness": lambda: observe.preconditioned_sharpness(num_matvecs=4, certified_matvecs=8),
+    "hessian_eigenvalues": lambda: observe.hessian_eigenvalues(2),
+    "hessian_trace": lambda: observe.hessian_trace(probes=4),
+    "gradient_noise": lambda: observe.gradient_noise(2, 0.1, k=2, probes=4),
+    "batch_sharpness": lambda: observe.batch_sharpness(2, draws=4),
+    "hessian_density": lambda: observe.hessian_density(probes=2, steps=6),
+    "gauss_newton_density": lambda: observe.gauss_newton_density(probes=2, steps=6),
+    "ntk_density": lambda: observe.ntk_density(probes=2, steps=6),
+    "layer_densities": lambda: observe.layer_densities(operators.hessian, "hessian", probes=2, steps=3),
+    "joined": lambda: observe.joined(observe.movement(), observe.prefixed("a", observe.loss())),
+    "seldom": lambda: observe.seldom(observe.loss(), 1),
 }
 
 
@@ -121,21 +134,31 @@ def test_dynamics(name, key):
 
 @pytest.mark.parametrize("name", OBSERVABLES)
 def test_observable(name, key):
-    pair = observe.as_stateful(OBSERVABLES[name]())
+    pair = OBSERVABLES[name]()
     batch, keys = batch_of(key), jax.random.split(key, 2)
     start, later = params_of(keys[0]), params_of(keys[1])
 
+    def view(params, batch):
+        run = evolve.gradient_descent(L, 0.1)
+        return View(params, batch, L, run.init(params), run, step=jnp.int32(0), key=key, data=batch)
+
     def read(start, later, batch):
-        memory, first = pair.update(pair.init(start, batch), start, batch)
-        _, second = pair.update(memory, later, batch)
+        memory, first = pair.update(pair.init(view(start, batch)), view(start, batch))
+        _, second = pair.update(memory, view(later, batch))
         return first, second
 
     first, second = jax.jit(read)(start, later, batch)
     assert first.keys() == second.keys()
     assert all(np.all(np.isfinite(value)) for value in jax.tree.leaves(second))
-    memory, eager = pair.update(pair.init(start, batch), start, batch)
-    assert jax.tree.structure(memory) == jax.tree.structure(pair.init(start, batch))
+    memory, eager = pair.update(pair.init(view(start, batch)), view(start, batch))
+    assert jax.tree.structure(memory) == jax.tree.structure(pair.init(view(start, batch)))
     assert_close(eager, first)
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), (start, later), (later, start))
     mapped = jax.jit(jax.vmap(read, (0, 0, None)))(*both, batch)
     assert_close(jax.tree.map(lambda leaf: leaf[0], mapped), (first, second))
+
+
+def test_every_observable_is_in_the_table():
+    """What takes other operators (``density``, ``top_eigenvalue``) or another state (``ntk_of_state``) aside."""
+    made = {name for name in observe.__all__ if getattr(getattr(observe, name), "makes_observable", False)}
+    assert made - OBSERVABLES.keys() == {"density", "top_eigenvalue", "ntk_of_state"}

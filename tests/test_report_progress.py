@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from dynamics import observe
-from dynamics.evolve import gradient_descent, simulate
+from dynamics.evolve import gradient_descent, simulate, study
 from dynamics.losses import half_mse
-from dynamics.runs.progress import simulate_with_progress
-from dynamics.types import Batch
+from dynamics.runs.progress import simulate_with_progress, study_with_progress
+from dynamics.types import Batch, Objective
 
 
 def apply(params, x):
@@ -18,24 +18,40 @@ def apply(params, x):
 
 @pytest.mark.parametrize("record_at", [[], [0], list(range(0, 200, 3)), [0, 1, 199, 200]])
 def test_same_bits_as_the_plain_loop(key, record_at):
-    training = gradient_descent(apply, half_mse, 0.3, batch_size=3)
-    readout = observe.readout(training, observe.joined(observe.scores(apply, loss=half_mse), observe.movement()))
+    training = gradient_descent(Objective(apply, half_mse), 0.3, batch_size=3)
     batch = Batch(jax.random.normal(key, (6, 2)), jnp.ones((6, 1)))
-    start = training.init({"in": jax.random.normal(key, (2, 5)), "out": jnp.ones((5, 1))})
-    stop = lambda state, data: state.step >= 150  # noqa: E731
-    ends = [
-        loop(training, readout, start, batch, 200, key, record_at, stop) for loop in (simulate, simulate_with_progress)
-    ]
+    start = {"in": jax.random.normal(key, (2, 5)), "out": jnp.ones((5, 1))}
+    asked = dict(train=[observe.loss(), observe.movement()], steps=200, record_at=record_at, key=key)
+    asked["stop"] = lambda state, data: state.step >= 150
+    ends = [loop(training, start, batch, **asked) for loop in (simulate, simulate_with_progress)]
     for plain, shown in zip(jax.tree.leaves(ends[0]), jax.tree.leaves(ends[1]), strict=True):
         np.testing.assert_array_equal(plain, shown)
 
 
-def test_the_bar_shows_the_label_and_reaches_its_end(key, capsys):
-    training = gradient_descent(lambda w, x: x @ w, half_mse, 0.1)
-    batch = Batch(jnp.eye(2), jnp.ones((2, 1)))
-    simulate_with_progress(
-        training, lambda s, d: {"loss": s.loss}, training.init(jnp.zeros((2, 1))), batch, 50, key, [50], label="descent"
+def test_a_study_has_a_bar_a_shape_and_the_same_bits(capsys):
+    L = Objective(lambda w, x: x @ w, half_mse)
+    asked = dict(
+        axes={"width": [2, 3], "eta": [0.1, 0.2]},
+        draw=lambda lane: (Batch(jnp.eye(lane.width), jnp.ones((lane.width, 1))), jnp.zeros((lane.width, 1))),
+        make=lambda lane: gradient_descent(L, lane.eta),
+        read=[observe.loss(), lambda params, batch: {"w": params}],
+        steps=50,
+        label="a",
     )
+    plain, shown = study(**asked), study_with_progress(**asked)
+    for name, value in plain.values.items():
+        np.testing.assert_array_equal(value, shown.values[name])
+    assert shown.lengths["w"].tolist() == [[2, 2], [3, 3]]
+    text = capsys.readouterr().err
+    assert "a width=2: 100%" in text
+    assert "a width=3: 100%" in text
+
+
+def test_the_bar_shows_the_label_and_reaches_its_end(capsys):
+    training = gradient_descent(Objective(lambda w, x: x @ w, half_mse), 0.1)
+    batch = Batch(jnp.eye(2), jnp.ones((2, 1)))
+    asked = dict(train=observe.loss(), steps=50, record_at=[50], label="descent")
+    simulate_with_progress(training, jnp.zeros((2, 1)), batch, **asked)
     shown = capsys.readouterr().err
     assert "descent: 100%" in shown
     assert "50/50" in shown

@@ -1,6 +1,7 @@
 """The run directory from inside: durable against pure, packing, checkpoints, reading while writing."""
 
 import contextlib
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dynamics.evolve import every, gradient_descent, lanes, ode, simulate
+from dynamics.evolve import every, gradient_descent, ode, simulate, study
 from dynamics.losses import half_mse
+from dynamics.observe import loss
 from dynamics.runs import Unusable, checkpoint, load, open_run, pacing
 from dynamics.runs.files import pack, packed, plain, sealed, unpack, unsealed
-from dynamics.runs.journal import Journal
-from dynamics.types import Batch
+from dynamics.runs.journal import Journal, root
+from dynamics.runs.trackers import Tracker
+from dynamics.types import Batch, Objective, Observable
 
-
-def linear(params, x):
-    return x @ params
+L = Objective(lambda params, x: x @ params, half_mse)
+READ = [loss(), lambda params, batch: {"params": params}]
 
 
 def problem(key):
@@ -27,8 +29,10 @@ def problem(key):
     return Batch(jax.random.normal(kx, (12, 4)), jax.random.normal(ky, (12, 1))), jnp.ones((4, 1))
 
 
-def read(state, data):
-    return {"loss": half_mse(linear(state.params, data.x), data.y), "params": state.params}
+def test_durable_loops_are_called_as_the_pure_ones(tmp_path):
+    with open_run(tmp_path / "run", {}) as held:
+        assert inspect.signature(held.simulate) == inspect.signature(simulate)
+        assert inspect.signature(held.study) == inspect.signature(study)
 
 
 def test_durable_equals_pure_bit_for_bit(precision, key, tmp_path, monkeypatch):
@@ -36,11 +40,12 @@ def test_durable_equals_pure_bit_for_bit(precision, key, tmp_path, monkeypatch):
     monkeypatch.setattr(pacing, "COMMIT_SECONDS", 0.0)
     monkeypatch.setattr(pacing, "COMMIT_SHARE", 1e9)
     batch, params = problem(key)
-    run = gradient_descent(linear, half_mse, 0.1, batch_size=5)
-    pure = simulate(run, read, run.init(params), batch, 300, key, every(7, 300))
+    run = gradient_descent(L, 0.1, batch_size=5)
+    asked = dict(train=READ, steps=300, record_at=every(7, 300), key=key)
+    pure = simulate(run, params, batch, **asked)
     for _ in range(2):
         with open_run(tmp_path / "run", {}) as held:
-            kept = held.simulate(run, read, run.init(params), batch, 300, key, every(7, 300))
+            kept = held.simulate(run, params, batch, **asked)
             assert len(held.journal.chunks("call-0")[0]) > 2
         jax.tree.map(np.testing.assert_array_equal, pure, kept)
         jax.tree.map(np.testing.assert_array_equal, pure[1].values, load(tmp_path / "run").records["call-0"].values)
@@ -50,9 +55,8 @@ def test_a_run_with_no_time_for_commits_makes_the_one_that_ends_it(key, tmp_path
     monkeypatch.setattr(pacing, "COMMIT_SECONDS", 0.0)
     monkeypatch.setattr(pacing, "COMMIT_SHARE", 1e-9)
     batch, params = problem(key)
-    run = gradient_descent(linear, half_mse, 0.1)
     with open_run(tmp_path / "run", {}) as held:
-        held.simulate(run, read, run.init(params), batch, 300, key, every(7, 300))
+        held.simulate(gradient_descent(L, 0.1), params, batch, train=READ, steps=300, record_at=every(7, 300))
         assert len(held.journal.chunks("call-0")[0]) == 1
 
 
@@ -77,25 +81,29 @@ def test_commits_take_less_than_a_twentieth_of_any_run_that_is_long_enough(cost,
 
 def test_another_start_or_data_is_refused(key, tmp_path):
     batch, params = problem(key)
-    run = gradient_descent(linear, half_mse, 0.1)
+    run = gradient_descent(L, 0.1)
 
     def go(params, batch, steps):
         with open_run(tmp_path / "run", {}) as held:
-            held.simulate(run, read, run.init(params), batch, steps, key, [0, 10], label="a")
+            held.simulate(run, params, batch, train=READ, steps=steps, record_at=[0, 10], key=key, label="a")
 
     go(params, batch, 10)
-    for other in ((2 * params, batch, 10), (params, Batch(batch.x + 1, batch.y), 10), (params, batch, 11)):
-        with pytest.raises(Unusable, match="was begun with another"):
+    for *other, words in (
+        (2 * params, batch, 10, "start, key or data"),
+        (params, Batch(batch.x + 1, batch.y), 10, "start, key or data"),
+        (params, batch, 11, "number of steps"),
+    ):
+        with pytest.raises(Unusable, match=f"'a' was begun with another {words}"):
             go(*other)
 
 
 def test_another_jax_is_warned_about_recorded_and_goes_on(key, tmp_path, capsys):
     batch, params = problem(key)
-    run = gradient_descent(linear, half_mse, 0.1)
+    run = gradient_descent(L, 0.1)
 
     def go(start):
         with open_run(tmp_path / "run", {}) as held:
-            return held.simulate(run, read, run.init(start), batch, 10, key, [0, 10], label="a")
+            return held.simulate(run, start, batch, train=READ, steps=10, key=key, label="a")
 
     before = go(params)
     with contextlib.closing(Journal(tmp_path / "run" / "run.sqlite")) as journal:
@@ -111,20 +119,32 @@ def test_another_jax_is_warned_about_recorded_and_goes_on(key, tmp_path, capsys)
 
 def test_calls_need_distinct_labels_and_no_tracing(key, tmp_path):
     batch, params = problem(key)
-    run = gradient_descent(linear, half_mse, 0.1)
+    run = gradient_descent(L, 0.1)
     with open_run(tmp_path / "run", {}) as held:
-        held.simulate(run, read, run.init(params), batch, 2, key, [0], label="a")
+        held.simulate(run, params, batch, train=READ, steps=2, label="a")
         with pytest.raises(ValueError, match="label: got 'a' a second time"):
-            held.simulate(run, read, run.init(params), batch, 2, key, [0], label="a")
+            held.simulate(run, params, batch, train=READ, steps=2, label="a")
         with pytest.raises(ValueError, match="jit or vmap"):
-            jax.jit(lambda p: held.simulate(run, read, run.init(p), batch, 2, key, [0])[0])(params)
+            jax.jit(lambda p: held.simulate(run, p, batch, train=READ, steps=2)[0])(params)
 
 
-def test_divergence_is_data_with_the_first_step_recorded(key, tmp_path):
-    runs = lanes(lambda rate: ode(lambda x, data: rate * x, 1.0), lambda rate: lambda x, data: {"x": x})
-    state = runs.dynamics.init((jnp.array([0.0, 50.0, -0.5]), jnp.ones(3)))
+def decays(study, rates, steps, dt=0.5, **more):
+    """``x' = -rate x`` for each rate."""
+    return study(
+        {"rate": rates},
+        draw=lambda lane: jnp.ones(()),
+        make=lambda lane: ode(lambda x, data: -lane.rate * x, dt),
+        read=[lambda x, data: {"x": x}],
+        data=jnp.zeros(()),
+        steps=steps,
+        label="a",
+        **more,
+    )
+
+
+def test_divergence_is_data_with_the_first_step_recorded(tmp_path):
     with open_run(tmp_path / "run", {}) as held:
-        held.simulate(runs.dynamics, runs.readout, state, None, 20, key, every(1, 20), label="a")
+        decays(held.study, [0.0, -50.0, 0.5], 20, 1.0, record_at=every(1, 20))
     found = load(tmp_path / "run")
     x = np.asarray(found.records["a"].values["x"])
     first = int(np.argmax(~np.isfinite(x[:, 1])))
@@ -135,29 +155,43 @@ def test_divergence_is_data_with_the_first_step_recorded(key, tmp_path):
 def test_the_loss_before_any_update_is_no_divergence(key, tmp_path):
     """``descent`` reports inf at the start; the lane that then diverges is found where it does."""
     batch, params = problem(key)
-    runs = lanes(lambda eta: gradient_descent(linear, half_mse, eta), lambda eta: lambda s, d: {"loss": s.loss})
-    state = runs.dynamics.init((jnp.array([0.1, 1e9]), jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), params)))
     with open_run(tmp_path / "run", {}) as held:
-        _, record = held.simulate(runs.dynamics, runs.readout, state, batch, 20, key, every(1, 20), label="a")
-    loss = np.asarray(record.values["loss"])
+        record = held.study(
+            {"eta": [0.1, 1e9]},
+            draw=lambda lane: params,
+            make=lambda lane: gradient_descent(L, lane.eta),
+            read=[Observable.of_view(lambda view: {"loss": view.state.loss})],
+            data=batch,
+            steps=20,
+            record_at=every(1, 20),
+            label="a",
+        )
+    loss = record.values["loss"]
     assert np.all(np.isinf(loss[0]))
     first = 1 + int(np.argmax(~np.isfinite(loss[1:, 1])))
     assert load(tmp_path / "run").diverged == {"a": {"lanes": [1], "of": 2, "first_step": [first]}}
 
 
-def test_a_fork_of_lanes_goes_on_under_their_new_settings(key, tmp_path):
-    """A linear decay: what ten steps do under the first settings, times what ten do under the others."""
-    runs = lanes(lambda rate: ode(lambda x, data: -rate * x, 0.5), lambda rate: lambda x, data: {"x": x})
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_fork_of_lanes_goes_on_under_their_new_settings(tmp_path, workers, capsys):
+    """A linear decay: what ten steps do under the first settings, times what ten do under the others; also in pieces.
+
+    A fork of more lanes has another shape, or other pieces: it starts afresh, and says so.
+    """
 
     def go(name, steps, rates, source=None):
-        state = runs.dynamics.init((jnp.array(rates), jnp.ones(2)))
-        with open_run(tmp_path / name, {"rates": rates}, fork_of=source) as held:
-            return held.simulate(runs.dynamics, runs.readout, state, None, steps, key, [0, steps])[1].values["x"][-1]
+        with open_run(tmp_path / name, {"rates": rates}, fork_of=source, workers=workers) as held:
+            return decays(held.study, rates, steps).values["x"][-1]
 
     first = go("first", 10, [0.1, 0.2])
     forked = go("second", 20, [0.4, -0.3], tmp_path / "first")
+    assert capsys.readouterr().err.count("continues in the fork from step 10") == workers
     np.testing.assert_allclose(forked, first * go("other", 10, [0.4, -0.3]), rtol=1e-5)  # 20 float32 steps
     assert abs(forked[0] / first[0] - first[0]) > 0.1  # its settings did change
+    wider = go("wider", 20, [0.1, 0.2, 0.4], tmp_path / "first")
+    assert "starts afresh in the fork" in capsys.readouterr().err
+    np.testing.assert_allclose(wider, go("whole", 20, [0.1, 0.2, 0.4]), rtol=1e-6)
+    assert load(tmp_path / "first").records["a"].step[-1] == 10
 
 
 def test_a_run_is_read_while_it_is_written(key, tmp_path, monkeypatch):
@@ -165,26 +199,24 @@ def test_a_run_is_read_while_it_is_written(key, tmp_path, monkeypatch):
     monkeypatch.setattr(pacing, "COMMIT_SHARE", 1e9)
     seen = []
 
-    class Tracker:
-        def log(self, label, step, values):
-            if step and step % 100 == 0:
-                seen.append(len(load(tmp_path / "run").records["call-0"].step))
+    def look(label, step, values):
+        if step and step % 100 == 0:
+            seen.append(len(load(tmp_path / "run").records["call-0"].step))
 
     batch, params = problem(key)
-    run = gradient_descent(linear, half_mse, 0.1)
-    with open_run(tmp_path / "run", {}, tracker=Tracker()) as held:
-        held.simulate(run, read, run.init(params), batch, 500, key, every(10, 500))
+    with open_run(tmp_path / "run", {}, tracker=Tracker(look, lambda: None)) as held:
+        held.simulate(gradient_descent(L, 0.1), params, batch, train=READ, steps=500, record_at=every(10, 500))
     assert seen == sorted(seen)
     assert 0 < seen[0] < 51
 
 
-def test_a_journal_of_another_format_is_named_so(key, tmp_path, capsys):
-    """A later one is refused; the first, whose chunks hung on nothing, is computed again, and said."""
+def test_a_journal_of_another_format_is_named_so(tmp_path, capsys):
+    """A later one is refused; the second is read, not continued; the first, which hung on nothing, is made again."""
     motion = ode(lambda x, data: -x, 0.1)
 
-    def go():
-        with open_run(tmp_path / "run", {}) as held:
-            return held.simulate(motion, lambda x, data: {"x": x}, jnp.ones(()), None, 4, key, [0, 4], label="a")
+    def go(name="run", **more):
+        with open_run(tmp_path / name, {}, **more) as held:
+            return held.simulate(motion, jnp.ones(()), None, train=lambda x, data: {"x": x}, steps=4, label="a")
 
     before = go()
     with contextlib.closing(Journal(tmp_path / "run" / "run.sqlite")) as journal:
@@ -192,15 +224,34 @@ def test_a_journal_of_another_format_is_named_so(key, tmp_path, capsys):
         journal.truncate("a", 0)
         journal.commit("a", 0, chunk.step, chunk.last, chunk.state, chunk.rows, "")
         journal.set(schema=1)
-    with pytest.raises(Unusable, match="'a' holds chunks of format 1, and this version reads 2; resume the run"):
+    with pytest.raises(Unusable, match="'a' holds chunks of format 1, and this version reads 3; resume the run"):
         load(tmp_path / "run")
     np.testing.assert_array_equal(go()[1].values["x"], before[1].values["x"])
-    assert "1 chunk(s) of format 1, not 2, in the journal" in capsys.readouterr().err
+    assert "1 chunk(s) of format 1, not 3, in the journal" in capsys.readouterr().err
     with contextlib.closing(Journal(tmp_path / "run" / "run.sqlite")) as journal:
-        journal.set(schema=3, provenance={**journal.get("provenance"), "dynamics": "9.9"})
+        journal.set(schema=2)
+    np.testing.assert_array_equal(load(tmp_path / "run").records["a"].values["x"], before[1].values["x"])
+    with pytest.raises(Unusable, match=r"format 2, of dynamics 0\.1, which this version reads and does not continue"):
+        go()
+    np.testing.assert_array_equal(go("forked", fork_of=tmp_path / "run")[1].values["x"], before[1].values["x"])
+    with contextlib.closing(Journal(tmp_path / "run" / "run.sqlite")) as journal:
+        journal.set(schema=4, provenance={**journal.get("provenance"), "dynamics": "9.9"})
     for use in (go, lambda: load(tmp_path / "run")):
-        with pytest.raises(Unusable, match=r"has format 3, and this version reads up to 2; dynamics 9\.9 began it"):
+        with pytest.raises(Unusable, match=r"has format 4, and this version reads up to 3; dynamics 9\.9 began it"):
             use()
+
+
+def test_lanes_of_format_2_are_read_as_they_were(tmp_path):
+    """They had no axes: readings [T, lanes], time by lane."""
+    header = {"steps": 4, "record_at": [0, 4], "dt": [0.5, 1.0], "inputs": ""}
+    rows = {"step": np.array([0, 4]), "x": np.arange(4.0).reshape(2, 2)}
+    with open_run(tmp_path / "run", {}) as held:
+        held.journal.set(schema=2)
+        held.journal.begin("lanes", header)
+        held.journal.commit("lanes", 0, 4, True, "", pack(rows), root("lanes", header))
+    record = load(tmp_path / "run").records["lanes"]
+    assert record.time.tolist() == [[0.0, 0.0], [2.0, 4.0]]
+    assert (dict(record.axes), record.values["x"].tolist()) == ({}, [[0.0, 1.0], [2.0, 3.0]])
 
 
 def test_checkpoints_keep_dtypes_and_keys_and_refuse_others(tmp_path):

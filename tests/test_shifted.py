@@ -10,7 +10,7 @@ from dynamics import operators, stax
 from dynamics.empirical import shifted_convolutions
 from dynamics.empirical.jaxpr import has_convolutions, trace
 from dynamics.losses import half_mse
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_hessian_products_of_a_network(x64):
         return jnp.tanh(layers[2].apply((), grouped))
 
     def product(apply):
-        operator = operators.hessian(apply, half_mse, params, batch)
+        operator = operators.hessian(Objective(apply, half_mse), params, batch)
         return operator.matvec(jnp.arange(operator.size, dtype=float))
 
     found, expected = jax.jit(lambda: (product(shifted_convolutions(apply)), product(apply)))()

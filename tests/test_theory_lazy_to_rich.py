@@ -13,7 +13,7 @@ from dynamics.models.two_layer import committee, quadratic
 from dynamics.observe.representation import label_alignment
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory import lazy_to_rich as theory
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective, Observable
 
 ALPHA, EPS, ETA0, WIDTH, DIM, SAMPLES = 0.3, 0.2, 1.0, 15, 6, 20
 
@@ -31,18 +31,20 @@ def test_reduction_is_the_networks_descent(x64, key):
     model = scaled(committee(WIDTH, quadratic(EPS)), ALPHA)
     weights = model.init(key, (-1, DIM))[1]
     apply = centred(model.apply, weights)
-    descent = gradient_descent(apply, mse, ETA0 * WIDTH / ALPHA**2)
+    descent = gradient_descent(Objective(apply, mse), ETA0 * WIDTH / ALPHA**2)
     reduced = theory.reduction(ALPHA, EPS, ETA0)
-    _, measured = simulate(
-        descent,
-        lambda s, d: dict(zip(("m", "M"), theory.moments(s.params))) | {"f": apply(s.params, d.test.x)[:, 0]},
-        descent.init(weights), task.data, 40, key, [0, 1, 10, 40],
-    )  # fmt: skip
-    _, predicted = simulate(
-        reduced,
-        lambda s, d: dict(zip(("m", "M"), s.moments)) | {"f": theory.output(theory.change(s), d.test.x, ALPHA, EPS)},
-        reduced.init(theory.moments(weights)), task.data, 40, key, [0, 1, 10, 40],
-    )  # fmt: skip
+    options = {"steps": 40, "record_at": [0, 1, 10, 40], "key": key}
+
+    def read(weights, batch):
+        return dict(zip(("m", "M"), theory.moments(weights))) | {"f": apply(weights, batch.x)[:, 0]}
+
+    @Observable.of_view
+    def read_reduced(view):
+        f = theory.output(theory.change(view.state), view.batch.x, ALPHA, EPS)
+        return dict(zip(("m", "M"), view.state.moments)) | {"f": f}
+
+    _, measured = simulate(descent, weights, task.data, test=read, **options)
+    _, predicted = simulate(reduced, theory.moments(weights), task.data, test=read_reduced, **options)
     for name, value in measured.values.items():
         np.testing.assert_allclose(value, predicted.values[name], rtol=1e-9, atol=1e-10)  # float64 after 40 steps
 
@@ -72,7 +74,7 @@ def test_finite_width_approaches_infinite_width(x64, key):
     reduced = theory.reduction(ALPHA, EPS, ETA0)
 
     def final(start):
-        state, _ = simulate(reduced, lambda s, d: {}, reduced.init(start), task.data, 30, key, [30])
+        state, _ = simulate(reduced, start, task.data, steps=30, key=key)
         return theory.output(theory.change(state), task.data.train.x, ALPHA, EPS)
 
     limit = final(theory.infinite_width(DIM, jnp.float64))
@@ -103,7 +105,7 @@ def test_large_alpha_is_lazy(x64, key):
     for alpha in (10.0, 100.0):
         reduced = theory.reduction(alpha, EPS, ETA0)
         start = theory.infinite_width(DIM, jnp.float64)
-        state, _ = simulate(reduced, lambda s, d: {}, reduced.init(start), train, 20, key, [20])
+        state, _ = simulate(reduced, start, train, steps=20, key=key)
         at = theory.lazy_moments(train.x, train.y, alpha, EPS, ETA0, jnp.array([20.0]))
         lazy = theory.population_loss(theory.Moments(at.mean[0], at.second[0]), start, beta, alpha, EPS)
         rich = theory.population_loss(state.moments, start, beta, alpha, EPS)

@@ -9,7 +9,7 @@ from dynamics import stax
 from dynamics.evolve import gradient_descent, simulate
 from dynamics.losses import half_mse
 from dynamics.theory.width import kernel_width_study
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective
 
 
 def network(width):
@@ -27,8 +27,8 @@ def test_exponents_of_fluctuation_and_drift(x64):
     data = Batch(x, jnp.sin(2 * x[:, :1]))
 
     def train(params):
-        descent = gradient_descent(network(1).apply, half_mse, 1.0)
-        state, _ = simulate(descent, lambda *_: {}, descent.init(params), data, 200, jax.random.key(1), [200])
+        descent = gradient_descent(Objective(network(1).apply, half_mse), 1.0)
+        state, _ = simulate(descent, params, data, steps=200)
         return descent.params(state)
 
     study = kernel_width_study(network, x, (128, 256, 512, 1024), jax.random.key(2), seeds=32, train=train)

@@ -5,15 +5,18 @@ import subprocess
 import sys
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.evolve import gradient_descent, simulate
+from dynamics.evolve import gradient_descent, simulate, study
 from dynamics.losses import half_mse
+from dynamics.runs import open_run
 from dynamics.runs.trackers import Tracker, log_record, tensorboard, tracked
-from dynamics.types import Batch, Record
+from dynamics.types import Batch, Objective, Record
+
+L = Objective(lambda params, x: x * params, half_mse)
+BATCH = Batch(jnp.ones((2, 1)), jnp.zeros((2, 1)))
 
 
 def listener():
@@ -22,17 +25,28 @@ def listener():
 
 
 def run(loop, steps=3):
-    dynamics = gradient_descent(lambda params, x: x * params, half_mse, 0.1)
-    batch = Batch(jnp.ones((2, 1)), jnp.zeros((2, 1)))
-    readout = lambda state, data: {"loss": state.params**2, "pair": jnp.stack([state.params, -state.params])}  # noqa: E731
+    read = lambda params, batch: {"loss": params**2, "pair": jnp.stack([params, -params])}  # noqa: E731
+    asked = dict(train=read, steps=steps, record_at=range(steps + 1), label="a")
+    return loop(gradient_descent(L, 0.1), jnp.array(1.0), BATCH, **asked)
+
+
+def lanes(loop, **more):
     return loop(
-        dynamics, readout, dynamics.init(jnp.array(1.0)), batch, steps, jax.random.key(0), range(steps + 1), label="a"
+        {"eta": [0.1, 0.2]},
+        draw=lambda lane: jnp.array(1.0),
+        make=lambda lane: gradient_descent(L, lane.eta),
+        read=[lambda params, batch: {"w": params}],
+        data=BATCH,
+        steps=2,
+        label="b",
+        **more,
     )
 
 
 def test_every_finite_entry_arrives():
     seen, tracker = listener()
     values = {"loss": np.array([1.0, np.nan]), "lanes": np.array([[1.0, 2.0], [3.0, np.inf]]), "big": np.ones((2, 99))}
+    values["turned"] = np.array([1j, 1.0])
     log_record(tracker, Record(np.array([0, 5]), np.array([0.0, 0.5]), values), "a")
     assert seen == [("a", 0, {"loss": 1.0, "lanes/0": 1.0, "lanes/1": 2.0}), ("a", 5, {"lanes/0": 3.0})]
 
@@ -45,6 +59,20 @@ def test_tracking_changes_no_bit_of_a_run():
     np.testing.assert_array_equal(state.params, plain_state.params)
     assert [step for _, step, _ in seen] == [0, 1, 2, 3]
     assert seen[2][2]["loss"] == pytest.approx(float(plain.values["loss"][2]))
+
+
+def test_a_study_is_tracked_by_lane_pure_or_durable(tmp_path):
+    """At its end by ``tracked``, as it goes by the run, under the names of its pieces."""
+    w = lanes(study).values["w"]
+    for loop in (study, None):
+        seen, tracker = listener()
+        with open_run(tmp_path / "run", {}, tracker=None if loop else tracker) as run:
+            lanes(tracked(study, tracker) if loop else run.study)
+        assert seen == [("b", step, {"w/0": w[at, 0], "w/1": w[at, 1]}) for at, step in enumerate((0, 2))]
+    seen, tracker = listener()
+    with open_run(tmp_path / "shared", {}, tracker=tracker, workers=2) as run:
+        lanes(run.study)
+    assert seen == [(f"b {i + 1} of 2", step, {"w/0": w[at, i]}) for i in range(2) for at, step in enumerate((0, 2))]
 
 
 def test_a_failing_tracker_is_dropped_with_one_warning():

@@ -12,7 +12,7 @@ import optax
 
 from dynamics.evolve.checks import check_learning_rate, check_optimizer, check_params
 from dynamics.evolve.views import training_part
-from dynamics.stability import adam_preconditioner
+from dynamics.stability import adam_preconditioner, preconditioner_of
 from dynamics.types import (
     Array,
     Batch,
@@ -66,7 +66,8 @@ def descent(
         dt: time per step; give the learning rate where time is to be comparable with gradient flow.
         batch_size: samples a step, drawn anew each step; None for the full batch.
         replace: draw the minibatch with replacement.
-        preconditioner: ``opt_state -> P``, what ``preconditioned_sharpness`` reads: see ``stability``.
+        preconditioner: ``opt_state -> P``, what ``preconditioned_sharpness`` reads, or 1.0 for none; by default that of
+            ``stability.preconditioner_of``, found when it is first asked for.
 
     Returns:
         A ``Dynamics`` on ``DescentState``; ``data`` is a ``Batch`` or ``Data`` (whose ``train`` is used).
@@ -116,7 +117,11 @@ def descent(
         return state.params
 
     at = None if model is None else (lambda state: objective.at(state.model_state))
-    known = None if preconditioner is None else (lambda state: preconditioner(state.opt_state))
+
+    def known(state: DescentState) -> PyTree:
+        found = (preconditioner or preconditioner_of(optimizer))(state.opt_state)
+        return jax.tree.map(jnp.ones_like, state.params) if isinstance(found, float) else found
+
     return Dynamics(init, step, params, dt, objective, at, known)
 
 
@@ -137,8 +142,8 @@ def gradient_descent(
     """Gradient descent or heavy ball: ``theta <- theta - eta grad L``; ``time`` is ``eta * step``. See ``descent``."""
     check_learning_rate(learning_rate)
     optimizer = optax.sgd(learning_rate, momentum=momentum)
-    moving = descent(objective, optimizer, dt=learning_rate, batch_size=batch_size)
-    return moving._replace(preconditioner=lambda state: jax.tree.map(jnp.ones_like, state.params))
+    plain = {"preconditioner": lambda opt_state: 1.0}
+    return descent(objective, optimizer, dt=learning_rate, batch_size=batch_size, **plain)
 
 
 @factory("adam(L, learning_rate)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -82,32 +82,40 @@ class Lanes(NamedTuple):
     def lane(self, hyper: Mapping[str, Any]) -> Lane:
         return Lane({**self.fixed, **hyper})
 
+    def made(self, hyper: Mapping[str, Any]) -> Dynamics:
+        """The dynamics of one lane.
+
+        Raises:
+            TypeError: where ``make`` gives none.
+        """
+        found = self.make(self.lane(hyper))
+        if not isinstance(found, Dynamics):
+            raise TypeError(f"make: got {type(found).__name__} from it; allowed: a Dynamics")
+        return found
+
     def init(self, hyper: PyTree, params: PyTree, streams: Array) -> LaneState:
         """The state of lanes with settings, starts and stream numbers ``[lanes, ...]``."""
-        return LaneState(streams, hyper, jax.vmap(lambda h, p: self.make(self.lane(h)).init(p))(hyper, params))
+        return LaneState(streams, hyper, jax.vmap(lambda h, p: self.made(h).init(p))(hyper, params))
 
     def dynamics(self) -> Dynamics:
         """All lanes as one ``Dynamics`` on ``LaneState``; its time is in steps."""
 
-        def made(hyper) -> Dynamics:
-            return self.make(self.lane(hyper))
-
         def step(key, state: LaneState, data):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, state.lane)
-            move = jax.vmap(lambda k, h, s, d: made(h).step(k, s, d), (0, 0, 0, self.data_axis))
+            move = jax.vmap(lambda k, h, s, d: self.made(h).step(k, s, d), (0, 0, 0, self.data_axis))
             return state._replace(state=move(keys, state.hyper, state.state, data))
 
         def params(state: LaneState):
-            return jax.vmap(lambda h, s: made(h).params(s))(state.hyper, state.state)
+            return jax.vmap(lambda h, s: self.made(h).params(s))(state.hyper, state.state)
 
         return Dynamics(lambda state: state, step, params)
 
-    def observable(self) -> Observable:
-        """What every lane reads, as one observable of ``LaneState``; readings ``[lanes, ...]``."""
+    def observable(self, axes: Collection[str] = ()) -> Observable:
+        """What every lane reads, as one observable of ``LaneState``, named otherwise than ``axes``: ``[lanes, ...]``."""
 
         def of(hyper) -> Observable:
             lane = self.lane(hyper)
-            return composed(self.make(lane), observables(self.read(lane)), observables(self.test(lane)))
+            return composed(self.made(hyper), observables(self.read(lane)), observables(self.test(lane)))
 
         def seen(view: View, number, state, data) -> View:
             key = jax.random.fold_in(view.key, number)
@@ -122,7 +130,7 @@ class Lanes(NamedTuple):
         def update(memory, view: View):
             def each(memory, number, hyper, state, data):
                 memory, readings = of(hyper).update(memory, seen(view, number, state, data))
-                if taken := sorted(readings.keys() & self.lane(hyper).keys()):
+                if taken := sorted(readings.keys() & set(axes)):
                     raise ValueError(f"reading: got the name {taken[0]!r}, that of an axis; allowed: any other")
                 return memory, readings
 
@@ -143,11 +151,11 @@ class Lanes(NamedTuple):
 
         return holds
 
-    def time_steps(self, hyper: PyTree) -> Array:
+    def time_steps(self, state: LaneState) -> Array:
         """Time per step of each lane, ``[lanes]``; 1 for a schedule."""
 
-        def each(hyper):
-            dt = self.make(self.lane(hyper)).dt
+        def each(number, hyper):
+            dt = self.made(hyper).dt
             return jnp.asarray(1.0 if callable(dt) else dt, float)
 
-        return jax.vmap(each)(hyper)
+        return jax.vmap(each)(state.lane, state.hyper)

@@ -35,8 +35,18 @@ def merged(parts: Sequence[Part], axes: Mapping[str, Sequence[Any]]) -> Record:
     if np.any(last != last[0]):
         lengths["steps"] = last.reshape(shape)
     time = steps * dt[0] if np.all(dt == dt[0]) else steps.reshape(-1, *(1,) * len(shape)) * dt.reshape(shape)
-    labels = {name: np.asarray(list(held)) for name, held in axes.items()}
+    labels = {name: labels_of(list(held)) for name, held in axes.items()}
     return Record(steps.astype(np.int32), time, values, labels, lengths)
+
+
+def labels_of(values: list[Any]) -> np.ndarray:
+    """An axis's values ``[n]``; tuples and the like stay whole."""
+    if not any(isinstance(value, (tuple, list, dict)) for value in values):
+        return np.asarray(values)
+    held = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        held[i] = value
+    return held
 
 
 def _one(name: str, parts: Sequence[Part], steps: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +67,7 @@ class Piece(NamedTuple):
     def call(self) -> tuple[dict[str, Any], np.ndarray]:
         """The arguments of ``simulate`` that run it, and the time per step of its cells."""
         group, (state, data) = self.group, self.start()
-        dt = np.asarray(group.lanes.time_steps(state.hyper))[: len(self.cells)]
+        dt = np.asarray(group.lanes.time_steps(state))[: len(self.cells)]
         arguments = dict(
             dynamics=group.dynamics, params=None, data=data, train=group.observable, steps=group.steps,
             record_at=group.record_at, key=self.plan.key, stop=group.stop, state=state, label=self.label,
@@ -91,15 +91,15 @@ class Piece(NamedTuple):
             whole = len(used) == len(rows) and np.all(np.diff(rows) == 1)
             return stacked if whole else jax.tree.map(lambda leaf: leaf[rows], stacked)
 
-        hyper = {name: jnp.asarray([plan.cell(i)[name] for i in cells]) for name in group.traced}
+        hyper = {name: jnp.asarray([plan.cell(i)[name] for i in cells.tolist()]) for name in group.traced}
         hyper |= taken([dict(one.values) for one in drawn])
-        streams = jnp.asarray([plan.number(i) for i in cells], jnp.int32)
+        streams = jnp.asarray([plan.number(i) for i in cells.tolist()], jnp.int32)
         state = split_lanes(group.lanes.init(hyper, taken([one.params for one in drawn]), streams))
         return state, plan.data if plan.data is not None else split_lanes(taken([one.data for one in drawn]))
 
 
 def study(
-    axes: Mapping[str, Sequence[Any]],
+    axes: Mapping[str, Iterable[Any]],
     draw: Callable[[Lane], Any],
     make: Callable[[Lane], Dynamics] | None,
     read: Any = (),
@@ -196,11 +196,12 @@ class Group(NamedTuple):
 class Plan:
     """A study before it runs: its draws and its groups of one shape."""
 
-    def __init__(self, axes: Mapping[str, Sequence[Any]], draw, make, read, test, steps, record_at, key, data, stop,
+    def __init__(self, axes: Mapping[str, Iterable[Any]], draw, make, read, test, steps, record_at, key, data, stop,
                  label, loop, stream, memory) -> None:  # fmt: skip
         self.axes = _checked_axes(axes)
         self.shape = tuple(len(values) for values in self.axes.values())
         self.count, self.memory = math.prod(self.shape), memory
+        self.places = dict(zip(self.axes, np.unravel_index(np.arange(self.count), self.shape) if axes else ()))
         self.key = jax.random.key(0) if key is None else key
         self.data, self.stream, self.label = data, stream, label
         self.draws, self.which = self._drawn(draw)
@@ -210,24 +211,22 @@ class Plan:
         cells = [Lane(self.cell(i), seen) for i in range(self.count)]
         length, at = ([_of(value, lane) for lane in cells] for value in (steps, record_at))
         looped = [name for name in self.axes if name in seen or self._is_words(name) or self._changes_shape(name)]
-        places = [np.unravel_index(np.arange(self.count), self.shape)[list(self.axes).index(name)] for name in looped]
         self.groups = []
         for fixed in itertools.product(*(range(len(self.axes[name])) for name in looped)):
-            chosen = [place == index for place, index in zip(places, fixed)]
+            chosen = [self.places[name] == index for name, index in zip(looped, fixed)]
             own = np.flatnonzero(np.all(chosen, axis=0)) if looped else np.arange(self.count)
             values = {name: self.axes[name][i] for name, i in zip(looped, fixed)}
             words = " ".join(f"{name}={_shown(value)}" for name, value in values.items())
             named = label if not words else f"{label} {words}" if label else words
-            lanes = Lanes(
-                make or _still, _function(read), _function(test), stop, values, None if data is not None else 0
-            )
+            reads = _function("read", read), _function("test", test)
+            lanes = Lanes(make or _still, *reads, stop, values, None if data is not None else 0)
             traced = tuple(name for name in self.axes if name not in looped)
-            program = lanes.dynamics(), lanes.observable(), lanes.stopping()
+            program = lanes.dynamics(), lanes.observable(self.axes), lanes.stopping()
             self.groups.append(Group(lanes, *program, own, traced, length[own[0]], at[own[0]], named))
 
     def index(self, cell: int) -> dict[str, int]:
         """The place of a cell on each axis."""
-        return dict(zip(self.axes, (int(i) for i in np.unravel_index(cell, self.shape)))) if self.axes else {}
+        return {name: int(place[cell]) for name, place in self.places.items()}
 
     def cell(self, cell: int) -> dict[str, Any]:
         """The values of a cell."""
@@ -248,7 +247,7 @@ class Plan:
             else:
                 seen: set[str] = set()
                 which[i] = len(draws)
-                draws.append(_as_drawn(draw(Lane(self.cell(i), seen)), self.data is not None))
+                draws.append(_as_drawn(draw(Lane(self.cell(i), seen)), self.data is not None, self.axes))
                 known.setdefault(frozenset(seen), {})[tuple(index[name] for name in sorted(seen))] = which[i]
         return draws, which
 
@@ -294,9 +293,10 @@ class Plan:
         count, most = len(group.cells), MOST
         if self.memory is not None or count > FEW:
             room = free_bytes() / 2 if self.memory is None else self.memory
-            one = Piece(group, group.cells[:1], 1, None, self)
+            few = jax.local_device_count()  # lanes cannot be split over more devices than there are of them
+            some = Piece(group, group.cells[:1], few, None, self)
             with told_to_loop(group):
-                most = int(max(1, min(MOST, room / lane_bytes(group, *one.start(), self.key))))
+                most = int(max(1, min(MOST, room * few / lane_bytes(group, *some.start(), self.key))))
         return math.ceil(count / min(max(math.ceil(count / most), least), count))
 
     def merge(self, parts: Sequence[Part]) -> Record:
@@ -305,7 +305,7 @@ class Plan:
 
 
 def lane_bytes(group: Group, state: LaneState, data: Any, key: Array) -> int:
-    """Bytes of a lane from above: its state, and all that a step or a reading computes, as if nothing were freed."""
+    """Bytes of lanes from above: their state, and all that a step or a reading computes, as if nothing were freed."""
 
     def step(state, data):
         return group.dynamics.step(key, state, data)
@@ -315,7 +315,8 @@ def lane_bytes(group: Group, state: LaneState, data: Any, key: Array) -> int:
         view = View(None, None, state=state, step=zero, key=key, data=data, reading=zero)
         return group.observable.update(group.observable.init(view), view)
 
-    own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    kept = (state, data) if group.lanes.data_axis == 0 else state
+    own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
     return own + max(_made(jax.make_jaxpr(function)(state, data).jaxpr) for function in (step, read))
 
 
@@ -330,19 +331,23 @@ def _made(jaxpr: Any) -> int:
     return total
 
 
-def _checked_axes(axes: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+def _checked_axes(axes: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
     if not isinstance(axes, Mapping):
         raise TypeError(f"axes: got {type(axes).__name__}; allowed: a dictionary {{name: values}}")
-    held = {name: list(values) for name, values in axes.items()}
-    for name, values in held.items():
-        if name in RESERVED or not str(name).isidentifier():
-            raise ValueError(f"axes: got the name {name!r}; allowed: an identifier other than {', '.join(RESERVED)}")
-        if not values:
+    taken = (*RESERVED, *(name for name in dir(Mapping) if not name.startswith("_")))  # lane.keys is no setting
+    held = {}
+    for name, values in axes.items():
+        if name in taken or not str(name).isidentifier():
+            raise ValueError(f"axes: got the name {name!r}; allowed: an identifier other than {', '.join(taken)}")
+        if isinstance(values, str) or not hasattr(values, "__iter__"):
+            raise TypeError(f"axes: got {values!r} for {name!r}; allowed: a sequence of values")
+        held[name] = [np.asarray(value)[()] if isinstance(value, jax.Array) else value for value in values]
+        if not held[name]:
             raise ValueError(f"axes: got no values for {name!r}; allowed: one or more")
     return held
 
 
-def _as_drawn(drawn: Any, shared: bool) -> Drawn:
+def _as_drawn(drawn: Any, shared: bool, axes: Mapping[str, Any]) -> Drawn:
     """What ``draw`` gave, as ``Drawn``."""
     if not isinstance(drawn, Drawn):
         if not shared and (type(drawn) is not tuple or len(drawn) != 2):
@@ -351,6 +356,8 @@ def _as_drawn(drawn: Any, shared: bool) -> Drawn:
         drawn = Drawn(drawn) if shared else Drawn(drawn[1], drawn[0])
     if shared and drawn.data is not None:
         raise TypeError("draw: got data from it beside data=; allowed: one of the two")
+    if taken := sorted(axes.keys() & drawn.values.keys()):
+        raise ValueError(f"draw: got the value {taken[0]!r}, the name of an axis; allowed: any other")
     return drawn
 
 
@@ -363,8 +370,16 @@ def _still(lane: Lane) -> Dynamics:
     return Dynamics(lambda params: params, lambda key, state, data: state, lambda state: state)
 
 
-def _function(read: Any) -> Callable[[Lane], Any]:
-    return read if callable(read) else lambda lane: read
+def _function(name: str, read: Any) -> Callable[[Lane], Any]:
+    if not callable(read):
+        return lambda lane: read
+    with contextlib.suppress(ValueError):  # a function that does not tell its arguments
+        try:
+            inspect.signature(read).bind(None)
+        except TypeError:
+            got = ", ".join(inspect.signature(read).parameters)
+            raise TypeError(f"{name}: got a function of ({got}); allowed: lane -> observables, or a list") from None
+    return read
 
 
 def _of(value: Any, lane: Lane) -> Any:
@@ -380,7 +395,13 @@ def told_to_loop(group: Group) -> Iterator[None]:
     """An error of JAX for a traced value that Python needs says which axes may be looped instead."""
     try:
         yield
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        if not group.traced:
+            raise
         names = ", ".join(group.traced)
         raise TypeError(
             f"study: got make or read needing in Python one of the traced values of {names}; allowed: loop=(name,) for "

@@ -19,10 +19,12 @@ from dynamics.observe.ntk import NtkReadings, ntk, ntk_of_state
 from dynamics.observe.rank import effective_rank, end_to_end, movement, stable_rank, weight_norm, weight_ranks
 from dynamics.observe.representation import label_alignment
 from dynamics.observe.seldom import seldom
+from dynamics.observe.watch import Watch, watch
 
 __all__ = [
     "NtkReadings",
     "WarmStart",
+    "Watch",
     "accuracy",
     "batch_sharpness",
     "component_power",
@@ -61,6 +63,7 @@ __all__ = [
     "top_eigenvalue",
     "top_frequency",
     "value_at",
+    "watch",
     "weight_norm",
     "weight_ranks",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,6 +68,15 @@ def hessian_at(reader: str, **options: Any) -> OperatorOf:
     return lambda view: operators.hessian(view.loss(reader), view.params, view.batch, **options)
 
 
+def check_operator(reader: str, operator: Callable[..., Operator], *names: str) -> None:
+    """Raises TypeError unless ``operator`` takes ``names``, ``where`` by keyword; in 0.1 it took a point."""
+    try:
+        inspect.signature(operator).bind(*(n for n in names if n != "where"), **{n: n for n in names if n == "where"})
+    except TypeError:
+        got = f"of ({', '.join(inspect.signature(operator).parameters)})" if callable(operator) else repr(operator)
+        raise TypeError(f"{reader}: got an operator {got}; allowed: of ({', '.join(names)})") from None
+
+
 @factory("top_eigenvalue(operator, name)")
 def top_eigenvalue(
     operator: OperatorOf,
@@ -102,7 +112,9 @@ def top_eigenvalue(
 
     Raises:
         ValueError: when ``num_matvecs``, ``certify_every``, ``interval``, ``tau`` or ``which`` is out of range.
+        TypeError: when ``operator`` is no function of a view.
     """
+    check_operator("top_eigenvalue", operator, "view")
     if not 1 <= num_matvecs <= certified_matvecs:
         raise ValueError(f"num_matvecs: got {num_matvecs!r}; allowed: an integer in [1, {certified_matvecs}]")
     if certify_every < 1:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from dynamics import linalg, operators
-from dynamics.observe.curvature import hessian_at
+from dynamics.observe.curvature import check_operator, hessian_at
 from dynamics.operators import Operator
 from dynamics.types import Observable, View, factory
 
@@ -41,11 +41,13 @@ def density(
 
     Raises:
         ValueError: at tracing, when ``probes < 2`` or ``steps < 1``.
+        TypeError: when ``operator`` is no function of a view.
 
     Cost: ``probes * steps`` products.
 
     Reference: Ghorbani, Krishnan & Xiao 2019.
     """
+    check_operator("density", operator, "view")
 
     def read(view):
         matvec, size, dtype, _ = operator(view)
@@ -84,7 +86,8 @@ def gauss_newton_density(*, where: Any = None, **options: Any) -> Observable:
     """``density`` of the Gauss-Newton matrix as ``gauss_newton``; arguments as ``hessian_density``."""
 
     def operator(view):
-        return operators.gauss_newton(view.loss("gauss_newton_density"), view.params, view.batch, where=where)
+        view.f("gauss_newton_density")
+        return operators.gauss_newton(view.objective, view.params, view.batch, where=where)
 
     return density(operator, "gauss_newton", **options)
 
@@ -101,7 +104,8 @@ def ntk_density(*, where: Any = None, **options: Any) -> Observable:
     """
 
     def operator(view):
-        return operators.ntk(view.loss("ntk_density"), view.params, view.batch, where=where)
+        view.f("ntk_density")
+        return operators.ntk(view.objective, view.params, view.batch, where=where)
 
     return density(operator, "ntk", **options)
 
@@ -122,12 +126,14 @@ def layer_densities(operator: Callable[..., Operator], name: str, *, level: int 
         >>> import jax.numpy as jnp
         >>> from dynamics.losses import half_mse
         >>> from dynamics.types import Batch, Objective
-        >>> L, params = Objective(lambda p, x: x @ p["a"] @ p["b"], half_mse), {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 1))}
+        >>> L = Objective(lambda p, x: x @ p["a"] @ p["b"], half_mse)
+        >>> params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 1))}
         >>> read = layer_densities(operators.hessian, "hessian", probes=2, steps=2)
         >>> readings = read.update((), View(params, Batch(jnp.eye(2), jnp.ones((2, 1))), L))[1]
         >>> sorted(k for k in readings if k.endswith("trace"))
         ['hessian/a_trace', 'hessian/b_trace']
     """
+    check_operator("layer_densities", operator, "objective", "params", "batch", "where")
 
     def read(view):
         readings = {}

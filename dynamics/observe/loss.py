@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dynamics.losses import accuracy as share_right
 from dynamics.types import Array, Observable, factory
@@ -27,7 +27,7 @@ def loss() -> Observable:
 @factory("accuracy()")
 def accuracy() -> Observable:
     """Reads ``accuracy``, the share of samples that the network gets right (see ``losses.accuracy``)."""
-    return scores(accuracy=share_right)
+    return _scored("accuracy", {"accuracy": share_right})
 
 
 @factory("scores(name=function)")
@@ -41,13 +41,17 @@ def scores(**functions: Callable[[Array, Array], Array]) -> Observable:
         >>> import jax.numpy as jnp
         >>> from dynamics.losses import mse
         >>> from dynamics.types import Batch, Objective, View
-        >>> view = View(jnp.ones((2, 1)), Batch(jnp.ones((3, 2)), jnp.zeros((3, 1))), Objective(lambda p, x: x @ p, mse))
+        >>> L, batch = Objective(lambda p, x: x @ p, mse), Batch(jnp.ones((3, 2)), jnp.zeros((3, 1)))
+        >>> view = View(jnp.ones((2, 1)), batch, L)
         >>> float(scores(error=mse).update((), view)[1]["error"])
         4.0
     """
+    return _scored("scores", functions)
 
+
+def _scored(reader: str, functions: Mapping[str, Callable[[Array, Array], Array]]) -> Observable:
     def read(view):
-        f = view.f("scores")(view.params, view.batch.x)
+        f = view.f(reader)(view.params, view.batch.x)
         return {name: function(f, view.batch.y) for name, function in functions.items()}
 
     return Observable.of_view(read)

@@ -7,18 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynamics.types import Observable
+from dynamics.types import Array, Observable
 
 
-def seldom(observable: Any, interval: int) -> Observable:
+def seldom(observable: Any, interval: int, *old: Any) -> Observable:
     """Reads at every ``interval``-th recorded step, counted from the first; NaN between, where nothing is computed.
 
     Args:
-        observable: with floating-point readings; a plain function is lifted.
+        observable: its integer and boolean readings become floats; a plain function is lifted.
         interval: a positive integer.
 
     Raises:
-        ValueError: unless ``interval >= 1``; at tracing, for a reading that is not floating.
+        ValueError: unless ``interval >= 1``.
+        TypeError: for what is no observable, and for a call in the form of 0.1.
 
     Example:
         >>> from dynamics.types import View
@@ -29,6 +30,11 @@ def seldom(observable: Any, interval: int) -> Observable:
         >>> float(values["b"]), float(later["b"])
         (2.0, nan)
     """
+    if old:
+        raise TypeError(
+            "seldom: got a cheap and a costly observable, as in 0.1; allowed: [cheap, seldom(costly, interval)] in the "
+            "list of observables"
+        )
     if not isinstance(interval, int) or interval < 1:
         raise ValueError(f"interval: got {interval!r}; allowed: an integer >= 1")
     pair = Observable.of(observable)
@@ -38,17 +44,25 @@ def seldom(observable: Any, interval: int) -> Observable:
 
     def update(memory, view):
         count, held = memory
-        shapes = jax.eval_shape(lambda held: pair.update(held, view)[1], held)
-        for name, shape in shapes.items():
-            if not jnp.issubdtype(shape.dtype, jnp.inexact):
-                raise ValueError(f"seldom: got the reading {name!r} of {shape.dtype}; allowed: floating ones")
+
+        def reading():
+            after, readings = pair.update(held, view)
+            return after, {name: floating(value) for name, value in readings.items()}
+
+        shapes = jax.eval_shape(lambda: reading()[1])
 
         def nothing():
             return held, {name: jnp.full(shape.shape, jnp.nan, shape.dtype) for name, shape in shapes.items()}
 
         # the run's own count is the same for all lanes: a branch on it stays one under vmap
         taken = count if view.reading is None else view.reading
-        held, readings = jax.lax.cond(taken % interval == 0, lambda: pair.update(held, view), nothing)
+        held, readings = jax.lax.cond(taken % interval == 0, reading, nothing)
         return (count + 1, held), readings
 
     return Observable(init, update)
+
+
+def floating(value: Any) -> Array:
+    """``value`` in a type that has a NaN."""
+    value = jnp.asarray(value)
+    return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(jnp.result_type(float))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from dynamics.runs.directory import config_difference
+from dynamics.runs.directory import config_difference, open_run
 from dynamics.runs.errors import BadInput, Unusable
+from dynamics.runs.journal import Journal
 from dynamics.runs.load import LoadedRun, damaged_files, load
 from dynamics.runs.lock import holder
+
+if TYPE_CHECKING:
+    from dynamics.types import Record
 
 
 class Row(NamedTuple):
@@ -64,10 +69,15 @@ def _glance(path: Path) -> tuple[str, str]:
         status = json.loads(held.get("status", '"running"'))
     except (sqlite3.Error, ValueError):
         return "damaged", ""
-    if status == "running" and holder(path / "lock") is None:
-        status = "interrupted"
+    if status in ("running", "interrupted"):
+        status = "running" if _in_use(path) else "interrupted"
     applicable = [claim["holds"] for claim in claims if claim["holds"] is not None]
     return status, f"{sum(applicable)}/{len(applicable)} hold" if claims else ""
+
+
+def _in_use(path: Path) -> bool:
+    """Whether someone writes to a run or to one of its parts."""
+    return any(holder(lock) is not None for lock in path.rglob("lock"))
 
 
 def print_list(root: Path) -> int:
@@ -123,7 +133,7 @@ def print_compare(path: Path, other: Path) -> int:
 
 
 def record_differences(mine: LoadedRun, theirs: LoadedRun) -> list[str]:
-    """One line a call: the same bits, or how far apart each reading is."""
+    """One line a call: the same bits, or how far apart each reading is; of axes that differ, where they agree."""
     import numpy as np
 
     lines = []
@@ -131,32 +141,55 @@ def record_differences(mine: LoadedRun, theirs: LoadedRun) -> list[str]:
         if label not in mine.records or label not in theirs.records:
             lines.append(f"{label}: only in {(mine if label in mine.records else theirs).path}")
             continue
-        first, second = mine.records[label], theirs.records[label]
+        first, second, where = _shared(mine.records[label], theirs.records[label])
+        label += where
         shared = [name for name in first.values if name in second.values]
         shapes = [first.values[name].shape == second.values[name].shape for name in shared]
-        if len(shared) < len(first.values) or not all(shapes) or not np.array_equal(first.step, second.step):
-            lines.append(f"{label}: other readings, shapes or steps")
+        same = list(first.axes) == list(second.axes) and np.array_equal(first.step, second.step)
+        if len(shared) < len(first.values) or not all(shapes) or not same:
+            lines.append(f"{label}: other readings, shapes, axes or steps")
             continue
         apart = {}
         for name in shared:
             a, b = first.values[name], second.values[name]
             if a.tobytes() != b.tobytes() or a.dtype != b.dtype:
                 with np.errstate(all="ignore"):
-                    apart[name] = float(np.nanmax(np.abs(np.subtract(a, b, dtype=float)), initial=0.0))
+                    apart[name] = float(
+                        np.nanmax(np.abs(np.subtract(a, b, dtype=np.result_type(a, b, float))), initial=0.0)
+                    )
         far = ", ".join(f"{name} by at most {by:.3g}" for name, by in apart.items())
         lines.append(f"{label}: " + (f"differs in {far}" if apart else "the same bits"))
     return lines
 
 
+def _shared(first: Record, second: Record) -> tuple[Record, Record, str]:
+    """Two records at the values that their axes share, and where that is, when it is not everywhere."""
+    import numpy as np
+
+    where = ""
+    for place, name in enumerate(first.axes if list(first.axes) == list(second.axes) else (), start=1):
+        held = [list(record.axes[name]) for record in (first, second)]
+        both = [value for value in held[0] if value in held[1]]
+        if held[0] == held[1]:
+            continue
+        where += f" at {name} = {', '.join(map(str, both)) or 'nothing shared'}"
+        rows = [np.array([own.index(value) for value in both], int) for own in held]
+        first, second = (
+            record._replace(values={key: np.take(value, row, place) for key, value in record.values.items()})
+            for record, row in zip((first, second), rows)
+        )
+    return first, second, where
+
+
 def tidy(root: Path, *, delete: bool) -> int:
     """Frees what finished runs no longer need (all checkpoints) and half-written files; the command ``gc``.
 
-    A run in use is left alone. A finished run keeps journal, claims and figures; it can no longer be forked, and a
-    damaged figure then means running it again.
+    A run in use, by itself or by workers, is left alone. A finished run keeps journal, claims and figures; it can no
+    longer be forked, and a damaged figure then means running it again.
     """
     freed = 0
     for path in run_folders(root):
-        if holder(path / "lock") is not None:
+        if _in_use(path):
             continue
         doomed = [*path.rglob(".*.part")]
         if _glance(path)[0] in ("finished", "diverged"):
@@ -188,7 +221,13 @@ def repeat(path: Path) -> int:
     module, config = cli.program_of(cli.module_named(about["module"]), old.config)
     twin = path.parent / f"{path.name[:93]}.repeat"
     kept = ("experiment", "module", "source", "description", "preset", "device", "seed", "command")
-    cli.execute(module, config, twin, {key: about.get(key) for key in kept}, quiet=False)
+    facts = {key: about.get(key) for key in kept}
+    with (
+        contextlib.closing(Journal(path / "run.sqlite", readonly=True)) as journal,
+        open_run(twin, config, **facts) as run,
+    ):
+        run.journal.set(division=journal.get("division", {}))  # lanes of other pieces may differ in their last bits
+    cli.execute(module, config, twin, facts, quiet=False)
     for line in differences(about, provenance()):
         print(f"platform: {line}")
     lines = record_differences(old, load(twin))

@@ -46,6 +46,11 @@ def main(name: str, argv: list[str] | None = None) -> NoReturn:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.code
+    except ImportError as error:
+        if "dynamics[" not in str(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = BadInput.code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         code = Interrupted.code
@@ -120,15 +125,16 @@ def run_experiment(module: ModuleType, experiment: str, argv: list[str], prog: s
     from dynamics.runs import specs, swept
     from dynamics.runs.flags import parse
 
-    own, title = module, (module.__doc__ or experiment).strip()
+    own, title, held = module, (module.__doc__ or experiment).strip(), {}
 
     def stored(base, early):
-        return _stored_config(type(base), Path(early["out"] or "runs") / experiment, early)
+        held.update(_stored_settings(Path(early["out"] or "runs") / experiment, early))
+        return _unswept(type(base), held) if held else None
 
     words = f"{title}\n\n{others}" if others else title
     config, options = parse(module.Config, specs.expanded(module.Config, argv), prog, words, stored)
-    _check(options)
-    values = specs.parse_sweep(module.Config, options.sweep)
+    values = specs.parse_sweep(module.Config, options.sweep) or held.get(swept.SWEEP, {})
+    _check(options, values)
     for cell in range(math.prod(map(len, values.values())) if values else 0):
         specs.cell_config(config, values, cell)
     seed = config.seed
@@ -166,7 +172,7 @@ def run_experiment(module: ModuleType, experiment: str, argv: list[str], prog: s
     return CLAIM_FAILS if any(claim["holds"] is False for claim in claims) else HOLDS
 
 
-def _check(options: Any) -> None:
+def _check(options: Any, swept: dict[str, list]) -> None:
     """Refuses options that would do nothing, or that no run could have.
 
     Raises:
@@ -177,9 +183,13 @@ def _check(options: Any) -> None:
     if options.workers < 1:
         raise BadInput(f"--workers: got {options.workers}; allowed: an integer >= 1")
     if options.sweep and (options.fork is not None or options.resume):
-        raise BadInput("--fork, --resume: not with --sweep, which resumes when the same command is given again")
-    if options.show is not None and not options.sweep:
+        raise BadInput("--fork, --resume: not with --sweep; they take that of the run --name")
+    if options.show is not None and not swept:
         raise BadInput("--show: only with --sweep")
+    if options.cluster is not None:
+        from dynamics.runs.cluster import checked
+
+        checked(options.cluster)
 
 
 def call(function: Any, config: Any, run: Any) -> Any:
@@ -192,9 +202,7 @@ def program_of(module: ModuleType, held: dict[str, Any]) -> tuple[Any, Any]:
     """What ran with stored settings, and these: a module and its Config, or a sweep of it."""
     from dynamics.runs import swept
 
-    values = held.get(swept.SWEEP, {})
-    config = config_from(module.Config, {name: value for name, value in held.items() if name != swept.SWEEP})
-    return swept.program(module, config, values)
+    return swept.program(module, _unswept(module.Config, held), held.get(swept.SWEEP, {}))
 
 
 def execute(
@@ -213,7 +221,8 @@ def execute(
 
     shares = workers if cluster is None else workers + 1
     with open_run(path, config, quiet=quiet, fork_of=fork_of, workers=shares, **about) as run:
-        claims = run.journal.get("claims") if run.finished and not _damaged(run) else None
+        done = run.finished and not _damaged(run) and getattr(module, "show", None) is None
+        claims = run.journal.get("claims") if done else None
         words = "already finished before (delete the run to repeat it),"
         if claims is None:
             with helped(path, workers, cluster):
@@ -241,6 +250,9 @@ def run_to_the_end(module: Any, config: Any, run: Run) -> list[dict[str, Any]]:
     except (Interrupted, KeyboardInterrupt) as error:
         close("interrupted")
         raise Interrupted(str(error) or "interrupted") from error
+    except BadInput:
+        close("interrupted")
+        raise
     except RunError:
         raise
     except OSError as error:
@@ -311,19 +323,27 @@ def _number(claim: dict[str, Any], key: str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _stored_config(cls: type, root: Path, early: dict[str, str | None]) -> Any:
-    """The settings of the run that ``--resume`` or ``--fork`` continues, or None."""
+def _stored_settings(root: Path, early: dict[str, str | None]) -> dict[str, Any]:
+    """The settings of the run that ``--resume`` or ``--fork`` continues; none where there is no such run."""
     wanted = early["name"]
     if not wanted or (early["resume"] is None and early["fork"] is None):
-        return None
+        return {}
     path = root / checked_name(wanted) / "run.sqlite"
     if not path.is_file():
-        return None
+        return {}
     try:
         with contextlib.closing(Journal(path, readonly=True)) as journal:
-            return config_from(cls, journal.get("config", {}))
+            return journal.get("config", {})
     except Damaged:  # opening it for writing says what can be done
-        return None
+        return {}
+
+
+def _unswept(cls: type, held: dict[str, Any]) -> Any:
+    """The Config in stored settings; of a sweep, that of its first cell."""
+    from dynamics.runs.swept import SWEEP
+
+    shared = {name: value for name, value in held.items() if name != SWEEP}
+    return config_from(cls, {**shared, **{name: values[0] for name, values in held.get(SWEEP, {}).items()}})
 
 
 def config_from(cls: type, held: dict[str, Any]) -> Any:

@@ -26,6 +26,17 @@ def submit(path: Path, workers: int, where: str) -> list[Any]:
         BadInput: for another engine or a parameter without a value.
         ImportError: without submitit; the message names the extra.
     """
+    submitit, engine, given = checked(where)
+    executor = submitit.AutoExecutor(folder=path / "jobs", cluster=engine)
+    executor.update_parameters(**{**DEFAULTS, **given})
+    with executor.batch():
+        jobs = [executor.submit(_work, str(path.resolve())) for _ in range(workers)]
+    print(f"submitted {len(jobs)} workers to {engine}: {', '.join(str(job.job_id) for job in jobs)}")
+    return jobs
+
+
+def checked(where: str) -> tuple[Any, str, dict[str, Any]]:
+    """The module ``submitit``, the engine and its parameters; raises as ``submit`` does."""
     engine, _, text = where.partition(":")
     pairs = [part.split("=", 1) for part in text.split(",") if part]
     if engine not in ("slurm", "local") or any(len(pair) != 2 for pair in pairs):
@@ -34,13 +45,7 @@ def submit(path: Path, workers: int, where: str) -> list[Any]:
         import submitit
     except ImportError as error:
         raise ImportError("workers on a cluster need submitit: pip install 'dynamics[slurm]'") from error
-    executor = submitit.AutoExecutor(folder=path / "jobs", cluster=engine)
-    given = {key: int(value) if value.isdigit() else value for key, value in pairs}
-    executor.update_parameters(**{**DEFAULTS, **given})
-    with executor.batch():
-        jobs = [executor.submit(_work, str(path.resolve())) for _ in range(workers)]
-    print(f"submitted {len(jobs)} workers to {engine}: {', '.join(str(job.job_id) for job in jobs)}")
-    return jobs
+    return submitit, engine, {key: int(value) if value.isdigit() else value for key, value in pairs}
 
 
 def _work(path: str) -> int:

@@ -11,18 +11,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamics.runs.errors import BadInput, Unusable
-from dynamics.runs.files import digest, json_text, pack, plain, write_bytes
-from dynamics.runs.journal import FORMAT, Journal, root
+from dynamics.runs.files import digest, json_text, pack, plain, require_no_grid, write_bytes
+from dynamics.runs.journal import CHAINED, FORMAT, Journal, root
 from dynamics.runs.lock import Lock
 from dynamics.runs.pacing import Budget
 from dynamics.runs.provenance import differences, now, provenance
 from dynamics.runs.salvage import open_journal
 from dynamics.runs.signals import on_stop
+from dynamics.runs.trackers import log_record
 
 if TYPE_CHECKING:
     from dynamics.types import Record
@@ -77,16 +78,18 @@ class Run:
     @property
     def simulate(self):
         """``evolve.simulate``, durable: give it to an experiment's ``run``."""
+        from dynamics.evolve import simulate
         from dynamics.runs.driver import durable_simulate
 
-        return partial(durable_simulate, self)
+        return update_wrapper(partial(durable_simulate, self), simulate)
 
     @property
     def study(self):
         """``evolve.study``, durable: give it to an experiment's ``run``."""
+        from dynamics.evolve import study
         from dynamics.runs.study import durable_study
 
-        return partial(durable_study, self)
+        return update_wrapper(partial(durable_study, self), study)
 
     @property
     def finished(self) -> bool:
@@ -97,7 +100,14 @@ class Run:
 
         Raises:
             ValueError: when it was used before in this run.
+            Unusable: in a run of format 2, whose calls were others.
         """
+        held = self.journal.get("schema", FORMAT)
+        if CHAINED <= held < FORMAT:
+            raise Unusable(
+                f"{self.path}: has format {held}, of dynamics 0.1, which this version reads and does not continue; "
+                "use another --name, or --fork NEW to continue from what is there"
+            )
         label = f"call-{len(self._labels)}" if label is None else str(label)
         if label in self._labels:
             raise ValueError(f"label: got {label!r} a second time; allowed: a distinct label for each call of simulate")
@@ -152,9 +162,10 @@ class Run:
         self.inherited.discard(label)
         self.journal.set(inherited=sorted(self.inherited))
 
-    def track(self, label: str, step: int, scalars: Mapping[str, float]) -> None:
+    def track(self, label: str, record: Record) -> None:
+        """Sends what was just read to the tracker."""
         if self.tracker is not None:
-            self.tracker.log(label, step, scalars)
+            log_record(self.tracker, record, label)
 
     def diverged(self, label: str, found: dict[str, Any]) -> None:
         held = self.journal.get("diverged", {})
@@ -225,7 +236,7 @@ def open_run(
         config: the run's settings (a dataclass or mapping); must be the ones it was begun with.
         quiet: no progress bars.
         fork_of: the directory of a run whose state this new one continues.
-        tracker: a ``runs.trackers.Tracker`` that gets scalar readings too.
+        tracker: a ``runs.trackers.Tracker`` that gets the readings too, as ``log_record`` sends them.
         workers: processes that shall share its studies: each is cut into so many pieces at least.
         about: further entries of ``provenance.json`` (``command``, ``preset``, ``experiment``).
 
@@ -267,6 +278,7 @@ def _opened(
     """The directory locked, its journal open and its settings checked."""
     if fork_of is not None and not (Path(fork_of) / "run.sqlite").is_file():
         raise BadInput(f"fork: got {str(fork_of)!r}; allowed: a run that exists (there is no run.sqlite)")
+    require_no_grid(path)
     lock = journal = None
     try:
         try:
@@ -282,10 +294,9 @@ def _opened(
             print(f"warning: {path} has no run.sqlite; starting again from step 0", file=sys.stderr)
         journal, mended = open_journal(file)
         journal.require_format()
-        if forked:
-            journal.set(config=None, inherited=journal.labels())
-        source = journal.get("forked", None) if fork_of is None else str(Path(fork_of).resolve())
-        journal.set(forked=source)
+        if fork_of is not None and forked:
+            journal.set(config=None, inherited=journal.labels(), forked=str(Path(fork_of).resolve()))
+        source = journal.get("forked")
         source = None if source is None else Path(source)
         run = Run(path, journal, quiet=quiet, tracker=tracker, source=source, workers=workers)
         for text in mended:

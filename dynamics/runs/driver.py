@@ -66,7 +66,7 @@ def journalled(run: Run, call: Call, label: str, about: dict[str, Any]) -> tuple
     """A checked call under a label that the run has entered.
 
     Args:
-        about: what its header says beside steps and inputs: ``dt``, and of lanes ``axes``.
+        about: what its header says beside steps and inputs: ``dt``, and of lanes ``axes`` and ``cells``.
     """
     state, data, targets = call.state, call.data, call.targets
     header = {
@@ -88,7 +88,7 @@ def journalled(run: Run, call: Call, label: str, about: dict[str, Any]) -> tuple
     values = progress.values()
     if call.dynamics.objective_at is not None:
         run.journal.set(frozen=sorted({*run.journal.get("frozen", []), label}))
-    run.diverged(label, _diverged(call.dynamics, carry, targets, values))
+    run.diverged(label, _diverged(call.dynamics, carry, targets, values, about.get("cells")))
     return carry.state, Record(targets, times(call.dynamics.dt, targets), values)
 
 
@@ -142,9 +142,7 @@ class _Call:
     def _keep(self, piece: Piece, values: dict[str, Any]) -> None:
         rows = {name: checkpoint.to_host(value)[piece.read] for name, value in values.items()}
         self.fresh.append({"step": piece.targets[piece.read], **rows})
-        for at, step in enumerate(self.fresh[-1]["step"]):
-            scalars = {name: float(value[at]) for name, value in rows.items() if value.ndim == 1}
-            self.run.track(self.label, int(step), scalars)
+        self.run.track(self.label, Record(self.fresh[-1]["step"], self.fresh[-1]["step"], rows))
 
     def commit(self, carry: Carry, now: int, last: bool) -> None:
         """Checkpoint, then one transaction; then the checkpoint before the last one may go."""
@@ -184,8 +182,14 @@ def _require_space(run: Run, carry: Carry) -> None:
         raise Unusable(f"{run.path}: the disk has {free} bytes free and the checkpoints need {needed}; nothing was run")
 
 
-def _diverged(dynamics: Dynamics, carry: Carry, targets: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Lanes whose parameters or readings left the finite numbers, and the first recorded step at which they had."""
+def _diverged(
+    dynamics: Dynamics, carry: Carry, targets: np.ndarray, values: dict[str, np.ndarray], cells: list[int] | None
+) -> dict[str, Any]:
+    """Lanes whose parameters or readings left the finite numbers, and the first recorded step at which they had.
+
+    Args:
+        cells: of a study the lanes' cells, by which they are then named; lanes beyond them fill up.
+    """
     lanes = len(carry.state.lane) if isinstance(carry.state, LaneState) else None
     count = lanes or 1
 
@@ -207,5 +211,6 @@ def _diverged(dynamics: Dynamics, carry: Carry, targets: np.ndarray, values: dic
             bad = ~(np.isfinite(wrong) | unknown).all(-1)  # [T, lanes]
             at = np.where(bad.any(0), targets[bad.argmax(0)], -1)
             first = np.where((first < 0) | ((at >= 0) & (at < first)), at, first)
-    lost = np.flatnonzero(~finite)
-    return {"lanes": lost.tolist(), "of": count, "first_step": first[lost].tolist()} if len(lost) else {}
+    names = np.arange(count) if cells is None else np.array(cells)
+    lost = np.flatnonzero(~finite[: len(names)])
+    return {"lanes": names[lost].tolist(), "of": len(names), "first_step": first[lost].tolist()} if len(lost) else {}

@@ -64,8 +64,10 @@ def _run_netcdf(run: LoadedRun) -> Callable[[Path], None]:
     def write(file: Path) -> None:
         groups = _allowed(run.records, ())
         for at, (label, record) in enumerate(run.records.items()):
-            names, values = _variables(record.values, ("step", "time", *record.axes))
-            dataset = record._replace(values=values).to_dataset({"label": label, **about})
+            known = _allowed(record.lengths, ())
+            lengths = {known[name]: held for name, held in record.lengths.items()}
+            names, values = _variables(record.values, ("step", "time", *record.axes, *(f"{n}_length" for n in lengths)))
+            dataset = record._replace(values=values, lengths=lengths).to_dataset({"label": label, **about})
             _note_names(dataset, names)
             dataset.to_netcdf(file, mode="a" if at else "w", group=groups[label])
 

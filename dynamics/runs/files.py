@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from dynamics.runs.errors import Unusable
+
 MAGIC = b"dynamics-arrays-1\n"
 
 
@@ -39,6 +41,18 @@ def write_bytes(path: Path, *data: bytes | memoryview) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def require_no_grid(path: Path) -> None:
+    """Refuses a folder with a sweep of dynamics 0.1.
+
+    Raises:
+        Unusable: naming it.
+    """
+    if (path / "grid.json").is_file() and not (path / "run.sqlite").is_file():
+        raise Unusable(
+            f"{path}: holds a sweep of dynamics 0.1, which this version does not read; run it under a new name"
+        )
 
 
 def plain(value: Any) -> Any:

@@ -108,6 +108,7 @@ def _row(row: Row) -> str:
 def _settings(folder: Path) -> str:
     try:
         config: dict[str, Any] = read_json(folder / "config.json", {})
+        config |= swept if isinstance(swept := config.get("sweep"), dict) else {}
     except (ValueError, OSError):
         return "unreadable config.json"
     text = " ".join(f"{key}={shown(value)}" for key, value in config.items() if not isinstance(value, dict))

@@ -18,8 +18,8 @@ from dynamics.runs.errors import Damaged, Unusable
 from dynamics.runs.files import digest
 
 FORMAT = 3
-"""The format of journals that are begun now, as their entry ``schema``. Format 3 has calls on named axes; 2 is read;
-format 1 did not chain a call's chunks to what it was asked."""
+"""The format of journals that are begun now, as their entry ``schema``. Format 3 has calls on named axes; 2 is read
+and not continued; format 1 did not chain a call's chunks to what it was asked."""
 CHAINED = 2
 
 SCHEMA = """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dynamics.runs.errors import Unusable
-from dynamics.runs.files import digest, unpack
+from dynamics.runs.files import digest, require_no_grid, unpack
 from dynamics.runs.journal import CHAINED, FORMAT, Chunk, Journal
 
 if TYPE_CHECKING:
@@ -54,10 +54,9 @@ def load(path: str | Path) -> LoadedRun:
     from dynamics.types import Claim
 
     path = Path(path)
+    require_no_grid(path)
     if not (path / "run.sqlite").is_file():
-        old = (path / "grid.json").is_file()
-        what = "a sweep of dynamics 0.1, which this version does not read: run it again" if old else "no run here"
-        raise Unusable(f"{path}: {what} (run.sqlite is missing)")
+        raise Unusable(f"{path}: no run here (run.sqlite is missing)")
     journal = Journal(path / "run.sqlite", readonly=True)
     try:
         journal.require_format()
@@ -116,15 +115,16 @@ def record_of(header: dict[str, Any], chunks: list[Chunk]) -> Record:
 
     A study of one piece has the lanes of ``cells`` in its rows, one of several pieces (``pieces``) its whole record.
     """
-    from dynamics.evolve.merge import merged
+    from dynamics.evolve.merge import labels_of, merged
     from dynamics.types import Record
 
     parts = [unpack(chunk.rows) for chunk in chunks]
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    step, dt, axes = values.pop("step"), header.get("dt", 1.0), dict(header.get("axes", ()))
+    step, dt = values.pop("step"), header.get("dt", 1.0)
+    axes = {name: [tuple(v) if isinstance(v, list) else v for v in held] for name, held in header.get("axes", ())}
     if "pieces" in header:
         lengths = {name[len(LENGTHS) :]: values.pop(name) for name in list(values) if name.startswith(LENGTHS)}
-        labels = {name: np.asarray(held) for name, held in axes.items()}
+        labels = {name: labels_of(held) for name, held in axes.items()}
         return Record(step, values.pop("time"), values, labels, lengths)
     if "axes" in header:
         cells = np.array(header["cells"], int)

@@ -39,7 +39,7 @@ def expanded(cls: type[Config], argv: list[str]) -> list[str]:
     for word in argv:
         head, equals, rest = word.partition("=")
         if word.startswith("--"):
-            flag, kind = head, axes.get(head)
+            flag, kind = head, axes.get(head.replace("_", "-"))
             if kind is None or not equals:
                 words.append(word)
                 continue
@@ -101,11 +101,9 @@ def parse_sweep(cls: type[Config], specs: tuple[str, ...]) -> dict[str, list]:
     for spec in specs:
         field, equals, text = spec.partition("=")
         field = field.lstrip("-").replace("-", "_")
-        if field in fields and (fields[field][1] or field == "seeds"):
-            flag = f"--{field.replace('_', '-')}"
-            raise BadInput(
-                f"sweep: got {spec!r}; {field} is an axis, all of whose values are one program: {flag} {text}"
-            )
+        if field in fields and field not in single:
+            line = "--seeds NUMBER" if field == "seeds" else f"--{field.replace('_', '-')} {text}"
+            raise BadInput(f"sweep: got {spec!r}; {field} is an axis, all of whose values are one program: {line}")
         if not equals or field not in single or field in swept:
             raise BadInput(f"sweep: got {spec!r}; allowed: FIELD=SPEC with each FIELD once, of {', '.join(single)}")
         swept[field] = values_of(f"sweep: {field}", text, fields[field][0])

@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import jax
 import numpy as np
 
 from dynamics.evolve.simulate import prepare
-from dynamics.evolve.study import Piece, Plan, planned, study, told_to_loop
-from dynamics.runs import checkpoint
+from dynamics.evolve.study import Piece, Plan, planned, told_to_loop
+from dynamics.runs import checkpoint, hosts
 from dynamics.runs.driver import journalled
-from dynamics.runs.errors import Interrupted, InUse
+from dynamics.runs.errors import Interrupted, InUse, Unusable
 from dynamics.runs.files import digest, plain
 from dynamics.types import Record
 
@@ -29,14 +30,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@functools.wraps(study)
 def durable_study(run: Run, *arguments: Any, **options: Any) -> Record:
     """``evolve.study`` in an open run: its arguments, and the same readings whether interrupted, shared or neither."""
     plan = planned(*arguments, **options)
     label = run.enter(plan.label)
-    pieces = plan.pieces(*_division(run, plan, label))
+    sizes = hosts.together(lambda: run.division(label) or run.divide(label, _sizes(plan, run.workers)))
+    pieces = plan.pieces(lambda name, count: sizes.get(name or ""))
     if len(pieces) == 1:
         return run.single(label, lambda: plan.merge([_run(run, pieces[0], label, plan)]))
+    if jax.process_count() > 1:
+        raise Unusable(
+            f"{run.path}: {label!r} is a study of {len(pieces)} pieces on {jax.process_count()} processes of "
+            "jax.distributed; allowed: one piece; pieces are shared by workers (--workers)"
+        )
     about = {"axes": _axes(plan), "pieces": [f"{i:05d}" for i in range(len(pieces))], "inputs": _digest(plan)}
     held = run.stored(label, about)
     if held is not None:
@@ -44,19 +50,21 @@ def durable_study(run: Run, *arguments: Any, **options: Any) -> Record:
     lost: dict[str, Any] = {"lanes": [], "of": plan.count, "first_step": []}
 
     def compute(piece: Piece, part: Run) -> Any:
-        found = _run(part, piece, piece.label or label, plan)
-        part.journal.set(status="finished")
-        return found, part.journal.get("diverged", {}).get(piece.label or label, {})
+        name = piece.label or label
+        if part.journal.header(name) is None and run.source is not None:
+            part.warn(f"{name!r} starts afresh in the fork: it had not begun, or in other pieces")
+        found = _run(part, piece, name, plan)
+        if not part.finished:
+            part.journal.set(status="finished")
+        return found, part.journal.get("diverged", {}).get(name, {})
 
     folders = [run.path / "pieces" / checkpoint.stem(label) / name for name in about["pieces"]]
     tasks = [functools.partial(compute, piece) for piece in pieces]
-    settings = [{"study": label, "inputs": about["inputs"], "cells": piece.cells.tolist()} for piece in pieces]
+    settings = [{"study": label, "cells": piece.cells.tolist()} for piece in pieces]
     found = taken_up(run, folders, settings, tasks)
-    for piece, (_, diverged) in zip(pieces, found):
-        for lane, step in zip(diverged.get("lanes", []), diverged.get("first_step", [])):
-            if lane < len(piece.cells):
-                lost["lanes"].append(int(piece.cells[lane]))
-                lost["first_step"].append(step)
+    for _, diverged in found:
+        for key in ("lanes", "first_step"):
+            lost[key] += diverged.get(key, [])
     record = plan.merge([part for part, _ in found])
     run.diverged(label, lost if lost["lanes"] else {})
     run.store(label, about, record)
@@ -72,16 +80,13 @@ def _run(run: Run, piece: Piece, label: str, plan: Plan) -> Any:
         return piece.part(journalled(run, call, label, about)[1], dt)
 
 
-def _division(run: Run, plan: Plan, label: str) -> tuple[Callable[[str | None, int], int | None], int]:
-    """How the study is cut, as it was when the run began: what ``Plan.pieces`` takes."""
-    held = run.division(label)
-    if held is None:
-        sizes: dict[str, int] = {}
-        for piece in plan.pieces(least=run.workers):
-            name = piece.group.label or ""
-            sizes[name] = max(sizes.get(name, 0), len(piece.cells))
-        held = run.divide(label, sizes)
-    return lambda name, count: held.get(name or ""), 1
+def _sizes(plan: Plan, workers: int) -> dict[str, int]:
+    """Lanes of a piece, by the name of their shape."""
+    sizes: dict[str, int] = {}
+    for piece in plan.pieces(least=workers):
+        name = piece.group.label or ""
+        sizes[name] = max(sizes.get(name, 0), len(piece.cells))
+    return sizes
 
 
 def taken_up(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynamics.evolve.merge import merged
 from dynamics.runs.files import plain
 from dynamics.runs.load import LoadedRun, load
 from dynamics.runs.specs import cell_config, cell_of
@@ -66,6 +67,7 @@ class Swept(NamedTuple):
                 "inputs": str(failed),
             }
             run.store(run.enter(label), header, record)
+            run.diverged(label, _diverged(loaded, label, count))
         return result
 
     def _cell(self, cell: int, part: Any) -> str:
@@ -126,36 +128,63 @@ class Result(NamedTuple):
 
 def _records(loaded: dict[int, LoadedRun], values: dict[str, list]) -> dict[str, Record]:
     """The cells' records as one a label, swept axes first; where all have the same axes of their own, these follow."""
-    from dynamics.evolve.merge import merged
-
     records = {}
     for label in dict.fromkeys(label for cell in loaded.values() for label in cell.records):
         own = {cell: run.records[label] for cell, run in loaded.items() if label in run.records}
-        parts = [(np.array([cell]), np.ones(1), _one_lane(record)) for cell, record in own.items()]
-        whole = merged(parts, values)
         axes = [{name: list(held) for name, held in record.axes.items()} for record in own.values()]
-        same = axes and all(held == axes[0] for held in axes) and not axes[0].keys() & values.keys()
-        records[label] = whole._replace(axes={**whole.axes, **next(iter(own.values())).axes}) if same else whole
-    measured: dict[str, np.ndarray] = {}
+        same = all(held == axes[0] for held in axes) and not axes[0].keys() & values.keys()
+        inner = axes[0] if same else {}
+        lanes = math.prod(map(len, inner.values()))
+        parts = [
+            (cell * lanes + np.arange(lanes), np.ones(lanes), _flat(record, len(inner), lanes))
+            for cell, record in own.items()
+        ]
+        whole = merged(parts, {**values, **inner})
+        time = whole.values.pop("time")
+        first = np.nanmax(time.reshape(len(time), math.prod(time.shape[1:])), axis=1)
+        alike = np.isnan(time) | (time == first.reshape(-1, *(1,) * (time.ndim - 1)))
+        records[label] = whole._replace(time=first if np.all(alike) else time)
+    return {**records, CLAIMS: _measured(loaded, values)}
+
+
+def _diverged(loaded: dict[int, LoadedRun], label: str, count: int) -> dict[str, Any]:
+    """The diverged lanes of the cells, numbered over ``count`` cells; nothing where there are none."""
+    lost: dict[str, Any] = {"lanes": [], "of": 0, "first_step": []}
+    for cell, run in loaded.items():
+        held = run.diverged.get(label)
+        if held:
+            lost["lanes"] += [cell * held["of"] + lane for lane in held["lanes"]]
+            lost["of"] = count * held["of"]
+            lost["first_step"] += held["first_step"]
+    return lost if lost["lanes"] else {}
+
+
+def _measured(loaded: dict[int, LoadedRun], values: dict[str, list]) -> Record:
+    """What the cells' claims have measured, ``[1, *swept]``; NaN where that is no number."""
+    shape = tuple(len(held) for held in values.values())
+    found: dict[str, np.ndarray] = {}
     for cell, run in loaded.items():
         for claim in run.claims:
             if isinstance(claim.measured, (int, float)):
-                measured.setdefault(claim.name, np.full(math.prod(map(len, values.values())), np.nan))[cell] = (
-                    claim.measured
-                )
-    shape = (1, *(len(held) for held in values.values()))
-    axes = {name: np.asarray(held) for name, held in values.items()}
-    readings = {name: held.reshape(shape) for name, held in measured.items()}
-    return {**records, CLAIMS: Record(np.zeros(1, int), np.zeros(1), readings, axes)}
+                found.setdefault(claim.name, np.full((1, *shape), np.nan)).flat[cell] = claim.measured
+    return Record(np.zeros(1, int), np.zeros(1), found, {name: np.asarray(held) for name, held in values.items()})
 
 
-def _one_lane(record: Record) -> Record:
-    values = {name: np.asarray(value)[:, None] for name, value in record.values.items()}
-    return Record(record.step, record.step, values)
+def _flat(record: Record, depth: int, lanes: int) -> Record:
+    """A cell's readings, its ``depth`` axes as one of ``lanes``, with its time as a reading."""
+
+    def flat(value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        return array.reshape(len(array), lanes, *array.shape[1 + depth :])
+
+    time = np.asarray(record.time)
+    time = np.repeat(time[:, None], lanes, axis=1) if time.ndim == 1 else flat(time)
+    return Record(record.step, None, {"time": time, **{name: flat(value) for name, value in record.values.items()}})
 
 
 def program(module: ModuleType, config: Any, values: dict[str, list], show: str | None = None) -> tuple[Any, Any]:
     """What is run, and its settings as they are stored: the module and its Config, or a sweep of it."""
     if not values:
         return module, config
-    return Swept(module, config, values, show), {**plain(config), SWEEP: values}
+    shared = {name: value for name, value in plain(config).items() if name not in values}
+    return Swept(module, config, values, show), {**shared, SWEEP: values}

@@ -6,15 +6,19 @@ the run goes on.
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from dynamics.types import PyTree, Record
+from dynamics.record import Record
+
+T = TypeVar("T")
 
 
 class Tracker(NamedTuple):
@@ -92,12 +96,13 @@ def log_record(tracker: Tracker, record: Record, label: str = "", *, most: int =
         record: readings ``{name: [T, ...]}``.
         label: put before each name.
         most: a reading with up to this many entries a step is sent entry by entry, as ``name/0``, ``name/1``, ...;
-            larger ones stay in the Record alone. Entries that are not finite are left out.
+            larger and complex ones stay in the Record alone. Entries that are not finite are left out.
     """
     columns: dict[str, np.ndarray] = {}
     for name, value in record.values.items():
-        flat = np.asarray(value, dtype=float).reshape(len(record.step), -1)
-        if flat.shape[1] <= most:
+        size = math.prod(np.shape(value)[1:])
+        if size <= most and np.asarray(value).dtype.kind != "c":
+            flat = np.asarray(value, dtype=float).reshape(len(record.step), size)
             single = np.ndim(value) == 1
             columns.update({name if single else f"{name}/{index}": column for index, column in enumerate(flat.T)})
     for row, step in enumerate(np.asarray(record.step)):
@@ -105,29 +110,30 @@ def log_record(tracker: Tracker, record: Record, label: str = "", *, most: int =
         tracker.log(label, int(step), values)
 
 
-def tracked(simulate: Callable[..., tuple[PyTree, Record]], tracker: Tracker) -> Callable[..., tuple[PyTree, Record]]:
-    """A ``simulate`` that also sends each Record to ``tracker`` when its loop ends: ``run(config, tracked(...))``.
+def tracked(loop: Callable[..., T], tracker: Tracker) -> Callable[..., T]:
+    """A ``study`` or ``simulate`` that also sends its Record to ``tracker`` at its end: ``run(config, tracked(...))``.
 
     The first failure of the tracker is a warning, after which it is left alone; the run never sees it.
 
     Args:
-        simulate: the pure loop or a durable driver.
+        loop: ``evolve.study`` or ``evolve.simulate``, or a durable one.
         tracker: where readings go.
     """
     alive = True
 
-    def tracked_simulate(*arguments, label: str | None = None, **options):
+    @functools.wraps(loop)
+    def tracked_loop(*arguments: Any, label: str | None = None, **options: Any) -> T:
         nonlocal alive
-        state, record = simulate(*arguments, label=label, **options)
+        result: Any = loop(*arguments, label=label, **options)
         if alive:
             try:
-                log_record(tracker, record, label or "")
+                log_record(tracker, result if isinstance(result, Record) else result[1], label or "")
             except Exception as error:
                 alive = False
                 warnings.warn(f"tracker dropped: {type(error).__name__}: {error}", stacklevel=2)
-        return state, record
+        return result
 
-    return tracked_simulate
+    return tracked_loop
 
 
 def _joined(label: str, name: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from dynamics.runs.directory import Follower
 from dynamics.runs.errors import Damaged, Interrupted, RunError, Unusable
+from dynamics.runs.files import require_no_grid
 from dynamics.runs.journal import Journal
 from dynamics.runs.load import record_of
 from dynamics.runs.lock import holder
@@ -24,7 +25,6 @@ from dynamics.runs.signals import on_stop
 from dynamics.types import Record
 
 T = TypeVar("T")
-PATIENCE = 3.0  # seconds that a worker waits for a run that nobody holds
 
 
 class Left(RunError):
@@ -99,6 +99,7 @@ def work(path: Path) -> int:
     from dynamics.runs import cli
 
     path = Path(path)
+    require_no_grid(path)
     if not (path / "run.sqlite").is_file():
         raise Unusable(f"{path}: no run here (run.sqlite is missing)")
     with contextlib.closing(Journal(path / "run.sqlite", readonly=True)) as journal:

@@ -11,9 +11,8 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 from dynamics.evolve import every
-from dynamics.losses import half_mse
-from dynamics.types import Claim, Dynamics, Model, Record
-from experiments.edge_of_stability._digits import digits, ends_early, network, starts
+from dynamics.types import Claim, Observable, Readings, Record, View
+from experiments.edge_of_stability._digits import ends_early, setting
 
 SOURCE = "Cohen, Damian et al. 2024"
 WINDOW = 10  # steps on either side of a running mean
@@ -28,7 +27,7 @@ def run_central(config, descent: Record, ratio, make: Callable, simulate, earlie
         config: ``samples``, ``width``, ``depth``, ``eta``, ``seed`` and ``flow_steps``.
         descent: of ``train_grid``, for its steps.
         ratio: ``[T, etas, seeds]``, sharpness over its threshold.
-        make: ``(model, eta) -> (optimiser, flow, begin)``, ``begin(state) -> CentralStart``.
+        make: ``(L, eta) -> (optimiser, flow, begin)``, ``begin(state) -> CentralStart``.
         simulate: the time loop.
         earliest: step before which the flow does not start.
     """
@@ -38,43 +37,31 @@ def run_central(config, descent: Record, ratio, make: Callable, simulate, earlie
     begin, key = max(int(descent.step[max(above[0] - 1, 0)]), earliest), jax.random.key(config.seed)
     if begin > config.steps:
         return {}
-    data, model = digits(config.samples, config.seed), network(config.width, config.depth)
-    start = jax.tree.map(lambda leaf: leaf[0], starts(model, data.train.x.shape[1], config.seed, 1))
-    optimiser, flow, first = make(model, max(config.eta))
-    state, _ = simulate(optimiser, read_loss, optimiser.init(start), data, begin, key, [begin], label="approach")
-    found = {}
+    data, L, start = setting(config)
+    optimiser, flow, first = make(L, max(config.eta))
+    state, _ = simulate(optimiser, start(0), data, steps=begin, key=key, label="approach")
+    steps, found = every(1, config.flow_steps), {}
     for name, dynamics, initial, read in (
-        ("discrete", optimiser, state, read_path(model, optimiser)),
-        ("central", flow, flow.init(first(state)), read_flow(model, flow)),
+        ("discrete", optimiser, state, read_path),
+        ("central", flow, flow.init(first(state)), read_flow),
     ):
-        at = every(1, config.flow_steps)
-        _, record = simulate(dynamics, read, initial, data, config.flow_steps, key, at, label=name)
-        found[name] = record._replace(step=np.asarray(record.step) + begin)
+        _, record = simulate(
+            dynamics, None, data, train=Observable.of_view(read), steps=config.flow_steps, record_at=steps, key=key,
+            state=initial, label=name,
+        )  # fmt: skip
+        found[name] = record._replace(step=record.step + begin, time=(record.step + begin) * dynamics.dt)
     return found
 
 
-def read_loss(state, data):
-    return {"loss": state.loss}
+def read_path(view: View) -> Readings:
+    return {"params": ravel_pytree(view.params)[0], "loss": view.loss("the path")(view.params, view.batch)}
 
 
-def read_path(model: Model, dynamics: Dynamics):
-    def read(state, data):
-        params = dynamics.params(state)
-        return {"params": ravel_pytree(params)[0], "loss": half_mse(model.apply(params, data.train.x), data.train.y)}
-
-    return read
-
-
-def read_flow(model: Model, flow: Dynamics):
+def read_flow(view: View) -> Readings:
     """As ``read_path``, with the mean loss of the oscillating iterate, ``L + <H, Sigma> / 2``, and the sharpness."""
-    path = read_path(model, flow)
-
-    def read(state, data):
-        found = path(state, data)
-        spread = 0.5 * jnp.sum(state.eigenvalues * jnp.diagonal(state.covariance))
-        return {**found, "loss": found["loss"] + spread, "sharpness": state.eigenvalues[0]}
-
-    return read
+    found, state = read_path(view), view.state
+    spread = 0.5 * jnp.sum(state.eigenvalues * jnp.diagonal(state.covariance))
+    return {**found, "loss": found["loss"] + spread, "sharpness": state.eigenvalues[0]}
 
 
 def central_claims(records: dict[str, Record], config, ratio) -> list[Claim]:

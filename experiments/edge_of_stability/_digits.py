@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,9 +29,21 @@ def network(width: int, depth: int) -> Model:
     return stax.serial(*layers, stax.Dense(10, **dense))
 
 
-def start(model: Model, inputs: int, seed: int, lane) -> Any:
-    """The start of a seed."""
-    return model.init(jax.random.fold_in(jax.random.key(seed), lane.seed), (-1, inputs))[1]
+def setting(config, loss=half_mse, data: Data | None = None) -> tuple[Data, Objective, Callable[[int], Any]]:
+    """``(data, L, start)``: digits unless given, the tanh network's objective, and ``start(number)`` of a seed.
+
+    Args:
+        config: ``samples``, ``width``, ``depth`` and ``seed``.
+        loss: of the objective.
+        data: what it is trained on.
+    """
+    data = digits(config.samples, config.seed) if data is None else data
+    model, key = network(config.width, config.depth), jax.random.key(config.seed)
+
+    def start(number: int) -> Any:
+        return model.init(jax.random.fold_in(key, number), (-1, data.train.x.shape[1]))[1]
+
+    return data, Objective(model.apply, loss), start
 
 
 def late(values, share: float = 1 / 3) -> np.ndarray:
@@ -43,21 +56,18 @@ def train_grid(config, make, read, study, *, loss=half_mse, data: Data | None = 
     """Trains the tanh network for every (eta, seed) as one program; values are ``[T, etas, seeds]``.
 
     Args:
-        config: ``samples``, ``width``, ``depth``, ``eta``, ``seeds``, ``seed``, ``steps`` and ``record_every``.
+        config: that of ``setting``, and ``eta``, ``seeds``, ``steps`` and ``record_every``.
         make: ``(L, eta) -> Dynamics``.
         read: ``eta -> observables``; the training loss before the last update is read besides.
         study: the pure or the durable one.
-        loss: of the objective.
-        data: digits unless given.
+        loss, data: as in ``setting``.
         at: recorded steps; every ``record_every`` unless given.
     """
-    data = digits(config.samples, config.seed) if data is None else data
-    model = network(config.width, config.depth)
-    L = Objective(model.apply, loss)
+    data, L, start = setting(config, loss, data)
     last = Observable.of_view(lambda view: {"loss": view.state.loss})
     return study(
         {"eta": config.eta, "seed": range(config.seeds)},
-        draw=lambda lane: start(model, data.train.x.shape[1], config.seed, lane),
+        draw=lambda lane: start(lane.seed),
         make=lambda lane: make(L, lane.eta),
         read=lambda lane: [*read(lane.eta), last],
         steps=config.steps,

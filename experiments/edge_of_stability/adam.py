@@ -16,16 +16,15 @@ from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive
-from dynamics.evolve import CentralStart, adaptive_central_flow, descent, every
-from dynamics.evolve import simulate as in_memory
-from dynamics.losses import half_mse
+from dynamics.evolve import CentralStart, adam, adaptive_central_flow, every
+from dynamics.evolve import simulate as in_memory_simulate
+from dynamics.evolve import study as in_memory
 from dynamics.observe import preconditioned_sharpness
-from dynamics.stability import adam_preconditioner, adam_threshold
+from dynamics.stability import adam_threshold
 from dynamics.types import Claim, Record
 from experiments.edge_of_stability._central import central_claims, check_flow, draw_central, run_central
 from experiments.edge_of_stability._digits import hovering_claims, ratio_figure, train_grid
@@ -80,30 +79,26 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    """Trains every (eta, seed) as one program."""
+def run(config: Config, study=in_memory, simulate=in_memory_simulate) -> Result:
+    """Trains every (eta, seed) as one program, then the central flow beside the largest eta's first seed."""
+    decays = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
 
-    def make(apply, eta):
-        return descent(apply, half_mse, optax.adam(eta, config.b1, config.b2, config.eps))
+    def make(L, eta):
+        return adam(L, eta, **decays)
 
-    def preconditioner(opt_state):
-        return adam_preconditioner(opt_state, b1=config.b1, b2=config.b2, eps=config.eps)
+    def read(eta):
+        return [preconditioned_sharpness()]
 
-    def observe(apply, dynamics, eta):
-        return preconditioned_sharpness(apply, half_mse, dynamics, preconditioner)
-
-    def beside(model, eta):
-        flow = adaptive_central_flow(
-            model.apply, half_mse, eta, b1=config.b1, b2=config.b2, eps=config.eps, k=config.flow_rank
-        )
-        return make(model.apply, eta), flow, lambda state: CentralStart(state.params, *corrected(state.opt_state[0]))
+    def beside(L, eta):
+        flow = adaptive_central_flow(L, eta, k=config.flow_rank, **decays)
+        return make(L, eta), flow, lambda state: CentralStart(state.params, *corrected(state.opt_state[0]))
 
     def corrected(moments):
         second = jax.tree.map(lambda nu: nu / (1 - config.b2**moments.count), moments.nu)
         return second, jax.tree.map(lambda mu: mu / (1 - config.b1**moments.count), moments.mu)
 
     at = every(config.record_every, config.steps)[1:]  # P means nothing before the first step
-    result = Result(config, {"descent": train_grid(config, make, observe, simulate, at=at)})
+    result = Result(config, {"descent": train_grid(config, make, read, study, at=at)})
     descent_record, forgotten = result.records["descent"], math.ceil(MEMORIES / (1 - config.b2))
     found = run_central(config, descent_record, ratio(result), beside, simulate, earliest=forgotten)
     result.records.update(found)

@@ -29,11 +29,11 @@ from matplotlib.figure import Figure
 
 from dynamics import config, linalg, operators
 from dynamics.config import Count, Positive
-from dynamics.evolve import gradient_descent
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import Drawn, gradient_descent
+from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
-from dynamics.types import Claim, Record
-from experiments.edge_of_stability._digits import digits, network, starts
+from dynamics.types import Claim, Objective, Record
+from experiments.edge_of_stability._digits import setting
 
 SOURCE = (
     "Granziol, Zohren & Roberts 2020, 'Learning rates as a function of batch size: a random matrix theory approach to "
@@ -81,59 +81,58 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """Trains each seed, then measures the extremes of batch Hessians."""
-    data, model = digits(config.samples, config.seed), network(config.width, config.depth)
-    start = starts(model, data.train.x.shape[1], config.seed, config.seeds)
-    dynamics, key = gradient_descent(model.apply, half_mse, config.eta), jax.random.key(config.seed)
-    columns = []
-    for i in range(config.seeds):
-        state = dynamics.init(jax.tree.map(lambda leaf, i=i: leaf[i], start))
-        state, _ = simulate(dynamics, read_loss, state, data, config.steps, key, [config.steps], label=f"seed {i}")
-        columns.append(measure(config, model.apply, state.params, data.train, jax.random.fold_in(key, i)))
-    values = {name: np.stack([column[name] for column in columns], -1)[None] for name in columns[0]}
-    once = np.array([config.steps])
-    return Result(config, {"batch": Record(once, once * config.eta, values)})
+    (data, L, start), key = setting(config), jax.random.key(config.seed)
+    trained = study(
+        {"seed": range(config.seeds)},
+        draw=lambda lane: start(lane.seed),
+        make=lambda lane: gradient_descent(L, config.eta),
+        read=[lambda params, batch: {"params": ravel_pytree(params)[0]}],
+        steps=config.steps, record_at=[config.steps], key=key, data=data, label="descent",
+    )  # fmt: skip
+    unravel, scattered = ravel_pytree(start(0))[1], jax.jit(partial(scattering, L.apply, config.rank))
+
+    def draw(lane):
+        params = unravel(jnp.asarray(trained.values["params"][-1, lane.seed]))
+        found = scattered(params, data.train, jax.random.fold_in(key, lane.seed))
+        return Drawn(params, values=dict(zip(("top", "within", "outside"), found)))
+
+    record = study(
+        {"batch_size": config.batch_size, "seed": range(config.seeds)},
+        draw,
+        make=None,
+        read=lambda lane: [measured(config, L, lane)],
+        steps=0, key=key, data=data, label="batch", loop=("batch_size",),
+    )  # fmt: skip
+    at = np.array([config.steps])
+    return Result(config, {"batch": record._replace(step=at, time=at * config.eta)})
 
 
-def read_loss(state, data):
-    return {"loss": state.loss}
+def measured(config: Config, L: Objective, lane):
+    """Reads the mean top eigenvalue of ``H_B`` over draws, with its error, beside the theory on the same batches."""
+    draws = config.draws * max(config.batch_size) // lane.batch_size
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), lane.seed), lane.batch_size)
 
-
-def measure(config: Config, apply, params, batch, key) -> dict:
-    """Mean top eigenvalue of ``H_B`` over draws for each B, with its error, beside the theory on the same batches."""
-    n, sizes = config.samples, np.asarray(config.batch_size)
-    draws = [config.draws * max(config.batch_size) // size for size in config.batch_size]
-
-    @partial(jax.jit, static_argnums=(3, 4))
-    def sampled(params, batch, key, size, draws):
+    def read(params, batch):
         def draw(key):
-            rows = jax.random.permutation(key, n)[:size]
+            rows = jax.random.permutation(key, config.samples)[: lane.batch_size]
             part = jax.tree.map(lambda leaf: leaf[rows], batch)
-            matvec, dimension, dtype, _ = operators.hessian(apply, half_mse, params, part)
+            matvec, dimension, dtype, _ = operators.hessian(L, params, part)
             start = jax.random.normal(jax.random.fold_in(key, 1), (dimension,), dtype)
             return linalg.extreme_eigenvalues(matvec, start, 25)[0].value
 
-        return linalg.mean_and_error(jax.lax.map(draw, jax.random.split(key, draws), batch_size=4))
+        top = linalg.mean_and_error(jax.lax.map(draw, jax.random.split(key, draws), batch_size=4))
+        theory = lifted(lane.top, lane.within, lane.outside, key, lane.batch_size, draws)
+        return {"batch_top": top.value, "batch_top_error": top.error, "theory": theory, "full": lane.top[0]}
 
-    top, within, outside = jax.jit(partial(scattering, apply, config.rank))(params, batch, key)
-    found, theory = [], []
-    for size, count in zip(config.batch_size, draws, strict=True):
-        drawn = jax.random.fold_in(key, size)
-        found.append(sampled(params, batch, drawn, size, count))
-        theory.append(lifted(top, within, outside, drawn, size, count))
-    return {
-        "batch_top": np.array([float(estimate.value) for estimate in found]),
-        "batch_top_error": np.array([float(estimate.error) for estimate in found]),
-        "theory": np.array([float(value) for value in theory]),
-        "full": np.full(sizes.shape, float(top[0])),
-    }
+    return read
 
 
 def scattering(apply, rank: int, params, batch, key):
     """Lambda ``[k]``; for every sample the rows of ``J_i U`` ``[n, c, k]`` in the basis in which ``J_i Q J_i^T`` is
     diagonal, and that diagonal ``[n, c]``."""
-    matvec, size, dtype, _ = operators.hessian(apply, half_mse, params, batch)
+    matvec, size, dtype, _ = operators.hessian(Objective(apply, half_mse), params, batch)
     pairs = linalg.eigenpairs(matvec, jax.random.normal(key, (size,), dtype), rank)
 
     def one(x):

@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from dynamics import config
 from dynamics.config import Count, Positive
 from dynamics.evolve import gradient_descent
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import study as in_memory
 from dynamics.losses import cross_entropy
-from dynamics.observe import readout, sharpness
+from dynamics.observe import sharpness
 from dynamics.stability import gradient_descent_threshold
 from dynamics.types import Batch, Claim, Data, Record
 from experiments.edge_of_stability._digits import digits, ends_early, ratio_figure, train_grid
@@ -65,19 +65,17 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """Trains every (eta, seed) on random labels as one program."""
     x = digits(config.samples, config.seed).train.x
     labels = jax.random.randint(jax.random.fold_in(jax.random.key(config.seed), 1), (config.samples,), 0, 10)
     data = Data(Batch(x, jnp.eye(10)[labels]))
 
-    def make(apply, eta):
-        return gradient_descent(apply, cross_entropy, eta)
+    def read(eta):
+        return [sharpness()]
 
-    def observe(apply, dynamics, eta):
-        return readout(dynamics, sharpness(apply, cross_entropy))
-
-    return Result(config, {"descent": train_grid(config, make, observe, simulate, data=data)})
+    record = train_grid(config, gradient_descent, read, study, loss=cross_entropy, data=data)
+    return Result(config, {"descent": record})
 
 
 def ratio(result: Result) -> np.ndarray:

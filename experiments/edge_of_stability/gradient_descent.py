@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive
 from dynamics.evolve import CentralStart, central_flow, gradient_descent
-from dynamics.evolve import simulate as in_memory
-from dynamics.losses import half_mse
-from dynamics.observe import readout, sharpness
+from dynamics.evolve import simulate as in_memory_simulate
+from dynamics.evolve import study as in_memory
+from dynamics.observe import sharpness
 from dynamics.stability import gradient_descent_threshold
 from dynamics.types import Claim, Record
 from experiments.edge_of_stability._central import central_claims, check_flow, run_central
@@ -69,28 +69,24 @@ class Config(config.Config):
 
 
 class Result(NamedTuple):
-    """``records['descent']``: ``[T, etas, seeds]``; ``['central']`` and ``['discrete']``: the flow and its lane
-    ``[T]``."""
+    """``records['descent']``: ``[T, etas, seeds]``; ``['central']`` and ``['discrete']``: the flow and the run that it
+    averages, ``[T]``."""
 
     config: Config
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory, simulate=in_memory_simulate) -> Result:
     """Trains every (eta, seed) as one program, then the central flow beside the largest eta's first seed."""
 
-    def make(apply, eta):
-        return gradient_descent(apply, half_mse, eta)
+    def read(eta):
+        return [sharpness(num_matvecs=CHEAP, threshold=gradient_descent_threshold(eta))]
 
-    def observe(apply, dynamics, eta):
-        threshold = gradient_descent_threshold(eta)
-        return readout(dynamics, sharpness(apply, half_mse, num_matvecs=CHEAP, threshold=threshold))
+    def beside(L, eta):
+        flow = central_flow(L, eta, k=config.flow_rank)
+        return gradient_descent(L, eta), flow, lambda state: CentralStart(state.params)
 
-    def beside(model, eta):
-        flow = central_flow(model.apply, half_mse, eta, k=config.flow_rank)
-        return gradient_descent(model.apply, half_mse, eta), flow, lambda state: CentralStart(state.params)
-
-    result = Result(config, {"descent": train_grid(config, make, observe, simulate)})
+    result = Result(config, {"descent": train_grid(config, gradient_descent, read, study)})
     found = run_central(config, result.records["descent"], ratio(result), beside, simulate)
     result.records.update(found)
     return result

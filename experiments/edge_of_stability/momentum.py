@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive
 from dynamics.evolve import CentralStart, central_flow, gradient_descent
-from dynamics.evolve import simulate as in_memory
-from dynamics.losses import half_mse
-from dynamics.observe import readout, sharpness
+from dynamics.evolve import simulate as in_memory_simulate
+from dynamics.evolve import study as in_memory
+from dynamics.observe import sharpness
 from dynamics.stability import momentum_threshold
 from dynamics.types import Claim, Record
 from experiments.edge_of_stability._central import central_claims, check_flow, draw_central, run_central
@@ -79,23 +79,22 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    """Trains every (eta, seed) as one program."""
+def run(config: Config, study=in_memory, simulate=in_memory_simulate) -> Result:
+    """Trains every (eta, seed) as one program, then the central flow beside the largest eta's first seed."""
 
-    def make(apply, eta):
-        return gradient_descent(apply, half_mse, eta, momentum=config.beta)
+    def make(L, eta):
+        return gradient_descent(L, eta, momentum=config.beta)
 
-    def observe(apply, dynamics, eta):
-        return readout(dynamics, sharpness(apply, half_mse, num_matvecs=8))
+    def read(eta):
+        return [sharpness(num_matvecs=8)]
 
-    def beside(model, eta):
-        flow = central_flow(model.apply, half_mse, eta, momentum=config.beta, k=config.flow_rank)
-        return make(model.apply, eta), flow, first
+    def beside(L, eta):
+        return make(L, eta), central_flow(L, eta, momentum=config.beta, k=config.flow_rank), first
 
     def first(state):
         return CentralStart(state.params, trace=state.opt_state[0].trace)
 
-    result = Result(config, {"descent": train_grid(config, make, observe, simulate)})
+    result = Result(config, {"descent": train_grid(config, make, read, study)})
     result.records.update(run_central(config, result.records["descent"], ratio(result), beside, simulate))
     return result
 

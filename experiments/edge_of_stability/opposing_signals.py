@@ -26,10 +26,11 @@ from matplotlib.figure import Figure
 from dynamics import config, linalg, operators
 from dynamics.config import Count, Positive
 from dynamics.evolve import every, gradient_descent
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
-from dynamics.types import Batch, Claim, Data, Record
-from experiments.edge_of_stability._digits import digits, network, starts
+from dynamics.observe import seldom
+from dynamics.types import Batch, Claim, Data, Objective, Record
+from experiments.edge_of_stability._digits import setting
 
 SOURCE = (
     "Rosenfeld & Risteski 2023, 'Outliers with opposing signals have an outsized effect on neural network optimization'"
@@ -69,65 +70,66 @@ class Config(config.Config):
 class Result(NamedTuple):
     """Losses of each sample in ``records['edge']``, ``['stable']`` (``[T, seeds, n]``) and ``['toy']`` (``[T, 1, n]``).
 
-    ``cosine [seeds]`` is between the two groups' gradients; ``alignment`` the toy's top eigenvector's share on s.
+    At the last step, ``['edge']`` has the ``cosine [T, seeds]`` between the two groups' gradients, and ``['toy']``
+    the ``alignment [T, 1]``, the top eigenvector's share on s.
     """
 
     config: Config
     records: dict[str, Record]
-    cosine: np.ndarray
-    alignment: float
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    """The toy, then digits at the edge and in the stable control."""
-    data, model = digits(config.samples, config.seed), network(config.width, config.depth)
-    start = starts(model, data.train.x.shape[1], config.seed, config.seeds)
-    records, cosine = {}, np.zeros(config.seeds)
-    for name, eta in (("edge", config.eta), ("stable", config.stable_eta)):
-        columns = []
-        for i in range(config.seeds):
-            first = jax.tree.map(lambda leaf, i=i: leaf[i], start)
-            state, record = follow(config, model.apply, first, data, eta, simulate, f"{name} {i}")
-            columns.append(np.asarray(record.values["losses"]))
-            if name == "edge":
-                cosine[i] = opposition(config, model.apply, state.params, data.train)
-        records[name] = record._replace(values={"losses": np.stack(columns, 1)})
-    records["toy"], alignment = run_toy(config, simulate)
-    return Result(config, records, cosine, alignment)
+def run(config: Config, study=in_memory) -> Result:
+    """Digits at the edge and in the stable control, then the toy."""
+    data, L, start = setting(config)
+
+    def along(eta, label, *last):
+        seeds = {"seed": range(config.seeds)}
+        return follow(config, L, eta, study, seeds, lambda lane: start(lane.seed), data, label, *last)
+
+    edge = along(config.eta, "edge", opposition(config, L))
+    return Result(config, {"edge": edge, "stable": along(config.stable_eta, "stable"), "toy": run_toy(config, study)})
 
 
-def follow(config: Config, apply, params, data: Data, eta: float, simulate, label: str):
-    """Every sample's loss over the last ``window`` steps."""
+def follow(config: Config, L: Objective, eta: float, study, axes, draw, data: Data, label: str, *last) -> Record:
+    """Every sample's loss over the last ``window`` steps, and what ``last`` reads at their end (and start)."""
 
-    def read(state, data):
-        f = apply(state.params, data.train.x)
-        return {"losses": 0.5 * jnp.sum((f - data.train.y) ** 2, -1)}
+    def losses(params, batch):
+        return {"losses": 0.5 * jnp.sum((L.apply(params, batch.x) - batch.y) ** 2, -1)}
 
-    dynamics, total = gradient_descent(apply, half_mse, eta), config.steps + config.window
-    at = config.steps + every(1, config.window)
-    return simulate(dynamics, read, dynamics.init(params), data, total, jax.random.key(config.seed), at, label=label)
+    return study(
+        axes,
+        draw,
+        make=lambda lane: gradient_descent(L, eta),
+        read=[losses, *(seldom(read, config.window) for read in last)],
+        steps=config.steps + config.window,
+        record_at=config.steps + every(1, config.window),
+        key=jax.random.key(config.seed),
+        data=data,
+        label=label,
+    )
 
 
-def opposition(config: Config, apply, params, batch: Batch) -> float:
-    """Cosine between the gradients of the two groups whose losses the next step moves most, one up and one down.
+def opposition(config: Config, L: Objective):
+    """Reads the cosine between the gradients of the two groups whose losses the next step moves most, up and down.
 
     A step moves a sample's loss by its gradient at the step's middle, times the step, up to the third order; at either
     end the oscillation has carried many samples across their own minimum.
     """
 
-    def mean_loss(p, rows=slice(None)):
-        return half_mse(apply(p, batch.x[rows]), batch.y[rows])
+    def read(params, batch):
+        def losses(p):
+            return 0.5 * jnp.sum((L.apply(p, batch.x) - batch.y) ** 2, -1)
 
-    def losses(p):
-        return 0.5 * jnp.sum((apply(p, batch.x) - batch.y) ** 2, -1)
+        step = jax.tree.map(lambda g: -config.eta * g, jax.grad(L)(params, batch))
+        middle, after = (jax.tree.map(lambda p, d, part=part: p + part * d, params, step) for part in (0.5, 1.0))
+        order = jnp.argsort(losses(after) - losses(params))
+        fell, rose = (
+            ravel_pytree(jax.grad(L)(middle, Batch(batch.x[rows], batch.y[rows])))[0]
+            for rows in (order[: config.group], order[-config.group :])
+        )
+        return {"cosine": jnp.vdot(fell, rose) / (jnp.linalg.norm(fell) * jnp.linalg.norm(rose))}
 
-    step = jax.tree.map(lambda g: -config.eta * g, jax.grad(mean_loss)(params))
-    middle, after = (jax.tree.map(lambda p, d, part=part: p + part * d, params, step) for part in (0.5, 1.0))
-    order = jnp.argsort(losses(after) - losses(params))
-    fell, rose = (
-        ravel_pytree(jax.grad(mean_loss)(middle, rows))[0] for rows in (order[: config.group], order[-config.group :])
-    )
-    return float(jnp.vdot(fell, rose) / (jnp.linalg.norm(fell) * jnp.linalg.norm(rose)))
+    return read
 
 
 def toy(config: Config) -> tuple[Data, tuple]:
@@ -141,20 +143,19 @@ def toy(config: Config) -> tuple[Data, tuple]:
     return Data(batch), params
 
 
-def toy_apply(params, x):
-    return x @ params[0] @ params[1]
-
-
-def run_toy(config: Config, simulate) -> tuple[Record, float]:
+def run_toy(config: Config, study) -> Record:
     data, params = toy(config)
+    L = Objective(lambda params, x: x @ params[0] @ params[1], half_mse)
+
+    def share(params, batch):
+        matvec, size, _, unravel = operators.hessian(L, params, batch)
+        top, _ = linalg.extreme_eigenvalues(matvec, jax.random.normal(jax.random.key(0), (size,)), 20)
+        weights = unravel(top.vector)[0]
+        return {"alignment": jnp.sum(weights[1] ** 2) / jnp.sum(weights**2)}
+
     # The opposing feature alone has curvature |a|^2 mean(s^2), and |a|^2 grows to about 1 once y is learnt.
     eta = 1.5 / (0.1 * config.strength**2)
-    state, record = follow(config, toy_apply, params, data, eta, simulate, "toy")
-    matvec, size, _, unravel = operators.hessian(toy_apply, half_mse, state.params, data.train)
-    top, _ = linalg.extreme_eigenvalues(matvec, jax.random.normal(jax.random.key(0), (size,)), 20)
-    weights = unravel(top.vector)[0]
-    share = float(jnp.sum(weights[1] ** 2) / jnp.sum(weights**2))
-    return record._replace(values={"losses": np.asarray(record.values["losses"])[:, None]}), share
+    return follow(config, L, eta, study, {"seed": [config.seed]}, lambda lane: params, data, "toy", share)
 
 
 def persistence(losses: np.ndarray, group: int) -> np.ndarray:
@@ -172,14 +173,13 @@ def persistence(losses: np.ndarray, group: int) -> np.ndarray:
 def claims(result: Result) -> list[Claim]:
     cfg, records = result.config, result.records
     edge, stable = (persistence(records[name].values["losses"], cfg.group) for name in ("edge", "stable"))
+    cosine, alignment = records["edge"].values["cosine"][-1], records["toy"].values["alignment"][-1, 0]
     name = "correlation of successive loss changes, largest movers"
     return [
         Claim.at_most(f"{name}, at the edge (eta = {cfg.eta:g}), worst seed", "figure 2", edge.max(), -0.5),
         Claim.at_least(f"{name}, stable (eta = {cfg.stable_eta:g}), worst seed", "section 2", stable.min(), 0.5),
-        Claim.at_most("cosine of the two groups' gradients, worst seed", "figure 1", result.cosine.max(), 0.0),
-        Claim.at_least(
-            "toy: share of the top eigenvector on the opposing feature", "section 3.2", result.alignment, 0.9
-        ),
+        Claim.at_most("cosine of the two groups' gradients, worst seed", "figure 1", cosine.max(), 0.0),
+        Claim.at_least("toy: share of the top eigenvector on the opposing feature", "section 3.2", alignment, 0.9),
     ]
 
 

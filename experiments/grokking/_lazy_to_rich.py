@@ -1,8 +1,8 @@
-"""The programs of the lazy-to-rich network: cells of output scale and sample count, beside their exact reduction."""
+"""The lazy-to-rich network and its theories on the same data, over output scale, eps, sample count and seed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,172 +10,158 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics.evolve import gradient_descent, lanes, log_steps
+from dynamics.evolve import Drawn, gradient_descent, log_steps
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import committee, quadratic
-from dynamics.observe.delay import first_step, time_ratio
-from dynamics.observe.rank import effective_rank
+from dynamics.observe import effective_rank, first_step, seldom, time_ratio
 from dynamics.observe.representation import label_alignment
-from dynamics.observe.seldom import seldom
-from dynamics.tasks.teachers import QuadraticTask, quadratic_teacher
+from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory import lazy_to_rich as theory
-from dynamics.types import Array, Batch, Data, Dynamics, Model, Record
+from dynamics.types import Batch, Dynamics, Model, Objective, Observable, Params, Record, View
 
 if TYPE_CHECKING:
     from experiments.grokking.lazy_to_rich import Config
 
+Axes = Mapping[str, Sequence[Any]]
 ALIGNMENT_EVERY = 8  # recorded steps between readings of the kernel on fresh points
 FALL = 0.1  # a loss has fallen when it is below this share of its value at step 0
 
 
-class Lane(NamedTuple):
-    """Hyper-parameters of a lane.
+def network_and_theories(config: Config, study, axes: Axes, steps: int, suffix: str = "", **options):
+    """``network``, ``infinite width`` and, for the first seed, ``exact reduction``; arguments as in ``trained``."""
+    first = {**axes, "seed": axes["seed"][:1]}
+    runs = {"network": axes, "infinite width": axes, "exact reduction": first}
+    return {name + suffix: trained(config, study, name, axes, steps, suffix, **options) for name, axes in runs.items()}
 
-    ``filled`` is the share of the training rows that are samples. The other rows are zero, where network and target
-    vanish, so dividing the rate and the train loss by ``filled`` gives exactly the run on the samples alone.
+
+def trained(config: Config, study, name: str, axes: Axes, steps: int, suffix: str = "", kernel: bool = False) -> Record:
+    """The network, or the theory that ``name`` says.
+
+    Args:
+        config: gives what is no axis, alpha at its smallest.
+        study: the pure or the durable one.
+        name: ``network``, ``infinite width`` or ``exact reduction``.
+        axes: ``seed``, and any of ``eps``, ``alpha`` and ``samples``.
+        steps: number of updates.
+        suffix: of the label.
+        kernel: read the kernel on fresh points too.
     """
 
-    alpha: Array
-    filled: Array
-    beta: Array
-    start: theory.Moments
+    def observables(lane):
+        fresh = (alignment(config, lane),) if kernel else ()
+        return Observable.of_view(partial(read, config, lane)), *fresh
+
+    return study(
+        axes,
+        draw=partial(draw, config, name),
+        make=partial(dynamics, config, name),
+        read=observables,
+        steps=steps,
+        record_at=log_steps(steps),
+        key=jax.random.key(config.seed),
+        label=name + suffix,
+    )
 
 
-class Side(NamedTuple):
-    """The network or a theory of it, as functions of a lane and its state."""
-
-    make: Callable[[Lane], Dynamics]
-    output: Callable[[Lane, Any, Array], Array]
-    moments: Callable[[Any], theory.Moments]
+def scales(config: Config, lane) -> tuple[Any, Any]:
+    """``(alpha, eps)`` of a lane."""
+    return lane.get("alpha", min(config.alpha)), lane.get("eps", config.eps)
 
 
-def run_cells(config: Config, simulate, alphas: tuple[float, ...], samples: tuple[int, ...], steps: int, suffix: str):
-    """Network and theories on the same data; cells ``(alphas[i], samples[i])`` x seeds are the lanes of a program."""
-    model, record_at = committee(config.width, quadratic(config.eps)), log_steps(steps)
-    drawn = [draw(config, model, max(samples), seed) for seed in range(config.seeds)]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
-    starts = jax.jit(partial(prepare, config, model))(jnp.array(alphas), jnp.array(samples), *stacked)
-
-    def simulated(name, side: Side, lane: Lane, start, data) -> Record:
-        runs = lanes(side.make, lambda lane: partial(read, config, side, lane), data_axis=0)
-        kernels = lanes(side.make, lambda lane: partial(read_alignment, config, side, lane), data_axis=0)
-        readout = runs.readout if suffix else seldom(runs.readout, kernels.readout, ALIGNMENT_EVERY)
-        state, key = runs.dynamics.init((lane, start)), jax.random.key(config.seed)
-        return simulate(runs.dynamics, readout, state, data, steps, key, record_at, label=name + suffix)[1]
-
-    def cells(record: Record, of: slice) -> Record:
-        split = {k: np.reshape(v[:, of], (len(record_at), len(alphas), -1)) for k, v in record.values.items()}
-        return record._replace(values=split)
-
-    network = simulated("network", network_side(config, model), *starts["network"])
-    predicted = simulated("theory", theory_side(config), *starts["theory"])
-    every = len(alphas) * config.seeds
-    records = {
-        "network": cells(network, slice(None)),
-        "infinite width": cells(predicted, slice(every)),
-        "exact reduction": cells(predicted, slice(every, None)),
-    }
-    if not suffix:
-        records["lazy"] = jax.jit(partial(read_lazy, config, record_at))(starts["lazy"])
-    return {name + suffix: record for name, record in records.items()}
+def network(config: Config, lane) -> Model:
+    alpha, eps = scales(config, lane)
+    return scaled(committee(config.width, quadratic(eps)), alpha)
 
 
-def draw(config: Config, model: Model, samples: int, seed: int) -> tuple[QuadraticTask, Array]:
-    """Task and initial weights of one seed (drawn outside jit: compiling many random streams at once is slow)."""
-    task_key, weight_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), seed))
-    task = quadratic_teacher(task_key, samples, config.fresh, config.dimension)
-    return task, model.init(weight_key, (-1, config.dimension))[1]
-
-
-def prepare(config: Config, model: Model, alphas, samples, tasks: QuadraticTask, weights: Array) -> dict[str, Any]:
-    """Lanes, starts and data of every run; cells of one seed share its teacher, inputs and weights.
+def draw(config: Config, name: str, lane) -> Drawn:
+    """Cells of one seed share its teacher, inputs and weights; more samples are further ones.
 
     The network's targets are ``y + f_0``: training ``f`` on them is training the centred ``f - f_0`` on ``y``.
     """
-    rows = tasks.data.train.x.shape[1]
-
-    def each(alpha, samples, task: QuadraticTask, weights):
-        used = jnp.arange(rows)[:, None] < samples
-        data = Data(jax.tree.map(lambda leaf: jnp.where(used, leaf, 0), task.data.train), task.data.test)
-        f = scaled(model, alpha).apply
-        centred = jax.tree.map(
-            lambda b: Batch(b.x, b.y + f(weights, b.x)), data, is_leaf=lambda b: isinstance(b, Batch)
-        )
-        exact, infinite = theory.moments(weights), theory.infinite_width(config.dimension, weights.dtype)
-        lane = partial(Lane, alpha, samples / rows, task.beta)
-        return (lane(exact), weights, centred), (lane(infinite), infinite, data), (lane(exact), exact, data)
-
-    def lead(tree):  # [cells, seeds, ...] -> [cells * seeds, ...]
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
-
-    cells_of_seed = jax.vmap(each, (None, None, 0, 0))
-    network, infinite, exact = jax.vmap(cells_of_seed, (0, 0, None, None))(alphas, samples, tasks, weights)
-    exact = jax.tree.map(lambda leaf: leaf[:, :1], exact)
-    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), lead(infinite), lead(exact))
-    return {"network": lead(network), "theory": both, "lazy": jax.tree.map(lambda leaf: leaf[0], infinite)}
+    task_key, weight_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), lane.seed))
+    samples = lane.get("samples", config.samples)
+    data, beta = quadratic_teacher(task_key, samples, config.fresh, config.dimension)
+    weights = jax.random.normal(weight_key, (config.width, config.dimension))
+    start = theory.moments(weights)
+    if name == "network":
+        f = network(config, lane).apply
+        data = type(data)(*(Batch(x, y + f(weights, x)) for x, y in data))
+    elif name == "infinite width":
+        start = theory.infinite_width(config.dimension, weights.dtype)
+    return Drawn(weights if name == "network" else start, data, {"beta": beta, "start": start})
 
 
-def network_side(config: Config, model: Model) -> Side:
-    return Side(
-        lambda lane: gradient_descent(
-            scaled(model, lane.alpha).apply, mse, config.eta0 / lane.filled * config.width / lane.alpha**2
-        ),
-        lambda lane, state, x: scaled(model, lane.alpha).apply(state.params, x),
-        lambda state: theory.moments(state.params),
-    )
+def dynamics(config: Config, name: str, lane) -> Dynamics:
+    """Descent on the network's weights or, exactly, on its order parameters, with f as their objective's."""
+    alpha, eps = scales(config, lane)
+    if name == "network":
+        L = Objective(network(config, lane).apply, mse)
+        return gradient_descent(L, config.eta0 * config.width / alpha**2)
+
+    def f(at, x):
+        return theory.output(theory.change(theory.ReductionState(at, lane.start)), x, alpha, eps)[:, None]
+
+    return theory.reduction(alpha, eps, config.eta0)._replace(objective=Objective(f, mse))
 
 
-def theory_side(config: Config) -> Side:
-    return Side(
-        lambda lane: theory.reduction(lane.alpha, config.eps, config.eta0 / lane.filled),
-        lambda lane, state, x: theory.output(theory.change(state), x, lane.alpha, config.eps)[:, None],
-        lambda state: state.moments,
-    )
+def moments(params: Params) -> theory.Moments:
+    return params if isinstance(params, theory.Moments) else theory.moments(params)
 
 
-def read(config: Config, side: Side, lane: Lane, state, data: Data):
+def read(config: Config, lane, view: View):
     """Losses on the batches, the population loss by its three terms, and what the weights have learned."""
-    at, (train, fresh) = side.moments(state), data
-    k0, k = (theory.kernel(m, train.x, train.x, config.eps) for m in (lane.start, at))
+    (alpha, eps), at, L, (train, fresh) = scales(config, lane), moments(view.params), view.objective, view.data
+    k0, k = (theory.kernel(m, train.x, train.x, eps) for m in (lane.start, at))
     return {
-        "train_loss": mse(side.output(lane, state, train.x), train.y) / lane.filled,
-        "sampled_test_loss": mse(side.output(lane, state, fresh.x), fresh.y),
+        "train_loss": L(view.params, train),
+        "sampled_test_loss": L(view.params, fresh),
         "kernel_distance": jnp.linalg.norm(k - k0) / jnp.linalg.norm(k0),
         "teacher_share": theory.teacher_share(at, lane.beta),
         "effective_rank": effective_rank(jnp.linalg.eigvalsh(at.second)),
         "weight_norm": jnp.sqrt(config.width * jnp.trace(at.second)),
-        **theory.population_loss(at, lane.start, lane.beta, lane.alpha, config.eps),
+        **theory.population_loss(at, lane.start, lane.beta, alpha, eps),
     }
 
 
-def read_alignment(config: Config, side: Side, lane: Lane, state, data: Data):
+def alignment(config: Config, lane) -> Observable:
     """Centred alignment of the kernel with the labels on fresh points."""
-    x = data.test.x
-    k = theory.kernel(side.moments(state), x, x, config.eps)
-    y = 0.5 * (x @ lane.beta) ** 2
-    return {"alignment": label_alignment(k, y)}
+
+    def of(view: View):
+        x = view.data.test.x
+        k = theory.kernel(moments(view.params), x, x, scales(config, lane)[1])
+        return {"alignment": label_alignment(k, 0.5 * (x @ lane.beta) ** 2)}
+
+    return seldom(Observable.of_view(of), ALIGNMENT_EVERY)
 
 
-def read_lazy(config: Config, record_at, starts) -> Record:
+def lazy(config: Config, study) -> Record:
     """Gradient descent with the initial kernel, whose losses are the same for every alpha: values ``[T, 1, seeds]``."""
-    steps = jnp.asarray(record_at, float)
+    record_at = log_steps(config.steps)
 
-    def losses(lane: Lane, start, data: Data):
-        (x, y), eps = data.train, config.eps
+    def losses(lane, view: View):
+        (alpha, eps), (x, y), start = scales(config, lane), view.data.train, lane.start
 
         def at_step(at):
-            f = theory.output(theory.change(theory.ReductionState(at, start)), x, lane.alpha, eps)
-            return {"train_loss": mse(f[:, None], y), **theory.population_loss(at, start, lane.beta, lane.alpha, eps)}
+            f = theory.output(theory.change(theory.ReductionState(at, start)), x, alpha, eps)
+            return {"train_loss": mse(f[:, None], y), **theory.population_loss(at, start, lane.beta, alpha, eps)}
 
-        return jax.vmap(at_step)(theory.lazy_moments(x, y, lane.alpha, eps, config.eta0, steps))
+        return jax.vmap(at_step)(theory.lazy_moments(x, y, alpha, eps, config.eta0, jnp.asarray(record_at, float)))
 
-    values = jax.vmap(losses, out_axes=1)(*starts)
-    return Record(record_at, record_at, {name: value[:, None] for name, value in values.items()})
+    record = study(
+        {"alpha": config.alpha[:1], "seed": range(config.seeds)},
+        draw=partial(draw, config, "infinite width"),
+        make=None,
+        read=lambda lane: Observable.of_view(partial(losses, lane)),
+        steps=0,
+        label="lazy",
+    )
+    values = {name: np.moveaxis(value[0], -1, 0) for name, value in record.values.items()}
+    return Record(record_at, record_at, values, record.axes)
 
 
 class Delay(NamedTuple):
-    """Steps ``[alphas, seeds]`` at which train and test loss fall below ``FALL`` of their start; inf if never."""
+    """Steps ``[*axes]`` at which train and test loss fall below ``FALL`` of their start; inf if never."""
 
     train: np.ndarray
     test: np.ndarray

@@ -4,9 +4,8 @@ Each row is one mechanism: its delay (test time over train time) against its con
 of that parameter, what the explanations of grokking point to, step by step: how far the tangent kernel has moved, its
 alignment with the labels, the weight norm, and the effective rank of the first weights (of the learned part for XOR
 clusters, of the second moment M for the lazy-to-rich network). A falling weight norm marks the large-initialisation
-mechanism only; a kernel that moves and lines up with the labels marks all of them. Black lines are theory where there
-is one: the infinite-width reduction of the lazy-to-rich network, and for large initial weights the norm that decays as
-``exp(-eta lambda t)`` with the time of generalisation it foretells.
+mechanism only; a kernel that moves and lines up with the labels marks all of them. Black lines are theory: for large
+initial weights the norm that decays as ``exp(-eta lambda t)``, with the time of generalisation it foretells.
 
 Run time: about 130 s for the quick preset on two CPU cores.
 """
@@ -20,12 +19,12 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Positive, Range
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import study as in_memory
 from dynamics.observe.delay import first_step, time_ratio, value_at
-from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.runs.figures import measured_style, new_figure, theory_style, ticks_at
 from dynamics.types import Claim, Record
 from experiments.grokking import large_init, lazy_to_rich, modular_addition, modular_gd, xor_clusters
-from experiments.grokking._lazy_to_rich import run_cells
+from experiments.grokking._lazy_to_rich import trained
 from experiments.grokking._mechanism import READINGS
 
 SOURCE = "Kumar et al. 2023; Gromov 2023; Liu et al. 2022; Xu et al. 2023"
@@ -78,48 +77,46 @@ class Result(NamedTuple):
     mechanisms: list[Mechanism]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     records: dict[str, Record] = {}
     found = []
     for part in (_lazy_to_rich, _modular_addition, _modular_gd, _large_weights, _xor_clusters):
-        mechanism, measured = part(config, simulate)
+        mechanism, measured = part(config, study)
         found.append(mechanism)
         records |= measured
     return Result(config, records, found)
 
 
-def _lazy_to_rich(config: Config, simulate) -> tuple[Mechanism, dict[str, Record]]:
-    lazy = lazy_to_rich.Config(seed=config.seed, seeds=1, alpha=config.alpha, steps=_steps(config, 3000), fresh=600)
-    sizes = (lazy.samples,) * len(lazy.alpha)
-    record = run_cells(lazy, _labelled(simulate, "lazy to rich"), lazy.alpha, sizes, lazy.steps, "")["network"]
-    records = _by_setting("lazy to rich", config.alpha, record)
+def _lazy_to_rich(config: Config, study) -> tuple[Mechanism, dict[str, Record]]:
+    lazy = lazy_to_rich.Config(seed=config.seed, seeds=1, alpha=config.alpha, fresh=600)
+    axes, named = {"alpha": config.alpha, "seed": range(1)}, _labelled(study, "lazy to rich")
+    record = trained(lazy, named, "network", axes, _steps(config, 3000), kernel=True)
+    records = _by_setting("lazy to rich", "alpha", record)
     return Mechanism("lazy to rich", "output scale alpha", config.alpha, [*records], "loss", 0.1, 0.1), records
 
 
-def _modular_addition(config: Config, simulate) -> tuple[Mechanism, dict[str, Record]]:
+def _modular_addition(config: Config, study) -> tuple[Mechanism, dict[str, Record]]:
     sums = modular_addition.Config(seed=config.seed, seeds=1, weight_decay=config.decay, steps=_steps(config, 3000))
-    record = modular_addition.run_activation(sums, "square", _labelled(simulate, "modular addition"))
-    records = _by_setting("modular addition", config.decay, record)
+    result = modular_addition.run(sums, _labelled(study, "modular addition"))
+    records = _by_setting("modular addition", "weight_decay", result.records["square"])
     title = "modular addition, AdamW"
     return Mechanism(title, "weight decay", config.decay, [*records], "accuracy", 0.99, 0.9), records
 
 
-def _modular_gd(config: Config, simulate) -> tuple[Mechanism, dict[str, Record]]:
-    records: dict[str, Record] = {}
-    for alpha in config.gd_alpha:
-        plain = modular_gd.Config(seed=config.seed, seeds=1, alpha=alpha, steps=_steps(config, 32_000))
-        result = modular_gd.run(plain, _labelled(simulate, f"modular addition by GD, {alpha:g}"))
-        records[f"modular addition by GD, {alpha:g}"] = _reading(result.records["network"], (slice(None), 0))
+def _modular_gd(config: Config, study) -> tuple[Mechanism, dict[str, Record]]:
+    plain = modular_gd.Config(seed=config.seed, seeds=1, steps=_steps(config, 32_000))
+    record = modular_gd.train(plain, _labelled(study, "modular addition by GD"), config.gd_alpha)
+    records = _by_setting("modular addition by GD", "alpha", record)
     title = "modular addition, GD"
     return Mechanism(title, "output scale alpha", config.gd_alpha, [*records], "accuracy", 0.95, 0.9), records
 
 
-def _large_weights(config: Config, simulate) -> tuple[Mechanism, dict[str, Record]]:
+def _large_weights(config: Config, study) -> tuple[Mechanism, dict[str, Record]]:
     digits = large_init.Config(seed=config.seed, seeds=1)
     decays = {f"large initial weights, {decay:g}": decay for decay in config.norm_decay}
     settings = {key: (digits.scale, decay) for key, decay in decays.items()}
-    measured = large_init.run_cells(digits, simulate, settings, _steps(config, 6000))
-    records = {key: _reading(record, (slice(None), 0)) for key, record in measured.items()}
+    records = large_init.train(digits, study, settings, _steps(config, 6000), "large initial weights")
+    records = {key: record.at(seed=0) for key, record in records.items()}
     title, clock = "large initial weights, digits", "weight-norm clock"
     found = Mechanism(title, "weight decay", config.norm_decay, [*decays], "accuracy", 0.99, 0.8, clock)
     theory = {
@@ -128,13 +125,13 @@ def _large_weights(config: Config, simulate) -> tuple[Mechanism, dict[str, Recor
     return found, records | theory
 
 
-def _xor_clusters(config: Config, simulate) -> tuple[Mechanism, dict[str, Record]]:
+def _xor_clusters(config: Config, study) -> tuple[Mechanism, dict[str, Record]]:
     records: dict[str, Record] = {}
     shared: dict[str, Any] = dict(seed=config.seed, seeds=1, width=1000, steps=_steps(config, 100))
     for separation in config.separation:
-        clusters = xor_clusters.Config(separation=separation, **shared)
-        result = xor_clusters.run(clusters, _labelled(simulate, f"XOR clusters, {separation:g}"))
-        records[f"XOR clusters, {separation:g}"] = _reading(result.records["network"], (slice(None), 0))
+        name = f"XOR clusters, {separation:g}"
+        result = xor_clusters.run(xor_clusters.Config(separation=separation, **shared), _labelled(study, name))
+        records[name] = result.records["network"].at(seed=0)
     return Mechanism("XOR clusters", "separation |mu|", config.separation, [*records], "accuracy", 0.99, 0.95), records
 
 
@@ -142,20 +139,13 @@ def _steps(config: Config, count: int) -> int:
     return max(round(count * config.pace), 20)
 
 
-def _labelled(simulate, prefix: str):
-    def inner(*arguments, label=None, **options):
-        return simulate(*arguments, label=f"{prefix}, {label}", **options)
-
-    return inner
+def _labelled(study, prefix: str):
+    return lambda *arguments, label, **options: study(*arguments, label=f"{prefix}, {label}", **options)
 
 
-def _by_setting(name: str, settings: tuple[float, ...], record: Record) -> dict[str, Record]:
+def _by_setting(name: str, axis: str, record: Record) -> dict[str, Record]:
     """A record ``[T, settings, seeds]`` taken apart, its first seed."""
-    return {f"{name}, {value:g}": _reading(record, (slice(None), i, 0)) for i, value in enumerate(settings)}
-
-
-def _reading(record: Record, index: tuple) -> Record:
-    return Record(record.step, record.step, {name: np.asarray(value)[index] for name, value in record.values.items()})
+    return {f"{name}, {value:g}": record.at(**{axis: value}, seed=0) for value in record.axes[axis]}
 
 
 class Times(NamedTuple):
@@ -256,8 +246,7 @@ def figure(result: Result) -> Any:
             row[0].plot(found.settings, predicted(result, found), label=f"theory: {found.theory}", **theory_style())
             row[0].legend(fontsize=7, frameon=False)
         row[0].set(xscale="log", xlabel=found.control, ylabel="test time / train time", title=found.title)
-        row[0].set_xticks(found.settings, [f"{value:g}" for value in found.settings])
-        row[0].set_xticks([], minor=True)
+        ticks_at(row[0].xaxis, found.settings)
         for panel, name in zip(row[1:], READINGS):
             panel.set(xscale="log", xlabel="step", ylabel=name.replace("_", " "))
         row[1].legend(title=found.control, fontsize=7, frameon=False)

@@ -23,15 +23,16 @@ import optax
 
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive, Range
-from dynamics.evolve import descent, lanes, log_steps
-from dynamics.evolve import simulate as in_memory
-from dynamics.losses import accuracy, half_mse
+from dynamics.evolve import descent, log_steps
+from dynamics.evolve import study as in_memory
+from dynamics.losses import half_mse
 from dynamics.models.two_layer import two_layer
+from dynamics.observe import accuracy, joined, loss, prefixed, weight_norm
 from dynamics.observe.fourier import frequency_share, top_frequency
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.theory.modular import generalisation_fraction
-from dynamics.types import Claim, Dynamics, Record
+from dynamics.types import Claim, Dynamics, Objective, Record
 
 SOURCE = "Tian 2025, 'Provable scaling laws of feature emergence from learning dynamics of grokking'"
 SECONDS = 40
@@ -76,31 +77,34 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    records = {"ascent": climb(config, simulate)}
-    for name in config.optimizer:
-        cells = [train(config, name, c, simulate) for c in config.boundary]
-        values = {k: np.stack([cell.values[k] for cell in cells], axis=1) for k in cells[0].values}
-        records[name] = cells[0]._replace(values=values)
-    return Result(config, records)
+def run(config: Config, study=in_memory) -> Result:
+    ascent, trained = climb(config, study), train(config, study)
+    return Result(config, {"ascent": ascent} | {name: trained.at(optimizer=name) for name in config.optimizer})
 
 
-def climb(config: Config, simulate) -> Record:
+def climb(config: Config, study) -> Record:
     """Gradient ascent of every start on the unit sphere, on the whole table."""
-    m = config.modulus
-    table = jnp.asarray(operation_table("add", m))
-    starts = jax.random.normal(jax.random.key(config.seed), (config.starts, 2 * m))
-    ascent = Dynamics(
-        normalised, lambda key, w, table: normalised(w + 2.0 / m * energy_gradient(w, table)), lambda w: w
-    )
-    state, key = ascent.init(starts), jax.random.key(config.seed)
+    m, key = config.modulus, jax.random.key(config.seed)
+    starts = np.asarray(jax.random.normal(key, (config.starts, 2 * m)))
+
+    def step(key, w, table):
+        return normalised(w + 2.0 / m * jax.grad(energy)(w, table))
 
     def read(w, table):
-        u = w[:, :m]
+        u = w[:m]
         return {"energy": energy(w, table), "share": frequency_share(u), "frequency": top_frequency(u)}
 
-    steps = config.ascent_steps
-    return simulate(ascent, read, state, table, steps, key, log_steps(steps, 40), label="ascent")[1]
+    return study(
+        {"start": range(config.starts)},
+        lambda lane: starts[lane.start],
+        lambda lane: Dynamics(normalised, step, lambda w: w),
+        [read],
+        steps=config.ascent_steps,
+        record_at=log_steps(config.ascent_steps, 40),
+        key=key,
+        data=jnp.asarray(operation_table("add", m)),
+        label="ascent",
+    )
 
 
 def normalised(w):
@@ -108,41 +112,40 @@ def normalised(w):
 
 
 def energy(w, table):
-    """``E(w) = 1/2 |Y~^T (X w)^2|^2`` for each row of ``w [k, 2M]``; ``[k]``."""
+    """``E(w) = 1/2 |Y~^T (X w)^2|^2`` for ``w [..., 2M]``; ``[...]``."""
     m = table.shape[0]
-    h = (w[:, :m, None] + w[:, None, m:]) ** 2  # [k, M, M]
-    sums = jax.vmap(lambda h: jnp.zeros(m).at[table].add(h))(h)  # [k, M], over the cells with one answer
-    return 0.5 * jnp.sum((sums - jnp.mean(sums, axis=1, keepdims=True)) ** 2, axis=1)
+    h = (w[..., :m, None] + w[..., None, m:]) ** 2  # [..., M, M]
+    sums = jnp.zeros((*h.shape[:-2], m)).at[..., table].add(h)  # over the cells with one answer
+    return 0.5 * jnp.sum((sums - jnp.mean(sums, axis=-1, keepdims=True)) ** 2, axis=-1)
 
 
-def energy_gradient(w, table):
-    return jax.grad(lambda w: jnp.sum(energy(w, table)))(w)
+def train(config: Config, study) -> Record:
+    """End-to-end training: ``[T, optimisers, fractions, seeds]``."""
+    m, key = config.modulus, jax.random.key(config.seed)
+    table, model = operation_table("add", m), two_layer(config.width, m, jnp.square)
+    L = Objective(centred_outputs(model.apply), lambda f, y: half_mse(f, y - 1 / m))
 
+    def draw(lane):
+        split_key, weight_key = jax.random.split(jax.random.fold_in(key, lane.seed))
+        data = table_task(split_key, table, generalisation_fraction(m, lane.boundary))
+        return data, model.init(weight_key, (-1, 2 * m))[1]
 
-def train(config: Config, name: str, c: float, simulate) -> Record:
-    """End-to-end training at one train fraction, seeds as lanes."""
-    m = config.modulus
-    table, fraction = operation_table("add", m), generalisation_fraction(m, c)
-    model = two_layer(config.width, m, jnp.square)
+    def make(lane):
+        decay, rate = optax.add_decayed_weights(config.weight_decay), optax.scale_by_learning_rate(config.learning_rate)
+        step = optax.scale_by_adam(b2=0.999) if lane.optimizer == "adam" else muon()
+        return descent(L, optax.chain(decay, step, rate))
 
-    def draw(seed):
-        split_key, weight_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), seed))
-        return table_task(split_key, table, fraction), model.init(weight_key, (-1, 2 * m))[1]
-
-    data, weights = jax.tree.map(lambda *leaves: np.stack(leaves), *map(draw, range(config.seeds)))
-    rate = jnp.full(config.seeds, config.learning_rate)
-
-    def make(rate):
-        step = optax.scale_by_adam(b2=0.999) if name == "adam" else muon()
-        optimizer = optax.chain(
-            optax.add_decayed_weights(config.weight_decay), step, optax.scale_by_learning_rate(rate)
-        )
-        return descent(centred_outputs(model.apply), lambda f, y: half_mse(f, y - 1 / m), optimizer)
-
-    runs = lanes(make, lambda rate: lambda state, data: read(model.apply, state, data), data_axis=0)
-    state, key = runs.dynamics.init((rate, weights)), jax.random.key(config.seed)
-    record_at, label = log_steps(config.steps, 100), f"{name}, c = {c:g}"
-    return simulate(runs.dynamics, runs.readout, state, data, config.steps, key, record_at, label=label)[1]
+    return study(
+        {"optimizer": config.optimizer, "boundary": config.boundary, "seed": range(config.seeds)},
+        draw,
+        make,
+        [prefixed("train", joined(loss(), accuracy())), features],
+        test=accuracy(),
+        steps=config.steps,
+        record_at=log_steps(config.steps, 100),
+        key=key,
+        label="training",
+    )
 
 
 def muon() -> optax.GradientTransformation:
@@ -167,26 +170,24 @@ def centred_outputs(apply):
     return centred
 
 
-def read(apply, state, data):
-    """Scores, the size of the gradient that reaches the hidden layer, its direction, and how single-tone neurons are.
+def features(params, batch):
+    """The size of the gradient that reaches the hidden layer, its direction, and how single-tone neurons are.
 
     ``G_F = (Y~ - f) V / n`` with ``f = F V^T``; ``feature_direction`` is its cosine with ``Y~ Y~^T F``, the direction
     in which every neuron climbs the energy on its own (stage II).
     """
-    (first, second), train = state.params, data.train
+    first, second = params
     m = second.shape[0]
-    readings = {f"{name}_accuracy": accuracy(apply(state.params, b.x), b.y) for name, b in data._asdict().items()}
-    hidden, y = jnp.square(train.x @ first.T), train.y - 1 / m
-    centred_second = second - jnp.mean(second, axis=0)
-    g_f = (y - hidden @ centred_second.T) @ centred_second / y.shape[0]
-    climb = y @ (y.T @ hidden)
-    readings["train_loss"] = half_mse(hidden @ centred_second.T, y)
-    readings["gradient_norm"] = jnp.linalg.norm(g_f)
-    readings["feature_direction"] = jnp.sum(g_f * climb) / (jnp.linalg.norm(g_f) * jnp.linalg.norm(climb))
-    size = jnp.linalg.norm(first, axis=1)
-    readings["share"] = jnp.sum(size * frequency_share(first[:, :m])) / jnp.sum(size)
-    readings["weight_norm"] = jnp.sqrt(jnp.sum(first**2) + jnp.sum(second**2))
-    return readings
+    hidden, y = jnp.square(batch.x @ first.T), batch.y - 1 / m
+    centred = second - jnp.mean(second, axis=0)
+    g_f = (y - hidden @ centred.T) @ centred / y.shape[0]
+    climb, size = y @ (y.T @ hidden), jnp.linalg.norm(first, axis=1)
+    return {
+        "gradient_norm": jnp.linalg.norm(g_f),
+        "feature_direction": jnp.sum(g_f * climb) / (jnp.linalg.norm(g_f) * jnp.linalg.norm(climb)),
+        "share": jnp.sum(size * frequency_share(first[:, :m])) / jnp.sum(size),
+        "weight_norm": weight_norm(params),
+    }
 
 
 def claims(result: Result) -> list[Claim]:

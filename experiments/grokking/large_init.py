@@ -16,20 +16,20 @@ import dataclasses
 from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dynamics import config, stax
 from dynamics.config import Count, Positive, Range
-from dynamics.evolve import descent, every, log_steps
-from dynamics.evolve import simulate as in_memory
-from dynamics.losses import accuracy, half_mse
+from dynamics.evolve import Drawn, descent, every, log_steps
+from dynamics.evolve import study as in_memory
+from dynamics.losses import half_mse
+from dynamics.observe import accuracy, joined, loss, prefixed, seldom, weight_norm
 from dynamics.observe.delay import first_step, time_ratio, value_at
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.images import digits
-from dynamics.types import Array, Claim, Model, Record
-from experiments.grokking._sweep import sweep
+from dynamics.types import Claim, Model, Objective, Record
+from experiments.grokking._mechanism import mechanism
 
 SOURCE = "Liu, Michaud & Tegmark 2022, 'Omnigrok: grokking beyond algorithmic data'"
 SECONDS = 110
@@ -68,17 +68,12 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-class Lane(NamedTuple):
-    scale: Array
-    decay: Array
-
-
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     scale, decay = config.scale, config.weight_decay
     slow = {"large": (scale, decay), "no decay": (scale, 0.0)}
     fast = {"usual scale": (1.0, decay), "strong decay": (scale, config.strong_decay)}
-    records = run_cells(config, simulate, slow, config.steps)
-    return Result(config, records | run_cells(config, simulate, fast, config.control_steps))
+    records = train(config, study, slow, config.steps, "large and no decay")
+    return Result(config, records | train(config, study, fast, config.control_steps, "usual scale and strong decay"))
 
 
 def network(width: int) -> Model:
@@ -87,40 +82,32 @@ def network(width: int) -> Model:
     return stax.serial(dense[0], stax.Relu(), dense[1], stax.Relu(), dense[2])
 
 
-def run_cells(config: Config, simulate, cells: dict[str, tuple[float, float]], steps: int) -> dict[str, Record]:
-    """Settings x seeds as the lanes of one program."""
-    model = network(config.width)
+def train(config: Config, study, settings: dict[str, tuple[float, float]], steps: int, label: str) -> dict[str, Record]:
+    """Every setting, ``(factor on the usual weights, weight decay)``, on every seed; records ``[T, seeds]``."""
+    model, key = network(config.width), jax.random.key(config.seed)
+    L = Objective(model.apply, half_mse)
 
-    def draw(key):
-        shuffle = int(jax.random.randint(key, (), 0, 2**31 - 1))
-        return digits(config.samples, seed=shuffle), model.init(key, (-1, 64))[1]
+    def draw(lane):
+        (scale, decay), own = [*settings.values()][lane.setting], jax.random.fold_in(key, lane.seed)
+        shuffle = int(jax.random.randint(own, (), 0, 2**31 - 1))
+        weights = jax.tree.map(lambda leaf: scale * leaf, model.init(own, (-1, 64))[1])
+        return Drawn(weights, digits(config.samples, seed=shuffle), {"weight_decay": decay})
 
-    def make(lane: Lane):
-        return descent(model.apply, half_mse, optax.adamw(config.learning_rate, weight_decay=lane.decay))
+    def norm(params, batch):
+        return {"norm": weight_norm(params)}
 
-    def start(lane: Lane, weights):
-        return jax.tree.map(lambda leaf: lane.scale * leaf, weights)
-
-    def read(lane: Lane):
-        return lambda state, data: scores(model.apply, state.params, data)
-
-    record_at = np.union1d(log_steps(steps, 60), every(max(steps // 100, 1), steps))
-    settings = Lane(*(jnp.array(column) for column in zip(*cells.values())))
-    record = sweep(
-        config, simulate, draw, settings, make, read, steps, record_at, apply=lambda lane: model.apply,
-        kernel_every=12, start=start, label=" and ".join(cells),
-    )  # fmt: skip
-    return {
-        name: record._replace(values={k: v[:, i] for k, v in record.values.items()}) for i, name in enumerate(cells)
-    }
-
-
-def scores(apply, params, data):
-    readings = {"norm": jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)))}
-    for name, batch in (("train", data.train), ("test", data.test)):
-        f = apply(params, batch.x)
-        readings |= {f"{name}_accuracy": accuracy(f, batch.y), f"{name}_loss": half_mse(f, batch.y)}
-    return readings
+    record = study(
+        {"setting": range(len(settings)), "seed": range(config.seeds)},
+        draw,
+        lambda lane: descent(L, optax.adamw(config.learning_rate, weight_decay=lane.weight_decay)),
+        [norm, prefixed("train", joined(accuracy(), loss())), seldom(mechanism(), 12)],
+        test=[accuracy(), loss()],
+        steps=steps,
+        record_at=np.union1d(log_steps(steps, 60), every(max(steps // 100, 1), steps)),
+        key=key,
+        label=label,
+    )
+    return {name: record.at(setting=i) for i, name in enumerate(settings)}
 
 
 class Times(NamedTuple):

@@ -21,10 +21,10 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Positive, Range
-from dynamics.evolve import simulate as in_memory
-from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.evolve import study as in_memory
+from dynamics.runs.figures import measured_style, new_figure, theory_style, ticks_at
 from dynamics.types import Claim, Record
-from experiments.grokking._lazy_to_rich import FALL, delay, run_cells
+from experiments.grokking._lazy_to_rich import FALL, delay, lazy, network_and_theories
 
 SOURCE = "Kumar, Bordelon, Gershman & Pehlevan 2023, 'Grokking as the transition from lazy to rich training dynamics'"
 SECONDS = 75
@@ -65,7 +65,7 @@ class Config(config.Config):
 
 
 class Result(NamedTuple):
-    """Records with values ``[T, cells, seeds]``: cells are the alphas or, in ``window``, its sample counts.
+    """Records with values ``[T, alphas, seeds]`` or, in ``window``, ``[T, samples, seeds]``.
 
     ``network``; ``infinite width``, its theory; ``exact reduction``, the theory from the network's own weights (first
     seed); ``lazy``, the theory with the initial kernel; the first three again as ``network, window`` and so on.
@@ -75,10 +75,12 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    records = run_cells(config, simulate, config.alpha, (config.samples,) * len(config.alpha), config.steps, "")
-    lowest = (min(config.alpha),) * len(config.window)
-    return Result(config, records | run_cells(config, simulate, lowest, config.window, config.window_steps, ", window"))
+def run(config: Config, study=in_memory) -> Result:
+    seeds = range(config.seeds)
+    records = network_and_theories(config, study, {"alpha": config.alpha, "seed": seeds}, config.steps, kernel=True)
+    records["lazy"] = lazy(config, study)
+    window = {"samples": config.window, "seed": seeds}
+    return Result(config, records | network_and_theories(config, study, window, config.window_steps, ", window"))
 
 
 def claims(result: Result) -> list[Claim]:
@@ -86,14 +88,18 @@ def claims(result: Result) -> list[Claim]:
     found, out = delay(network), []
     median = np.median(found.ratio, axis=1)
     order = np.argsort(cfg.alpha)
-    for i, least in ((order[-1], 5), (order[0], 4)):
+    for i, least in {order[-1]: 5, order[0]: 4}.items():
         out.append(Claim.at_least(f"delay te/tr at alpha = {cfg.alpha[i]:g}", "figure 1", median[i], least))
-    for low, high in itertools.pairwise(order):
+    pairs = list(itertools.pairwise(doublings(cfg.alpha, order)))
+    for low, high in pairs:
         with np.errstate(invalid="ignore"):
             growth = np.median(found.test[high] / found.test[low])
         per_doubling = growth ** (1 / np.log2(cfg.alpha[high] / cfg.alpha[low]))
         name = f"generalisation time per doubling of alpha, {cfg.alpha[low]:g} to {cfg.alpha[high]:g}"
         out.append(Claim.between(name, "figure 2", per_doubling, 1.6, 2.6))
+    if not pairs:
+        name = "generalisation time per doubling of alpha"
+        out.append(Claim.not_applicable(name, "figure 2", "no two alphas are a doubling apart"))
     test, predicted = (np.asarray(r.values["test_loss"]) for r in (network, infinite))
     error = np.abs(test / predicted - 1)
     name = "infinite-width theory against the network's test loss, relative error"
@@ -125,6 +131,14 @@ def claims(result: Result) -> list[Claim]:
     return out
 
 
+def doublings(alpha: tuple[float, ...], order: np.ndarray) -> list[int]:
+    """The smallest alpha, the next that is at least twice as large, and so on."""
+    kept = [int(order[0])]
+    for i in order:
+        kept += [int(i)] if alpha[i] >= 2 * (1 - 1e-6) * alpha[kept[-1]] else []
+    return kept
+
+
 def figure(result: Result) -> Any:
     """Markers are the network, black lines the infinite-width theory of the same data; medians over seeds."""
     cfg, records = result.config, result.records
@@ -134,8 +148,8 @@ def figure(result: Result) -> Any:
     for panel, i in zip(panels[:2], (lowest, highest)):
         overlay(panel, records, "train_loss", [("", i, "train")])
         overlay(panel, records, "test_loss", [("", i, "test")], first=2)
-        lazy = records["lazy"]
-        panel.plot(visible(lazy.step), middle(lazy, "test_loss", 0), ":", color="0.4", label="test, kernel frozen")
+        frozen = records["lazy"]
+        panel.plot(visible(frozen.step), middle(frozen, "test_loss", 0), ":", color="0.4", label="test, kernel frozen")
         panel.set(title=f"alpha = {cfg.alpha[i]:g}, P = {cfg.samples}", ylabel="loss")
     window = [(", window", i, samples) for i, samples in enumerate(cfg.window)] + [("", lowest, cfg.samples)]
     window = [(suffix, i, f"P = {samples}") for suffix, i, samples in sorted(window, key=lambda cell: cell[2])]
@@ -168,9 +182,8 @@ def overlay(panel, records, name: str, cells, first: int = 0) -> None:
         read = np.flatnonzero(np.isfinite(middle(network, name, i)))
         shown = read[:: max(1, read.size // 25)]
         panel.plot(visible(infinite.step)[read], middle(infinite, name, i)[read], **theory_style(place))
-        panel.plot(
-            visible(network.step)[shown], middle(network, name, i)[shown], label=label, **measured_style(place, 3)
-        )
+        style = measured_style(place, max(3, len(cells)))
+        panel.plot(visible(network.step)[shown], middle(network, name, i)[shown], label=label, **style)
 
 
 def times(panel, cfg: Config, records) -> None:
@@ -184,8 +197,8 @@ def times(panel, cfg: Config, records) -> None:
         panel.plot(np.repeat(alpha, fall.shape[1]), fall.ravel(), label=label, **measured_style(2 * i, 3))
     reached = "log" if np.isfinite(measured).any() else "linear"
     panel.set(xscale="log", yscale=reached, xlabel="output scale alpha", ylabel="step", title="delay grows with alpha")
-    panel.set_xticks(alpha, [f"{a:g}" for a in alpha], minor=False)
-    panel.set_xticks([], minor=True)
+    if len(alpha) <= 6:
+        ticks_at(panel.xaxis, alpha)
     panel.legend(fontsize=7, frameon=False)
 
 

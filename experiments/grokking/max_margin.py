@@ -24,14 +24,14 @@ import optax
 
 from dynamics import config
 from dynamics.config import Positive, Range
-from dynamics.evolve import lanes, log_steps
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import descent, log_steps
+from dynamics.evolve import study as in_memory
 from dynamics.models.two_layer import TwoLayerParams, two_layer
 from dynamics.observe.groups import Components, component_power, component_share, irreducible_components
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.modular import operation_table
 from dynamics.theory.modular import group_margin, max_margin, normalised_margin, softmax_margin
-from dynamics.types import Claim, Dynamics, Record
+from dynamics.types import Claim, Dynamics, Objective, Record
 
 SOURCE = "Morwani et al. 2023, 'Feature emergence via margin maximization: case studies in algebraic tasks'"
 SECONDS = 15
@@ -96,48 +96,42 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-class State(NamedTuple):
-    params: TwoLayerParams
-    adam: Any
-
-
-def run(config: Config, simulate=in_memory) -> Result:
-    p, table = len(config.table), jnp.asarray(config.table)
+def run(config: Config, study=in_memory) -> Result:
+    p, key = len(config.table), jax.random.key(config.seed)
     model = two_layer(config.width, p, jnp.square)
-    components = config.components
-    keys = [jax.random.fold_in(jax.random.key(config.seed), seed) for seed in range(config.seeds)]
-    weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(model.init(key, (-1, 2 * p))[1] for key in keys))
-    runs = lanes(lambda penalty: maximise_margin(config, penalty), lambda penalty: partial(read, components))
-    state = runs.dynamics.init((jnp.full(config.seeds, config.penalty), weights))
-    key, record_at = jax.random.key(config.seed), log_steps(config.steps, 60)
-    _, record = simulate(runs.dynamics, runs.readout, state, table, config.steps, key, record_at, label="network")
+    record = study(
+        {"seed": range(config.seeds)},
+        draw=lambda lane: model.init(jax.random.fold_in(key, lane.seed), (-1, 2 * p))[1],
+        make=lambda lane: maximise_margin(config),
+        read=[partial(read, config.components)],
+        steps=config.steps,
+        record_at=log_steps(config.steps, 60),
+        key=key,
+        data=jnp.asarray(config.table),
+        label="network",
+    )
     return Result(config, {"network": record})
 
 
-def maximise_margin(config: Config, penalty) -> Dynamics:
+def maximise_margin(config: Config) -> Dynamics:
     """Adam on cross-entropy over all pairs plus the penalty; ``data`` is the table."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
 
-    def loss(params: TwoLayerParams, table):
+    def fit(params: TwoLayerParams, table):
         p = table.shape[0]
         u, v = params.first[:, :p], params.first[:, p:]
         f = jnp.einsum("ch,hab->abc", params.second, (u[:, :, None] + v[:, None, :]) ** 2)
-        fit = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(f, table))
-        return fit + penalty * jnp.sum(neuron_norms(params) ** 3)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(f, table))
 
-    def step(key, state: State, table) -> State:
-        update, adam = optimizer.update(jax.grad(loss)(state.params, table), state.adam, state.params)
-        return State(jax.tree.map(jnp.add, state.params, update), adam)
-
-    return Dynamics(lambda params: State(params, optimizer.init(params)), step, lambda state: state.params)
+    L = Objective.of(fit, lambda params: config.penalty * jnp.sum(neuron_norms(params) ** 3))
+    return descent(L, optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps)))
 
 
 def neuron_norms(params: TwoLayerParams):
     return jnp.sqrt(jnp.sum(params.first**2, axis=1) + jnp.sum(params.second**2, axis=0))
 
 
-def read(components: Components, state: State, table):
-    params, p = state.params, table.shape[0]
+def read(components: Components, params: TwoLayerParams, table):
+    p = table.shape[0]
     size, u = neuron_norms(params), params.first[:, :p]
     weights = params.first, params.second, table
     readings = {"margin": normalised_margin(*weights), "softmax_margin": softmax_margin(*weights)}

@@ -25,17 +25,17 @@ import optax
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive, Range
 from dynamics.evolve import descent, log_steps
-from dynamics.evolve import simulate as in_memory
-from dynamics.losses import accuracy, cross_entropy
+from dynamics.evolve import study as in_memory
+from dynamics.losses import cross_entropy
 from dynamics.models.two_layer import two_layer
+from dynamics.observe import accuracy, joined, loss, prefixed, seldom, weight_norm
 from dynamics.observe.delay import first_step, time_ratio, value_at
 from dynamics.observe.groups import Components, component_power, component_share, irreducible_components
-from dynamics.observe.rank import weight_norm
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.modular import Operation, operation_table, table_task
 from dynamics.theory.modular import max_margin, normalised_margin
-from dynamics.types import Array, Claim, Record
-from experiments.grokking._sweep import sweep
+from dynamics.types import Array, Claim, Objective, Record
+from experiments.grokking._mechanism import mechanism
 
 SOURCE = "Gromov 2023, 'Grokking modular arithmetic'; Morwani et al. 2023, 'Feature emergence via margin maximization'"
 SECONDS = 30
@@ -97,44 +97,50 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    return Result(config, {name: run_activation(config, name, simulate) for name in config.activation})
+def run(config: Config, study=in_memory) -> Result:
+    table, key = operation_table(config.operation, config.modulus), jax.random.key(config.seed)
+
+    def network(lane):
+        return two_layer(config.width, len(table), ACTIVATIONS[lane.activation])
+
+    def draw(lane):
+        split_key, weight_key = jax.random.split(jax.random.fold_in(key, lane.seed))
+        weights = network(lane).init(weight_key, (-1, 2 * len(table)))[1]
+        return table_task(split_key, table, config.train_fraction), weights
+
+    def make(lane):
+        optimizer = optax.adamw(config.learning_rate, b1=0.9, b2=0.98, weight_decay=lane.weight_decay)
+        return descent(Objective(network(lane).apply, cross_entropy), optimizer)
+
+    learned = partial(read, jnp.asarray(table), config.components())
+    record = study(
+        {"activation": config.activation, "weight_decay": config.weight_decay, "seed": range(config.seeds)},
+        draw,
+        make,
+        [learned, prefixed("train", joined(loss(), accuracy())), seldom(mechanism(), 10)],
+        test=[loss(), accuracy()],
+        steps=config.steps,
+        record_at=log_steps(config.steps, 120),
+        key=key,
+        label="network",
+    )
+    return Result(config, {name: record.at(activation=name) for name in config.activation})
 
 
-def run_activation(config: Config, activation: str, simulate) -> Record:
-    """Weight decays x seeds as the lanes of one program."""
-    table = operation_table(config.operation, config.modulus)
-    model = two_layer(config.width, len(table), ACTIVATIONS[activation])
-
-    def draw(key):
-        split_key, weight_key = jax.random.split(key)
-        return table_task(split_key, table, config.train_fraction), model.init(weight_key, (-1, 2 * len(table)))[1]
-
-    def make(decay):
-        optimizer = optax.adamw(config.learning_rate, b1=0.9, b2=0.98, weight_decay=decay)
-        return descent(model.apply, cross_entropy, optimizer)
-
-    reading = partial(read, model.apply, jnp.asarray(table), config.components())
-    return sweep(
-        config, simulate, draw, jnp.array(config.weight_decay), make, lambda decay: reading, config.steps,
-        log_steps(config.steps, 120), apply=lambda decay: model.apply, label=activation,
-    )  # fmt: skip
-
-
-def read(apply, table: Array, components: Components, state, data):
-    """Scores; ``frequency_share`` and ``frequencies``: representations, which are frequencies for a cyclic group."""
-    first, second = state.params
-    n, readings = second.shape[0], {"norm": weight_norm(state.params)}
-    for name, batch in (("train", data.train), ("test", data.test)):
-        f = apply(state.params, batch.x)
-        readings |= {f"{name}_loss": cross_entropy(f, batch.y), f"{name}_accuracy": accuracy(f, batch.y)}
+def read(table: Array, components: Components, params, batch):
+    """``frequency_share`` and ``frequencies``: of representations, which are frequencies for a cyclic group."""
+    first, second = params
+    n = second.shape[0]
     power = component_power(first[:, :n], components)
     size = jnp.sqrt(jnp.sum(first**2, axis=1) * jnp.sum(second**2, axis=0))
     alive = size > 0.05 * jnp.max(size)
     used = jnp.zeros(power.shape[-1]).at[jnp.argmax(power, axis=-1)].max(alive)
-    readings["frequency_share"] = jnp.mean(component_share(first[:, :n], components))
-    readings["frequencies"] = jnp.sum(used)
-    return readings | {"margin": normalised_margin(first, second, table)}
+    return {
+        "norm": weight_norm(params),
+        "frequency_share": jnp.mean(component_share(first[:, :n], components)),
+        "frequencies": jnp.sum(used),
+        "margin": normalised_margin(first, second, table),
+    }
 
 
 class Times(NamedTuple):
@@ -189,7 +195,8 @@ def figure(result: Result) -> Any:
         ):
             for i, decay in enumerate(cfg.weight_decay):
                 for j, reading in enumerate(readings):
-                    style = measured_style(2 * i + j, 4) | ({} if i else {"markerfacecolor": "0.75"})
+                    style = measured_style(2 * i + j, 2 * len(cfg.weight_decay))
+                    style |= {"markerfacecolor": "0.75"} if decay else {}
                     label = f"{reading.split('_')[0] + ', ' if len(readings) > 1 else ''}weight decay {decay:g}"
                     value = np.median(np.asarray(record.values[reading])[::3, i], axis=-1)
                     row[column].plot(np.maximum(record.step[::3], 0.7), value, label=label, **style)

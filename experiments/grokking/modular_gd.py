@@ -20,16 +20,17 @@ import numpy as np
 from dynamics import config
 from dynamics.config import Count, Positive, Range
 from dynamics.evolve import every, gradient_descent
-from dynamics.evolve import simulate as in_memory
-from dynamics.losses import accuracy, mse
+from dynamics.evolve import study as in_memory
+from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import TwoLayerParams, two_layer
+from dynamics.observe import accuracy, joined, loss, prefixed, seldom, weight_norm
 from dynamics.observe.delay import first_step, time_ratio, value_at
 from dynamics.observe.fourier import frequency_share
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.modular import operation_table, table_task
-from dynamics.types import Array, Claim, Model, Record
-from experiments.grokking._sweep import sweep
+from dynamics.types import Claim, Model, Objective, Record
+from experiments.grokking._mechanism import mechanism
 
 SOURCE = "Kumar et al. 2023, section 5 and appendix (modular arithmetic with vanilla gradient descent)"
 SECONDS = 60
@@ -64,10 +65,10 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def network(config: Config) -> Model:
-    """Gromov's network with standard normal weights."""
+def network(config: Config, alpha=1.0) -> Model:
+    """Gromov's network with standard normal weights, times ``alpha``."""
     p, width = config.modulus, config.width
-    inner = scaled(two_layer(width, p, jnp.square), config.alpha / (2 * p * width))
+    inner = scaled(two_layer(width, p, jnp.square), alpha / (2 * p * width))
 
     def init(key, input_shape):
         first, second = jax.random.split(key)
@@ -77,31 +78,36 @@ def network(config: Config) -> Model:
     return Model(init, inner.apply)
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    model, table = network(config), operation_table("add", config.modulus)
-
-    def draw(key):
-        split_key, weight_key = jax.random.split(key)
-        return table_task(split_key, table, config.train_fraction), model.init(weight_key, (-1, 2 * config.modulus))[1]
-
-    def make(rate: Array):
-        return gradient_descent(model.apply, lambda f, y: mse(f, y) / config.modulus, rate)
-
-    rates = jnp.array([config.learning_rate / config.alpha**2])
-    record = sweep(
-        config, simulate, draw, rates, make, lambda rate: lambda state, data: read(model.apply, state.params, data),
-        config.steps, every(max(config.steps // 100, 1), config.steps), apply=lambda rate: model.apply, kernel_every=5,
-    )  # fmt: skip
-    return Result(config, {"network": record._replace(values={k: v[:, 0] for k, v in record.values.items()})})
+def run(config: Config, study=in_memory) -> Result:
+    return Result(config, {"network": train(config, study, (config.alpha,)).at(alpha=config.alpha)})
 
 
-def read(apply, params: TwoLayerParams, data):
-    readings = {"frequency_share": jnp.mean(frequency_share(params.first[:, : params.second.shape[0]]))}
-    readings["norm"] = jnp.sqrt(jnp.sum(params.first**2) + jnp.sum(params.second**2))
-    for name, batch in (("train", data.train), ("test", data.test)):
-        f = apply(params, batch.x)
-        readings |= {f"{name}_accuracy": accuracy(f, batch.y), f"{name}_loss": mse(f, batch.y) / f.shape[1]}
-    return readings
+def train(config: Config, study, alphas: tuple[float, ...]) -> Record:
+    """Every output scale on every seed: ``[T, alphas, seeds]``."""
+    p, table, key = config.modulus, operation_table("add", config.modulus), jax.random.key(config.seed)
+
+    def draw(lane):
+        split_key, weight_key = jax.random.split(jax.random.fold_in(key, lane.seed))
+        return table_task(split_key, table, config.train_fraction), network(config).init(weight_key, (-1, 2 * p))[1]
+
+    def make(lane):
+        L = Objective(network(config, lane.alpha).apply, lambda f, y: mse(f, y) / p)
+        return gradient_descent(L, config.learning_rate / lane.alpha**2)
+
+    def read(params, batch):
+        return {"frequency_share": jnp.mean(frequency_share(params.first[:, :p])), "norm": weight_norm(params)}
+
+    return study(
+        {"alpha": alphas, "seed": range(config.seeds)},
+        draw,
+        make,
+        [read, prefixed("train", joined(accuracy(), loss())), seldom(mechanism(), 5)],
+        test=[accuracy(), loss()],
+        steps=config.steps,
+        record_at=every(max(config.steps // 100, 1), config.steps),
+        key=key,
+        label="network",
+    )
 
 
 def claims(result: Result) -> list[Claim]:

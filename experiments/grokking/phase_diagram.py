@@ -3,9 +3,8 @@
 The network of ``lazy_to_rich`` over a grid of output scales alpha, sample counts P and non-linearities eps; eps sets
 how much of the initial kernel ``K_0`` lies along the labels, so small eps is strong misalignment. Each cell is the
 ratio of the steps at which test and train loss fall below a tenth of their start: too few samples never generalise
-(blank), enough show no delay, and between the two the delay grows with alpha. All alphas and sample counts of one eps
-are lanes of one program, the missing rows padded with zeros; the theory is the infinite-width reduction on the same
-data.
+(blank), enough show no delay, and between the two the delay grows with alpha. The theory is the infinite-width
+reduction on the same data.
 
 Run time: about 120 s for the quick preset on two CPU cores.
 """
@@ -21,14 +20,14 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Positive, Range
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import study as in_memory
 from dynamics.observe.representation import label_alignment
-from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.runs.figures import measured_style, new_figure, theory_style, ticks_at
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
 from dynamics.types import Claim, Record
 from experiments.grokking import lazy_to_rich
-from experiments.grokking._lazy_to_rich import delay, run_cells
+from experiments.grokking._lazy_to_rich import delay, network_and_theories
 
 SOURCE = "Kumar, Bordelon, Gershman & Pehlevan 2023, figures 2-5"
 SECONDS = 120
@@ -62,32 +61,16 @@ class Config(config.Config):
 
 
 class Result(NamedTuple):
-    """Records with values ``[T, cells, seeds]``, cells running over alphas, then sample counts."""
+    """``network``, ``infinite width``, ``exact reduction`` (first seed): ``[T, eps, alphas, samples, seeds]``."""
 
     config: Config
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    alphas = tuple(float(a) for a in np.repeat(config.alpha, len(config.samples)))
-    samples, records = config.samples * len(config.alpha), {}
-    for eps in config.eps:
-        base = lazy_to_rich.Config(
-            seed=config.seed,
-            seeds=config.seeds,
-            eps=eps,
-            dimension=config.dimension,
-            width=config.width,
-            eta0=config.eta0,
-        )
-        records |= run_cells(base, simulate, alphas, samples, config.steps, f", eps={eps:g}")
-    return Result(config, records)
-
-
-def delays(config: Config, record: Record) -> np.ndarray:
-    """Median over seeds of te/tr, ``[alphas, samples]``; inf where a run never generalises, NaN where it never fits."""
-    found = delay(record)
-    return np.median(found.ratio, axis=1).reshape(len(config.alpha), len(config.samples))
+def run(config: Config, study=in_memory) -> Result:
+    same = {name: getattr(config, name) for name in ("seed", "seeds", "dimension", "width", "eta0")}
+    axes = {"eps": config.eps, "alpha": config.alpha, "samples": config.samples, "seed": range(config.seeds)}
+    return Result(config, network_and_theories(lazy_to_rich.Config(**same), study, axes, config.steps))
 
 
 def initial_alignment(config: Config) -> np.ndarray:
@@ -99,62 +82,67 @@ def initial_alignment(config: Config) -> np.ndarray:
 
 
 def claims(result: Result) -> list[Claim]:
-    cfg, out = result.config, []
-    source = "figures 2-5"
-    for eps in cfg.eps:
-        measured, predicted = (
-            delays(cfg, result.records[f"{name}, eps={eps:g}"]) for name in ("network", "infinite width")
-        )
-        order, both = np.argsort(cfg.alpha), np.isfinite(measured) & np.isfinite(predicted)
+    cfg, out, source = result.config, [], "figures 2-5"
+    ratios = [delay(result.records[name]).ratio for name in ("network", "infinite width")]
+    for eps, each, theirs in zip(cfg.eps, *ratios):  # [alphas, samples, seeds]
+        measured, predicted = np.median(each, -1), np.median(theirs, -1)
+        both = np.isfinite(measured) & np.isfinite(predicted)
         error = np.median(np.abs(measured[both] / predicted[both] - 1)) if both.any() else np.nan
         out.append(Claim.at_most(f"eps = {eps:g}: delay against theory, median relative error", source, error, 0.1))
-        each, theirs = (delay(result.records[f"{name}, eps={eps:g}"]).ratio for name in ("network", "infinite width"))
         agree = np.mean(np.isfinite(each) == np.isfinite(theirs))
         name = f"eps = {eps:g}: share of runs where network and theory agree on whether it generalises"
         out.append(Claim.at_least(name, source, agree, 0.95))
         few = measured[:, np.array(cfg.samples) <= cfg.dimension]
-        many = measured[order[0], np.argmax(cfg.samples)]
+        name = f"eps = {eps:g}: share of cells with P <= D that fit and never generalise"
         if few.size:
-            name = f"eps = {eps:g}: share of cells with P <= D that fit and never generalise"
             out.append(Claim.at_least(name, source, np.isinf(few).mean(), 1))
+        else:
+            out.append(Claim.not_applicable(name, source, f"no P <= D = {cfg.dimension}"))
+        name = f"eps = {eps:g}: delay at the largest P, smallest alpha"
         if max(cfg.samples) >= 10 * cfg.dimension:
-            out.append(Claim.at_most(f"eps = {eps:g}: delay at the largest P, smallest alpha", source, many, 2.5))
+            many = measured[np.argmin(cfg.alpha), np.argmax(cfg.samples)]
+            out.append(Claim.at_most(name, source, many, 2.5))
+        else:
+            out.append(Claim.not_applicable(name, source, f"no P >= 10 D = {10 * cfg.dimension}"))
     return out
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """At most ``most`` of ``count`` indices, evenly, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
 def figure(result: Result) -> Any:
-    """Top: measured delay over alpha and P, one map an eps; bottom: its cuts (markers) on theory (lines)."""
-    cfg, count = result.config, len(result.config.eps)
-    page, panels = new_figure(2, count + 1, width=3.9)
-    for column, eps in enumerate(cfg.eps):
-        measured, predicted = (
-            delays(cfg, result.records[f"{name}, eps={eps:g}"]) for name in ("network", "infinite width")
-        )
-        shown = np.where(np.isfinite(measured), measured, np.nan)
-        norm = "log" if np.isfinite(shown).any() else None
+    """Top: measured delay over alpha and P, one map an eps (six at most); bottom: its cuts (markers) on theory."""
+    cfg = result.config
+    medians = (np.median(delay(result.records[name]).ratio, -1) for name in ("network", "infinite width"))
+    measured, predicted = (np.where(np.isfinite(median), median, np.nan) for median in medians)
+    maps = spread(len(cfg.eps), 6)
+    page, panels = new_figure(2, len(maps) + 1, width=3.9)
+    for column, i in enumerate(maps):
+        shown, norm = measured[i], "log" if np.isfinite(measured[i]).any() else None
         image = panels[0, column].imshow(shown, origin="lower", aspect="auto", cmap="viridis", norm=norm)
         page.colorbar(image, ax=panels[0, column], label="test / train time (blank: never)")
-        panels[0, column].set_xticks(range(len(cfg.samples)), cfg.samples)
-        panels[0, column].set_yticks(range(len(cfg.alpha)), [f"{alpha:g}" for alpha in cfg.alpha])
-        panels[0, column].set(xlabel="samples P", ylabel="output scale alpha", title=f"eps = {eps:g}")
+        for axis, values in ((panels[0, column].xaxis, cfg.samples), (panels[0, column].yaxis, cfg.alpha)):
+            ticks = spread(len(values), 8)
+            axis.set_ticks(ticks, [f"{values[at]:g}" for at in ticks])
+        panels[0, column].set(xlabel="samples P", ylabel="output scale alpha", title=f"eps = {cfg.eps[i]:g}")
         panels[0, column].grid(False)
-        for i, alpha in enumerate(cfg.alpha):
-            finite, style = np.isfinite(measured[i]), measured_style(i, len(cfg.alpha))
-            at = np.array(cfg.samples)
-            panels[1, column].plot(at[finite], measured[i][finite], label=f"alpha = {alpha:g}", **style)
-            panels[1, column].plot(at, np.where(np.isfinite(predicted[i]), predicted[i], np.nan), **theory_style(i))
+        for j, alpha in enumerate(cfg.alpha):
+            style = measured_style(j, len(cfg.alpha))
+            panels[1, column].plot(cfg.samples, shown[j], label=f"alpha = {alpha:g}", **style)
+            panels[1, column].plot(cfg.samples, predicted[i, j], **theory_style(j))
         panels[1, column].set(xlabel="samples P", ylabel="test time / train time")
-        panels[1, column].set_yscale("log" if np.isfinite(measured).any() else "linear")
+        panels[1, column].set_yscale("log" if np.isfinite(shown).any() else "linear")
         panels[1, column].legend(fontsize=7, frameon=False)
     panels[0, -1].plot(cfg.eps, initial_alignment(cfg), **measured_style(0))
     panels[0, -1].set(xlabel="eps", ylabel=r"alignment of $K_0$ with the labels", title="the dial of misalignment")
     for i, eps in enumerate(cfg.eps):
-        smallest = delays(cfg, result.records[f"network, eps={eps:g}"])
-        best = [np.min(row[np.isfinite(row)], initial=np.inf) for row in smallest]
-        panels[1, -1].plot(cfg.alpha, best, label=f"eps = {eps:g}", **measured_style(i, count))
+        best = np.fmin.reduce(measured[i], axis=-1)
+        panels[1, -1].plot(cfg.alpha, best, label=f"eps = {eps:g}", **measured_style(i, len(cfg.eps)))
     panels[1, -1].set(xscale="log", xlabel="output scale alpha", ylabel="smallest delay over P")
-    panels[1, -1].set_xticks(cfg.alpha, [f"{alpha:g}" for alpha in cfg.alpha])
-    panels[1, -1].set_xticks([], minor=True)
+    if len(cfg.alpha) <= 6:
+        ticks_at(panels[1, -1].xaxis, cfg.alpha)
     panels[1, -1].legend(fontsize=7, frameon=False)
     page.suptitle("Where grokking lives: delay over output scale, samples and misalignment")
     return page

@@ -17,6 +17,7 @@ Run time: about 20 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -26,13 +27,14 @@ from jax.scipy.stats import norm
 
 from dynamics import config
 from dynamics.config import Count, Positive, Range
-from dynamics.evolve import gradient_descent, lanes, log_steps
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import Drawn, gradient_descent, log_steps
+from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, logistic
 from dynamics.models.two_layer import committee
+from dynamics.observe import prefixed, scores
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.clusters import xor_clusters
-from dynamics.types import Array, Batch, Claim, Data, Dynamics, Record
+from dynamics.types import Array, Batch, Claim, Data, Dynamics, Objective, Observable, Record
 
 SOURCE = "Frei, Chatterji & Bartlett 2022, 'Random feature amplification: feature learning and generalization in neural networks'"  # noqa: E501
 SECONDS = 20
@@ -67,7 +69,7 @@ class Config(config.Config):
 
 
 class Result(NamedTuple):
-    """``network`` with values ``[T, seeds]``, cosines ``[T, seeds, m]``; ``theory``, its ``own_cosine`` alone;
+    """``network`` with values ``[T, seeds]``, cosines ``[T, seeds, m]``; ``theory``, its cosines alone;
     ``linear``: the least-squares classifier's test accuracy ``[1, seeds]``."""
 
     config: Config
@@ -81,37 +83,27 @@ class Setting(NamedTuple):
     means: Array
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    drawn = [draw(config, seed) for seed in range(config.seeds)]
-    setting, weights, data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
-    record_at, key = log_steps(config.steps, 60), jax.random.key(config.seed)
+def run(config: Config, study=in_memory) -> Result:
+    def drawn(lane) -> Drawn:
+        setting, weights, data = draw(config, lane.seed)
+        return Drawn(weights, data, {"setting": setting})
 
-    def simulated(name, make, readout) -> Record:
-        runs = lanes(make, readout, data_axis=0)
-        state = runs.dynamics.init((setting, weights))
-        return simulate(runs.dynamics, runs.readout, state, data, config.steps, key, record_at, label=name)[1]
+    def network(lane) -> Dynamics:
+        apply = committee(config.width, jax.nn.relu, signs=config.width * lane.setting.readout).apply
+        return gradient_descent(Objective(apply, logistic), config.learning_rate)
 
-    def network(setting: Setting):
-        return committee(config.width, jax.nn.relu, signs=config.width * setting.readout).apply
+    def along(lane):
+        return lambda weights, batch: cosines(weights, lane.setting)
 
-    def read(setting: Setting):
-        apply = network(setting)
-
-        def readings(state, data: Data):
-            scores = {f"{name}_accuracy": accuracy(apply(state.params, b.x), b.y) for name, b in data._asdict().items()}
-            return scores | cosines(state.params, setting) | {"train_loss": logistic(*outputs(apply, state, data))}
-
-        return readings
-
+    still = partial(study, {"seed": range(config.seeds)}, drawn, key=jax.random.key(config.seed))
+    moving = partial(still, steps=config.steps, record_at=log_steps(config.steps, 60))
+    train, test = prefixed("train", scores(accuracy=accuracy, loss=logistic)), scores(accuracy=accuracy)
+    classifier = Observable.of_view(lambda view: {"test_accuracy": linear(view.data)})
     return Result(config, {
-        "network": simulated("network", lambda s: gradient_descent(network(s), logistic, config.learning_rate), read),
-        "theory": simulated("theory", lambda s: amplification(config, s), lambda s: lambda w, data: cosines(w, s)),
-        "linear": Record(np.zeros(1, int), np.zeros(1), {"test_accuracy": jax.vmap(linear)(data)[None]}),
+        "network": moving(network, lambda lane: [train, along(lane)], test=test, label="network"),
+        "theory": moving(lambda lane: amplification(config, lane.setting), along, label="theory"),
+        "linear": still(None, classifier, steps=0, label="linear"),
     })  # fmt: skip
-
-
-def outputs(apply, state, data: Data):
-    return apply(state.params, data.train.x), data.train.y
 
 
 def draw(config: Config, seed: int) -> tuple[Setting, Array, Data]:

@@ -23,7 +23,7 @@ import optax
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive, Range
 from dynamics.evolve import descent, log_steps
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, cross_entropy
 from dynamics.models.scaling import scaled
 from dynamics.models.transformer import TransformerParams, transformer
@@ -32,8 +32,7 @@ from dynamics.observe.fourier import frequency_power, gini, sum_components
 from dynamics.observe.rank import weight_norm
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.modular import operation_table, table_task
-from dynamics.types import Array, Claim, Record
-from experiments.grokking._sweep import sweep
+from dynamics.types import Claim, Objective, Observable, Record, View
 
 SOURCE = "Nanda et al. 2023, 'Progress measures for grokking via mechanistic interpretability'; Kumar et al. 2023"
 SECONDS = 90
@@ -81,40 +80,43 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    p, table = config.modulus, operation_table("add", config.modulus)
+def run(config: Config, study=in_memory) -> Result:
+    p, table, key = config.modulus, operation_table("add", config.modulus), jax.random.key(config.seed)
     model = transformer(p + 1, p, config.width)
 
-    def draw(key):
-        split_key, weight_key = jax.random.split(key)
+    def draw(lane):
+        split_key, weight_key = jax.random.split(jax.random.fold_in(key, lane.seed))
         return table_task(split_key, table, config.train_fraction, tokens=True), model.init(weight_key, (-1, 3))[1]
 
-    def apply(alpha: Array):
-        return scaled(model, alpha).apply
-
-    def make(alpha: Array):
+    def make(lane):
         optimizer = optax.adamw(config.learning_rate, b2=0.98, weight_decay=config.weight_decay)
-        return descent(apply(alpha), cross_entropy, optimizer)
+        return descent(Objective(scaled(model, lane.alpha).apply, cross_entropy), optimizer)
 
-    record = sweep(
-        config, simulate, draw, jnp.array(config.alpha), make, lambda alpha: partial(read, config, apply(alpha)),
-        config.steps, log_steps(config.steps, 120),
-    )  # fmt: skip
+    record = study(
+        {"alpha": config.alpha, "seed": range(config.seeds)},
+        draw,
+        make,
+        Observable.of_view(partial(read, config)),
+        steps=config.steps,
+        record_at=log_steps(config.steps, 120),
+        key=key,
+        label="network",
+    )
     return Result(config, {"network": record})
 
 
-def read(config: Config, apply, state, data):
+def read(config: Config, view: View):
     """Scores from the logits of all pairs; the key frequencies are the strongest waves of a + b in these logits."""
-    params: TransformerParams = state.params
+    params: TransformerParams = view.params
     p = config.modulus
     a, b = (grid.ravel() for grid in jnp.meshgrid(jnp.arange(p), jnp.arange(p), indexing="ij"))
-    logits = apply(params, jnp.stack([a, b, jnp.full_like(a, p)], axis=1)).reshape(p, p, p)
+    logits = view.f("read")(params, jnp.stack([a, b, jnp.full_like(a, p)], axis=1)).reshape(p, p, p)
     waves = jnp.abs(jnp.fft.fft2(logits, axes=(0, 1))[jnp.arange(1, p // 2 + 1), jnp.arange(1, p // 2 + 1)]) ** 2
     keys = jax.lax.top_k(jnp.sum(waves, axis=1), config.key_frequencies)[1] + 1
     restricted, excluded = sum_components(logits, keys)
     power = jnp.sum(frequency_power(params.embed[:p].T), axis=0)
     readings = {"weight_norm": weight_norm(params), "gini": gini(power)}
-    for name, batch in (("train", data.train), ("test", data.test)):
+    for name, batch in view.data._asdict().items():
         f, rest = logits[batch.x[:, 0], batch.x[:, 1]], excluded[batch.x[:, 0], batch.x[:, 1]]
         readings |= {f"{name}_accuracy": accuracy(f, batch.y), f"{name}_loss": cross_entropy(f, batch.y)}
         readings[f"excluded_{name}_loss"] = cross_entropy(rest, batch.y)
@@ -155,18 +157,18 @@ def figure(result: Result) -> Any:
     page, panels = new_figure(1, 4, width=3.7)
     step = np.maximum(record.step, 1)
 
-    def draw(panel, name, place, label, cell=0, filled=False):
-        style = measured_style(place, 4) | ({"markerfacecolor": "0.75"} if filled else {})
+    def draw(panel, name, style, label, cell=0):
         panel.plot(step[::2], np.median(np.asarray(record.values[name])[::2, cell], axis=-1), label=label, **style)
 
     for i, alpha in enumerate(cfg.alpha):
-        draw(panels[0], "train_accuracy", i, f"train, alpha = {alpha:g}", i)
-        draw(panels[0], "test_accuracy", i, f"test, alpha = {alpha:g}", i, filled=True)
-        draw(panels[3], "weight_norm", i, f"alpha = {alpha:g}", i)
+        style = measured_style(i, len(cfg.alpha))
+        draw(panels[0], "train_accuracy", style, f"train, alpha = {alpha:g}", i)
+        draw(panels[0], "test_accuracy", style | {"markerfacecolor": "0.75"}, f"test, alpha = {alpha:g}", i)
+        draw(panels[3], "weight_norm", style, f"alpha = {alpha:g}", i)
     for i, name in enumerate(("train_loss", "test_loss", "restricted_loss", "excluded_train_loss")):
-        draw(panels[1], name, i, name.replace("_", " "))
+        draw(panels[1], name, measured_style(i, 4), name.replace("_", " "))
     panels[1].axhline(np.log(cfg.modulus), label="chance, ln p", **theory_style(1))
-    draw(panels[2], "gini", 0, "embedding")
+    draw(panels[2], "gini", measured_style(0), "embedding")
     labels = (
         "accuracy",
         "cross-entropy (nats)",

@@ -23,8 +23,8 @@ import numpy as np
 from dynamics import config
 from dynamics.config import Count, Positive, Range
 from dynamics.empirical import kernel_distance
-from dynamics.evolve import lanes, log_steps
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import log_steps
+from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, logistic
 from dynamics.observe.rank import effective_rank
 from dynamics.observe.representation import label_alignment
@@ -101,15 +101,17 @@ class Spans(NamedTuple):
     norms: Array
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    drawn = [spans(config, seed) for seed in range(config.seeds)]
-    data = jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
-    runs, ranks = (lanes(dual_descent, lambda rate, of=of: of, data_axis=0) for of in (read, read_rank))
-    readout = seldom(runs.readout, ranks.readout, RANK_EVERY)
-    start = jnp.zeros((config.seeds, config.samples, config.width))
-    state = runs.dynamics.init((jnp.full(config.seeds, config.learning_rate), start))
-    key, record_at = jax.random.key(config.seed), log_steps(config.steps, 40)
-    _, record = simulate(runs.dynamics, readout, state, data, config.steps, key, record_at, label="network")
+def run(config: Config, study=in_memory) -> Result:
+    record = study(
+        {"seed": range(config.seeds)},
+        draw=lambda lane: (spans(config, lane.seed), jnp.zeros((config.samples, config.width))),
+        make=lambda lane: dual_descent(config.learning_rate),
+        read=[read, seldom(read_rank, RANK_EVERY)],
+        steps=config.steps,
+        record_at=log_steps(config.steps, 40),
+        key=jax.random.key(config.seed),
+        label="network",
+    )
     return Result(config, {"network": record})
 
 

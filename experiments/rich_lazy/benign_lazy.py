@@ -13,6 +13,7 @@ Run time: about 60 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import jax
@@ -22,11 +23,13 @@ import numpy as np
 from dynamics import config, stax
 from dynamics.config import Count, Positive, Range
 from dynamics.empirical import empirical_ntk_fn
-from dynamics.evolve import gradient_descent, lanes, log_steps
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import Drawn, gradient_descent, log_steps
+from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, half_mse
+from dynamics.observe import scores, seldom
+from dynamics.observe.rank import weight_norm
 from dynamics.theory.fits import power_law
-from dynamics.types import Batch, Claim, Data, Model, Record
+from dynamics.types import Batch, Claim, Data, Model, Objective, Record
 
 SOURCE = "Zhu, Liu, Chrysos, Locatello & Cevher 2023, 'Benign overfitting in deep neural networks under lazy training'"
 SECONDS = 60
@@ -61,7 +64,7 @@ class Config(config.Config):
 
 
 class Result(NamedTuple):
-    """``records['width n']``: values ``[T, separations, seeds]``; the smallest eigenvalues at the first row."""
+    """``records['width n']``: values ``[T, separations, seeds]``; rates and eigenvalues at the first row, NaN after."""
 
     config: Config
     records: dict[str, Record]
@@ -86,55 +89,61 @@ def draw(config: Config, key, separation) -> Data:
     return Data(train, Batch(x[config.samples :], y[config.samples :]))
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """Every separation and seed of one width is one program."""
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    separation, seed = (grid.ravel() for grid in np.meshgrid(config.separation, np.arange(config.seeds), indexing="ij"))
-    data = jax.vmap(lambda s, key: draw(config, key, s))(jnp.asarray(separation), keys[seed])
     kernel = network(1).kernel
     assert kernel is not None
-    limit = jax.jit(jax.vmap(lambda x: jnp.linalg.eigvalsh(kernel(x, None, "ntk"))))(data.train.x)  # [lanes, P]
-    rate = config.samples / limit[:, -1]
-    return Result(
-        config, {f"width {n}": run_width(config, n, keys[seed], data, limit, rate, simulate) for n in config.width}
-    )
 
+    @jax.jit
+    def spectrum(x):
+        return jnp.linalg.eigvalsh(kernel(x, None, "ntk"))
 
-def run_width(config: Config, width: int, keys, data: Data, limit, rate, simulate) -> Record:
-    model = network(width)
-    start = jax.vmap(lambda key: model.init(jax.random.fold_in(key, width), (-1, config.dim))[1])(keys)
-    ntk = empirical_ntk_fn(model.apply)
+    @cache
+    def drawn(separation: float, seed: int) -> tuple[Data, jax.Array]:
+        data = draw(config, keys[seed], separation)
+        return data, spectrum(data.train.x)
 
-    def centred(first):
+    def start(lane) -> Drawn:
+        data, limit = drawn(lane.separation, lane.seed)
+        params = network(lane.width).init(jax.random.fold_in(keys[lane.seed], lane.width), (-1, config.dim))[1]
+        return Drawn(params, data, {"start": params, "limit": limit})
+
+    def centred(lane):
         """``f - f_0``: a random initial output would be noise that no training removes from the test points."""
-        return lambda params, x: model.apply(params, x) - model.apply(first, x)
+        apply = network(lane.width).apply
+        return lambda params, x: apply(params, x) - apply(lane.start, x)
 
-    def read(lane, state, data):
-        _, first = lane
-        apply = centred(first)
-        f = apply(state.params, data.train.x)
-        moved = jax.tree.leaves(jax.tree.map(jnp.subtract, state.params, first))
-        return {
-            "train_loss": half_mse(f, data.train.y),
-            "train_error": 1 - accuracy(f, data.train.y),
-            "test_error": 1 - accuracy(apply(state.params, data.test.x), data.test.y),
-            "movement": jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in moved)),
-        }
+    def kernels(lane):
+        ntk = empirical_ntk_fn(network(lane.width).apply)
 
-    runs = lanes(
-        lambda lane: gradient_descent(centred(lane[1]), half_mse, lane[0]),
-        lambda lane: lambda state, data: read(lane, state, data),
-        data_axis=0,
+        def read(params, batch):
+            smallest = jnp.linalg.eigvalsh(ntk(batch.x, None, params))[0]
+            return {"smallest": smallest, "smallest_limit": lane.limit[0], "rate": rate(lane)}
+
+        return seldom(read, config.steps + 1)  # at the start
+
+    def rate(lane):
+        return config.samples / lane.limit[-1]
+
+    def movement(lane):
+        return lambda params, batch: {"movement": weight_norm(jax.tree.map(jnp.subtract, params, lane.start))}
+
+    def error(f, y):
+        return 1 - accuracy(f, y)
+
+    record = study(
+        {"width": config.width, "separation": config.separation, "seed": range(config.seeds)},
+        draw=start,
+        make=lambda lane: gradient_descent(Objective(centred(lane), half_mse), rate(lane)),
+        read=lambda lane: [scores(train_loss=half_mse, train_error=error), movement(lane), kernels(lane)],
+        test=scores(error=error),
+        steps=config.steps,
+        record_at=log_steps(config.steps, 25),
+        key=jax.random.key(config.seed),
+        loop=("width",),
     )
-    state, key = runs.dynamics.init(((rate, start), start)), jax.random.key(config.seed)
-    record_at = log_steps(config.steps, 25)
-    _, record = simulate(runs.dynamics, runs.readout, state, data, config.steps, key, record_at, label=f"width {width}")
-    smallest = jax.jit(jax.vmap(lambda params, x: jnp.linalg.eigvalsh(ntk(x, None, params))[0]))(start, data.train.x)
-    shape = (-1, len(config.separation), config.seeds)
-    values = dict(record.values) | {"smallest": smallest, "smallest_limit": limit[:, 0], "rate": rate}
-    values = {name: np.reshape(np.asarray(value), shape) for name, value in values.items()}
-    values["time"] = np.asarray(record.step)[:, None, None] * values["rate"]
-    return Record(record.step, np.asarray(record.step), values)
+    return Result(config, {f"width {n}": record.at(width=n) for n in config.width})
 
 
 def claims(result: Result) -> list[Claim]:
@@ -185,11 +194,16 @@ def kernel_claims(result: Result) -> list[Claim]:
         out.append(
             Claim.close(lazy, "Zhu et al. 2023, lazy training", fit.exponent, 0.0, 0.15, note=f"95 % interval {fit}")
         )
-    widest = records[-1]
-    bound = np.exp(-2 * 0.5 * widest["smallest_limit"] * widest["time"] / cfg.samples) * widest["train_loss"][0]
-    excess = (widest["train_loss"] / bound).max()
+    excess = (records[-1]["train_loss"] / bound(cfg, result.records[f"width {cfg.width[-1]}"])[1]).max()
     name = "training at least at rate lam_min(K_inf)/2: largest loss over its bound"
     return [*out, Claim.at_most(name, "Zhu et al. 2023, training under the smallest NTK eigenvalue", excess, 1.001)]
+
+
+def bound(config: Config, record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """Times, and ``exp(-2 (lam_min / 2) t / P) loss(0)``, each ``[T, separations, seeds]``."""
+    loss, smallest, rate = (record.values[name][0] for name in ("train_loss", "smallest_limit", "rate"))
+    time = record.step[:, None, None] * rate
+    return time, np.exp(-smallest * time / config.samples) * loss
 
 
 def figure(result: Result):
@@ -197,7 +211,8 @@ def figure(result: Result):
     from dynamics.runs.figures import measured_style, new_figure, ticks_at
 
     cfg = result.config
-    widest = result.records[f"width {cfg.width[-1]}"].values
+    record = result.records[f"width {cfg.width[-1]}"]
+    widest, (time, least) = record.values, bound(cfg, record)
     fig, (benign, rate, eigen) = new_figure(1, 3, width=3.8)
     for i, (name, label) in enumerate((("train_error", "train (noisy labels)"), ("test_error", "test (clean labels)"))):
         rows = widest[name][-1]
@@ -206,10 +221,9 @@ def figure(result: Result):
     benign.axhline(cfg.flips, color="black", ls=":", label="share of flips")
     benign.set(xscale="log", xlabel="separation |mu|", ylabel=f"error at width {cfg.width[-1]}")
     for i, s in enumerate(cfg.separation):
-        time, loss = widest["time"][1:, i, 0], widest["train_loss"][1:, i, 0]
-        rate.plot(time, loss, label=f"|mu| = {s:g}", **measured_style(i, len(cfg.separation)))
-        bound = np.exp(-widest["smallest_limit"][0, i, 0] * time / cfg.samples) * widest["train_loss"][0, i, 0]
-        rate.plot(time, bound, "k-", lw=0.8)
+        style = measured_style(i, len(cfg.separation))
+        rate.plot(time[1:, i, 0], widest["train_loss"][1:, i, 0], label=f"|mu| = {s:g}", **style)
+        rate.plot(time[1:, i, 0], least[1:, i, 0], "k-", lw=0.8)
     rate.set(xscale="log", yscale="log", xlabel="time", ylabel="train loss; lines: bound by lam_min / 2")
     rate.set_ylim(1e-8, 10)
     for i, n in enumerate(cfg.width):

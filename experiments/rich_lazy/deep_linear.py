@@ -12,8 +12,7 @@ Run time: about 60 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +20,11 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Positive, Range
-from dynamics.empirical import kernel_alignment, kernel_distance
-from dynamics.evolve import gradient_descent, gradient_flow, lanes, log_steps
-from dynamics.evolve import simulate as in_memory
+from dynamics.empirical import flat_kernel, kernel_alignment, kernel_distance
+from dynamics.evolve import Drawn, every, gradient_descent, gradient_flow, log_steps
+from dynamics.evolve import study as in_memory
 from dynamics.theory import deep_linear as theory
-from dynamics.types import Batch, Claim, Record
+from dynamics.types import Batch, Claim, Objective, Observable, Record
 
 SOURCE = (
     "Saxe, McClelland & Ganguli 2013, 'Exact solutions to the nonlinear dynamics of learning in deep linear networks'"
@@ -85,140 +84,147 @@ def linear(weights, x):
     return jax.lax.scan(lambda h, w: (h @ w.T, None), x, weights)[0]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """Aligned modes, depth, starts and imbalance; each a handful of compiled programs."""
-    records = {"depth": run_depth(config, simulate), "starts": run_starts(config, simulate)}
-    records["modes"], records["modes theory"] = run_modes(config, simulate)
+    records = {"depth": run_depth(config, study), "starts": run_starts(config, study)}
+    records["modes"], records["modes theory"] = run_modes(config, study)
     with jax.enable_x64(True):  # in single precision rounding hides the fourth-order error of the flow's steps
-        records["imbalance"], records["imbalance theory"] = run_imbalance(config, simulate)
+        records["imbalance"], records["imbalance theory"] = run_imbalance(config, study)
     return Result(config, records)
 
 
-def run_modes(config: Config, simulate) -> tuple[Record, Record]:
+def run_modes(config: Config, study) -> tuple[Record, Record]:
     """Gradient descent from balanced weights aligned with the target, against the closed form."""
     n, s, key = config.size, np.asarray(config.strength), jax.random.key(config.seed)
     u, v, r = jnp.linalg.qr(jax.random.normal(key, (3, n, n)))[0]
     pad = jnp.pad(jnp.asarray(s), (0, n - len(s)))
     root = jnp.where(pad > 0, config.start**0.5, 0.0)
-    weights, target = jnp.stack([(r * root) @ v.T, (u * root) @ r.T]), (u * pad) @ v.T
-    eta = jnp.asarray(config.learning_rate)
+    target, L = (u * pad) @ v.T, Objective(linear, half_sum)
 
-    def read(state, data):
-        return {"strength": jnp.diag(u.T @ state.params[1] @ state.params[0] @ v)[: len(s)]}
+    def strength(weights, batch):
+        return {"strength": jnp.diag(u.T @ weights[1] @ weights[0] @ v)[: len(s)]}
 
-    runs = lanes(lambda eta: gradient_descent(linear, half_sum, eta), lambda eta: read)
-    state = runs.dynamics.init((eta, jnp.broadcast_to(weights, (len(eta), *weights.shape))))
     slowest = np.log(max(s) / config.start) / min(s)  # twice the time of the slowest mode
     steps = int(np.ceil(slowest / min(config.learning_rate)))
-    data = Batch(jnp.eye(n), target.T)
-    _, record = simulate(runs.dynamics, runs.readout, state, data, steps, key, log_steps(steps, 150), label="modes")
-    times = np.asarray(record.step)[:, None] * np.asarray(config.learning_rate)
-    curve = theory.mode_strength(times[..., None], s, config.start)
-    return record._replace(time=times), Record(record.step, times, {"strength": np.asarray(curve)})
-
-
-def run_depth(config: Config, simulate) -> Record:
-    """Steps a chain of K scalars needs to bring ``(1 - a)^2`` to 0.05, and the quadrature's answer."""
-    depth, rate, start = jnp.asarray(config.depth), 0.02, 0.1
-
-    def chain(depth):
-        used = jnp.arange(max(config.depth)) < depth
-        return lambda w, x: x * jnp.prod(jnp.where(used, w, 1.0))
-
-    runs = lanes(
-        lambda depth: gradient_descent(chain(depth), half_sum, rate / depth),
-        None,
-        lambda depth: lambda state, data: half_sum(chain(depth)(state.params, data.x), data.y) <= 0.025,
+    record = study(
+        {"learning_rate": config.learning_rate},
+        draw=lambda lane: jnp.stack([(r * root) @ v.T, (u * root) @ r.T]),
+        make=lambda lane: gradient_descent(L, lane.learning_rate),
+        read=[strength],
+        steps=steps,
+        record_at=log_steps(steps, 150),
+        key=key,
+        data=Batch(jnp.eye(n), target.T),
+        label="modes",
     )
-    weights = jnp.broadcast_to(start ** (1.0 / depth[:, None]), (len(config.depth), max(config.depth)))
-    state = runs.dynamics.init((depth, weights))
-    data, key = Batch(jnp.ones((1, 1)), jnp.ones((1, 1))), jax.random.key(config.seed)
-    state, _ = simulate(runs.dynamics, lambda *_: {}, state, data, 2000, key, [2000], runs.stop, label="depth")
+    record = record._replace(time=record.step[:, None] * np.asarray(config.learning_rate))  # of one rate as well
+    curve = theory.mode_strength(record.time[..., None], s, config.start)
+    return record, record._replace(values={"strength": np.asarray(curve)})
+
+
+def run_depth(config: Config, study) -> Record:
+    """Steps a chain of K scalars needs to bring ``(1 - a)^2`` to 0.05, and the quadrature's answer."""
+    depth, rate, start, steps = np.asarray(config.depth), 0.02, 0.1, 2000
+
+    def objective(depth):
+        used = jnp.arange(max(config.depth)) < depth
+        return Objective(lambda w, x: x * jnp.prod(jnp.where(used, w, 1.0)), half_sum)
+
+    record = study(
+        {"depth": config.depth},
+        draw=lambda lane: jnp.full(max(config.depth), start ** (1.0 / lane.depth)),
+        make=lambda lane: gradient_descent(objective(lane.depth), rate / lane.depth),
+        read=Observable.of_view(lambda view: {"steps": view.state.step}),
+        steps=steps,
+        record_at=every(1, steps),  # NaN once stopped
+        key=jax.random.key(config.seed),
+        data=Batch(jnp.ones((1, 1)), jnp.ones((1, 1))),
+        stop=lambda lane: lambda state, data: objective(lane.depth)(state.params, data) <= 0.025,
+        label="depth",
+    )
     end = 1.0 - 0.05**0.5
     values = {
-        "steps": state.state.step[None],
-        "quadrature": theory.learning_time(start, end, 1.0, depth)[None] / rate,
-        "limit": theory.learning_time(start, end, 1.0, jnp.inf)[None] / rate,
+        "steps": np.nanmax(record.values["steps"], axis=0)[None],
+        "quadrature": np.asarray(theory.learning_time(start, end, 1.0, depth))[None] / rate,
+        "limit": np.asarray(theory.learning_time(start, end, 1.0, jnp.inf))[None] / rate,
     }
-    return Record(np.array([2000]), np.array([2000]), jax.device_get(values))
+    return Record(record.step[-1:], record.step[-1:], values, record.axes)
 
 
-def run_starts(config: Config, simulate) -> Record:
+def run_starts(config: Config, study) -> Record:
     """Steps to 10 % of the loss from orthogonal and from Gaussian weights, at the best of seven learning rates."""
-    n, key, found = config.size, jax.random.key(config.seed), []
+    n, key, L = config.size, jax.random.key(config.seed), Objective(linear, half_sum)
     left, right = jnp.linalg.qr(jax.random.normal(jax.random.fold_in(key, 1), (2, n, n)))[0]
     data = Batch(jnp.eye(n), ((left * jnp.linspace(2.0, 0.5, n)) @ right.T).T)
-    for depth in config.deep:
-        gaussian = jax.random.normal(jax.random.fold_in(key, depth), (config.seeds, depth, n, n))
-        starts = jnp.stack([jnp.linalg.qr(gaussian)[0], gaussian / n**0.5])  # [starts, seeds, ...]
-        weights = jnp.repeat(starts[:, :, None], len(RATES), 2).reshape(-1, depth, n, n)
-        eta = jnp.tile(jnp.asarray(RATES) / depth, 2 * config.seeds)
-        goal = 0.1 * jax.vmap(lambda w: half_sum(linear(w, data.x), data.y))(weights)
-        runs = lanes(
-            lambda lane: gradient_descent(linear, half_sum, lane[0]),
-            None,
-            lambda lane: lambda at, data: (at.loss <= lane[1]) | ((at.step > 0) & ~jnp.isfinite(at.loss)),
-        )
-        state = runs.dynamics.init(((eta, goal), weights))
-        last, key_run = [config.patience], jax.random.key(config.seed)
-        state, _ = simulate(
-            runs.dynamics, lambda *_: {}, state, data, last[0], key_run, last, runs.stop, label=f"depth {depth}"
-        )
-        steps = np.where(np.asarray(state.state.loss <= goal), np.asarray(state.state.step) - 1.0, np.inf)
-        found.append(steps.reshape(2, config.seeds, len(RATES)).min(-1))
-    return Record(np.array(last), np.array(last), {"steps": np.stack(found, axis=1)[None]})
+
+    def draw(lane) -> Drawn:
+        of_depth = jax.random.fold_in(key, lane.deep)
+        weights = jax.random.normal(of_depth, (config.seeds, lane.deep, n, n))[lane.seed]
+        weights = weights / n**0.5 if lane.gaussian else jnp.linalg.qr(weights)[0]
+        return Drawn(weights, values={"goal": 0.1 * L(weights, data)})
+
+    record = study(
+        {"gaussian": (0, 1), "deep": config.deep, "seed": range(config.seeds), "rate": RATES},
+        draw=draw,
+        make=lambda lane: gradient_descent(L, lane.rate / lane.deep),
+        read=lambda lane: Observable.of_view(
+            lambda view: {"steps": jnp.where(view.state.loss <= lane.goal, view.state.step - 1.0, jnp.nan)}
+        ),
+        steps=config.patience,
+        record_at=every(1, config.patience),
+        key=key,
+        data=data,
+        stop=lambda lane: lambda at, data: (at.loss <= lane.goal) | ((at.step > 0) & ~jnp.isfinite(at.loss)),
+        label="starts",
+    )
+    best = np.nan_to_num(record.values["steps"], nan=np.inf).min(axis=(0, -1))
+    axes = {name: record.axes[name] for name in ("gaussian", "deep", "seed")}
+    return Record(record.step[-1:], record.step[-1:], {"steps": best[None]}, axes)
 
 
-def run_imbalance(config: Config, simulate) -> tuple[Record, Record]:
+def run_imbalance(config: Config, study) -> tuple[Record, Record]:
     """Gradient flow of lambda-balanced square nets beside the closed form."""
     size, dt, steps = 4, 0.01, 1000
-    lams, key = config.imbalance, jax.random.key(config.seed)
-    keys = jax.random.split(jax.random.fold_in(key, 2), config.seeds)
-    targets = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), (size, size)) / size**0.5)(keys)
-    starts = [[theory.lambda_balanced_init(k, (size, size, size), lam, 0.2) for k in keys] for lam in lams]
-    weights: Any = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[pair for row in starts for pair in row])
-    record_at = log_steps(steps, 40)
-    data = Batch(jnp.eye(size), jnp.tile(jnp.swapaxes(targets, 1, 2), (len(lams), 1, 1)))
-    per_lane = Batch(jnp.broadcast_to(data.x, data.y.shape), data.y)
+    record_at, key = log_steps(steps, 40), jax.random.key(config.seed)
+    L = Objective(lambda w, x: x @ w[0].T @ w[1].T, half_sum)
 
-    def two_layers(w, x):
-        return x @ w[0].T @ w[1].T
+    def draw(lane) -> Drawn:
+        own = jax.random.fold_in(jax.random.fold_in(key, 2), lane.seed)
+        target = jax.random.normal(jax.random.fold_in(own, 1), (size, size)) / size**0.5
+        start = theory.lambda_balanced_init(own, (size, size, size), lane.imbalance, 0.2)
+        exact = theory.lambda_balanced(record_at * dt, *start, target)
+        return Drawn(start, Batch(jnp.eye(size), target.T), {"start": start, "exact": exact})
 
-    def read(start, state, data):
-        w1, w2 = state
-        drift = theory.imbalance([w1, w2])[0] - theory.imbalance(list(start))[0]
-        net = theory.LinearNet(w2 @ w1, w1.T @ w1, w2 @ w2.T)
-        return {"function": net.function, "inputs": net.inputs, "outputs": net.outputs, "drift": jnp.linalg.norm(drift)}
+    def read(lane) -> Observable:
+        def values(view):
+            net, start = (theory.LinearNet(w2 @ w1, w1.T @ w1, w2 @ w2.T) for w1, w2 in (view.params, lane.start))
+            exact = jax.tree.map(lambda leaf: leaf[view.reading], lane.exact)
+            drift = theory.imbalance(view.params)[0] - theory.imbalance(lane.start)[0]
+            found = {"drift": jnp.linalg.norm(drift), "error": jnp.max(jnp.abs(net.function - exact.function))}
+            found |= kernel_movement(net, start)
+            return found | {f"theory {name}": value for name, value in kernel_movement(exact, start).items()}
 
-    runs = lanes(lambda start: gradient_flow(two_layers, half_sum, dt), lambda start: partial(read, start), data_axis=0)
-    state = runs.dynamics.init((weights, weights))
-    _, record = simulate(runs.dynamics, runs.readout, state, per_lane, steps, key, record_at, label="imbalance")
-    times = np.asarray(record.step) * dt
-    exact = [
-        theory.lambda_balanced(times, *pair, target)
-        for row in starts
-        for pair, target in zip(row, targets, strict=True)
-    ]
-    exact = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *exact)
-    measured = theory.LinearNet(*(jnp.asarray(record.values[name]) for name in ("function", "inputs", "outputs")))
-    error = jnp.max(jnp.abs(measured.function - exact.function), (-2, -1))
-    shape = (len(times), len(lams), config.seeds)
-    sides = []
-    for net, extra in ((measured, {"drift": record.values["drift"], "error": error}), (exact, {})):
-        values = {**kernel_movement(net), **extra}
-        sides.append(Record(record.step, times, {k: np.reshape(np.asarray(v), shape) for k, v in values.items()}))
-    return sides[0], sides[1]
+        return Observable.of_view(values)
+
+    record = study(
+        {"imbalance": config.imbalance, "seed": range(config.seeds)},
+        draw,
+        make=lambda lane: gradient_flow(L, dt),
+        read=read,
+        steps=steps,
+        record_at=record_at,
+        key=key,
+        label="imbalance",
+    )
+    exact = {name: record.values.pop(f"theory {name}") for name in ("kernel_alignment", "kernel_distance")}
+    return record, record._replace(values=exact)
 
 
-def kernel_movement(net: theory.LinearNet) -> dict:
+def kernel_movement(net: theory.LinearNet, start: theory.LinearNet) -> dict:
     """Alignment and distance of the kernel ``[n c, n c]`` on the identity, with that at the start."""
-    n = net.inputs.shape[-1]
-    kernel = theory.linear_net_ntk(net, jnp.eye(n), jnp.eye(n))
-    kernel = jnp.swapaxes(kernel, -3, -2).reshape(*kernel.shape[:-4], n * n, n * n)
-    return {
-        "kernel_alignment": kernel_alignment(kernel, kernel[0]),
-        "kernel_distance": kernel_distance(kernel, kernel[0]),
-    }
+    x = jnp.eye(net.inputs.shape[-1])
+    kernels = [flat_kernel(theory.linear_net_ntk(at, x, x)) for at in (net, start)]
+    return {"kernel_alignment": kernel_alignment(*kernels), "kernel_distance": kernel_distance(*kernels)}
 
 
 def claims(result: Result) -> list[Claim]:
@@ -269,29 +275,26 @@ def imbalance_claims(result: Result) -> list[Claim]:
         lams = sign * np.asarray(cfg.imbalance)
         order = [i for i in np.argsort(lams) if lams[i] >= 0]
         name = f"kernel alignment rises with |lam|, {side}: smallest rise between neighbours"
+        source = "Domine et al. 2024, figure 4"
         if len(order) > 2:
-            out.append(Claim.at_least(name, "Domine et al. 2024, figure 4", np.diff(alignment[order]).min(), 0.0))
+            out.append(Claim.at_least(name, source, np.diff(alignment[order]).min(), 0.0))
         else:
-            out.append(
-                Claim.not_applicable(name, "Domine et al. 2024, figure 4", "needs three imbalances on this side")
-            )
+            out.append(Claim.not_applicable(name, source, "needs three imbalances on this side"))
     return out
 
 
 def figure(result: Result):
     """Modes over their closed form, steps against depth, both starts, and kernel movement against the imbalance."""
-    from dynamics.runs.figures import new_figure
+    from dynamics.runs.figures import measured_style, new_figure
 
     cfg, records = result.config, result.records
     fig, ((modes, depth), (starts, regime)) = new_figure(2, 2, width=5.5, height=3.5)
+    measured, exact = records["modes"], records["modes theory"]
     for i, s in enumerate(cfg.strength):
-        shade = str(0.6 * i / max(1, len(cfg.strength) - 1))
-        record, exact = records["modes"], records["modes theory"]
-        modes.plot(
-            record.time[::3, 0], record.values["strength"][::3, 0, i], "o", ms=3, color=shade, label=f"s = {s:g}"
-        )
-        modes.plot(exact.time[:, 0], exact.values["strength"][:, 0, i], "-", lw=1, color=shade)
-    modes.set(xlabel="time (learning rate x step)", ylabel="mode strength a", xlim=(0, records["modes"].time[-1, -1]))
+        style = measured_style(i, len(cfg.strength))
+        modes.plot(measured.time[::3, 0], measured.values["strength"][::3, 0, i], ms=3, label=f"s = {s:g}", **style)
+        modes.plot(exact.time[:, 0], exact.values["strength"][:, 0, i], "-", lw=1, color=style["color"])
+    modes.set(xlabel="time (learning rate x step)", ylabel="mode strength a", xlim=(0, measured.time[-1, -1]))
     modes.set_title(f"two layers, eta = {cfg.learning_rate[0]:g}; lines: closed form", fontsize=9)
     modes.legend(fontsize=8)
     values = {name: value[0] for name, value in records["depth"].values.items()}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -24,12 +25,12 @@ import numpy as np
 
 from dynamics import config, stax
 from dynamics.config import Count, Positive, Range
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy
 from dynamics.tasks.images import digits
 from dynamics.theory import predict
 from dynamics.theory.random_features import random_feature_risk
-from dynamics.types import Claim, Record
+from dynamics.types import Claim, Observable, Record
 
 SOURCE = "Arora et al. 2020, 'Harnessing the power of infinitely wide deep nets on small-data tasks'"
 SECONDS = 60
@@ -66,12 +67,11 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """All digits at once, then subsets; regression is solved, not trained."""
-    del simulate
     data = digits().train
     x, y = jnp.asarray(data.x), jnp.asarray(data.y)
-    return Result(config, {name: run_kernel(config, kernel_of(config, name), x, y) for name in KERNELS})
+    return Result(config, {name: run_kernel(config, name, x, y, study) for name in KERNELS})
 
 
 def kernel_of(config: Config, name: str) -> Callable[[jax.Array], jax.Array]:
@@ -92,17 +92,27 @@ def gaussian(x):
     return jnp.exp(-squares / jnp.median(squares))
 
 
-def run_kernel(config: Config, kernel: Callable, x, y) -> Record:
-    compute = jax.jit(kernel)
+def run_kernel(config: Config, name: str, x, y, study) -> Record:
+    compute = jax.jit(kernel_of(config, name))
     fit = jax.jit(lambda k: predict.leave_one_out(k, y, config.ridge))
-    k = jax.block_until_ready(compute(x))
-    jax.block_until_ready(fit(k))
-    seconds = {"kernel": elapsed(compute, x), "fit": elapsed(fit, k)}
-    curves = [subsets(config, k, y, n) for n in config.samples]
-    score, error = (np.stack(side) for side in zip(*curves))
-    values = {"held_out": accuracy(fit(k), y), "score": score, "error": error, "predicted": theory(config, k, y)}
-    once = np.zeros(1, int)
-    return Record(once, once, {name: np.asarray(v)[None] for name, v in {**seconds, **values}.items()})
+    k, key = jax.block_until_ready(compute(x)), jax.random.key(config.seed)
+    held_out = accuracy(jax.block_until_ready(fit(k)), y)
+    record = study(
+        {"samples": config.samples, "seed": range(config.seeds)},
+        draw=lambda lane: regress(k, y, jax.random.fold_in(key, lane.seed), config.ridge, lane.samples),
+        make=None,
+        read=Observable.of_view(lambda view: view.params),
+        steps=0,
+        data=(),
+        label=name,
+    )
+    once = {
+        "kernel": elapsed(compute, x),
+        "fit": elapsed(fit, k),
+        "held_out": held_out,
+        "predicted": theory(config, k, y),
+    }
+    return record._replace(values={name: np.asarray(value)[None] for name, value in once.items()} | record.values)
 
 
 def elapsed(fn: Callable, *args) -> float:
@@ -112,20 +122,15 @@ def elapsed(fn: Callable, *args) -> float:
     return time.perf_counter() - begin
 
 
-def subsets(config: Config, k, y, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy on the rest and squared error over all digits, ``[seeds]``, of regression on n random digits."""
-    ridge = config.ridge * jnp.mean(jnp.diag(k))
-
-    def one(key, k):
-        order = jax.random.permutation(key, len(y))
-        train, rest = order[:n], order[n:]
-        fit = predict.gp_inference(k[train][:, train], y[train], ridge, diag_reg_absolute_scale=True)
-        f = fit(get="ntk", k_test_train=k[:, train])
-        return accuracy(f[rest], y[rest]), jnp.mean(jnp.sum((f - y) ** 2, -1))
-
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    score, error = jax.jit(lambda k: jax.lax.map(lambda key: one(key, k), keys))(k)  # k is no constant of the program
-    return np.asarray(score), np.asarray(error)
+@partial(jax.jit, static_argnames="n")
+def regress(k, y, key, ridge: float, n: int) -> dict[str, jax.Array]:
+    """Accuracy on the rest and squared error over all digits of regression on n random digits."""
+    order = jax.random.permutation(key, len(y))
+    train, rest = order[:n], order[n:]
+    ridge = ridge * jnp.mean(jnp.diag(k))
+    fit = predict.gp_inference(k[train][:, train], y[train], ridge, diag_reg_absolute_scale=True)
+    f = fit(get="ntk", k_test_train=k[:, train])
+    return {"score": accuracy(f[rest], y[rest]), "error": jnp.mean(jnp.sum((f - y) ** 2, -1))}
 
 
 def theory(config: Config, k, y) -> np.ndarray:

@@ -12,6 +12,7 @@ Run time: about 60 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -20,11 +21,11 @@ import numpy as np
 
 from dynamics import config, stax
 from dynamics.config import Count, NonNegative, Positive
-from dynamics.evolve import gradient_descent, lanes, log_steps
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import Drawn, gradient_descent, log_steps
+from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse, mse
 from dynamics.theory.generalisation import linear_student
-from dynamics.types import Batch, Claim, Data, Record
+from dynamics.types import Batch, Claim, Data, Objective, Observable, Record
 
 SOURCE = "Advani & Saxe 2017, 'High-dimensional dynamics of generalization error in neural networks'"
 SECONDS = 60
@@ -68,148 +69,126 @@ class Config(config.Config):
 
 
 class Result(NamedTuple):
-    """``records``: 'student a=..' ``[T, seeds]``, 'theory a=..' ``[T]``, 'late theory' ``[1, a]``, 'late' (measured:
+    """``records``: 'student' ``[T, a, seeds]``, 'theory' ``[T, a]``, 'late theory' ``[1, a]``, 'late' (measured:
     ``late [1, a, seeds]``, ``early_stopped [1, a]``) and 'network' ``[T, samples, seeds]``."""
 
     config: Config
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """The linear student at each aspect, its theory, and the ReLU network."""
-    records, late = {}, []
-    for aspect in config.aspect:
-        records[f"student a={aspect:g}"], end = run_student(config, aspect, simulate)
-        late.append(end)
-        times = records[f"student a={aspect:g}"].time
-        errors = student_theory(config, aspect, times, config.learning_rate)
-        records[f"theory a={aspect:g}"] = Record(records[f"student a={aspect:g}"].step, times, errors)
-    grid = np.geomspace(1e-2, LATE, 400)
-    curves = [student_theory(config, aspect, grid, None)["test"] for aspect in config.aspect]
-    best = {"late": [curve[-1] for curve in curves], "early_stopped": [curve.min() for curve in curves]}
-    records["late theory"] = Record([0], [LATE], {name: np.asarray(value)[None] for name, value in best.items()})
-    means = [records[f"student a={aspect:g}"].values["test"].mean(1) for aspect in config.aspect]
-    stopped = np.array([[curve.min() for curve in means]])
-    records["late"] = Record([0], [LATE], {"late": np.stack(late)[None], "early_stopped": stopped})
-    records["network"] = run_network(config, simulate)
-    return Result(config, records)
+    student = run_student(config, study)
+    late = {"late": student.values.pop("late")[:1], "early_stopped": student.values["test"].mean(-1).min(0)[None]}
+    theory = student_theory(config, student.time, config.learning_rate)
+    curves = student_theory(config, np.geomspace(1e-2, LATE, 400), None)["test"]
+    best = {"late": curves[-1:], "early_stopped": curves.min(0)[None]}
+    once, axes = (np.zeros(1, int), np.array([LATE])), {"aspect": student.axes["aspect"]}
+    records = {"student": student, "theory": Record(student.step, student.time, theory, axes)}
+    records |= {"late": Record(*once, late, student.axes), "late theory": Record(*once, best, axes)}
+    return Result(config, records | {"network": run_network(config, study)})
 
 
-def student_theory(config: Config, aspect: float, times, learning_rate) -> dict:
-    errors = linear_student(
-        times, aspect, start=config.start, noise=config.noise, learning_rate=learning_rate, nodes=2000
-    )
-    return {"train": np.asarray(errors.train), "test": np.asarray(errors.test)}
+def student_theory(config: Config, times, learning_rate) -> dict:
+    """Mean train and test error ``[T, a]``."""
+    how = {"start": config.start, "noise": config.noise, "learning_rate": learning_rate, "nodes": 2000}
+    errors = [linear_student(times, aspect, **how) for aspect in config.aspect]
+    return {side: np.stack([getattr(error, side) for error in errors], axis=1) for side in ("train", "test")}
 
 
 def linear(w, x):
     return x @ w
 
 
-def flow_end(start, data: Batch):
-    """The weights that gradient flow reaches at ``t = LATE``, by singular values."""
-    u, s, vt = jnp.linalg.svd(data.x, full_matrices=False)
-    return start + vt.T @ (-jnp.expm1(-(s**2) * LATE) / s * (u.T @ (data.y - data.x @ start))[:, 0])[:, None]
+def run_student(config: Config, study) -> Record:
+    """``seeds`` draws side by side; the loss ``1/2 sum r^2`` gives updates ``eta X^T r``.
 
+    ``late`` is the test error of gradient flow at ``t = LATE``, by singular values.
+    """
+    L, key = Objective(linear, lambda f, y: 0.5 * jnp.sum((f - y) ** 2)), jax.random.key(config.seed)
 
-def run_student(config: Config, aspect: float, simulate) -> tuple[Record, np.ndarray]:
-    """``seeds`` draws side by side; the loss ``1/2 sum r^2`` gives updates ``eta X^T r``. Also the late test error."""
-    n, samples = config.size, round(aspect * config.size)
-
-    def draw(key):
-        kx, kt, ks, ke = jax.random.split(key, 4)
-        x = jax.random.normal(kx, (samples, n)) / n**0.5
-        teacher = jax.random.normal(kt, (n, 1))
+    @partial(jax.jit, static_argnums=1)
+    def draw(seed, samples) -> Drawn:
+        n, (kx, kt, ks, ke) = config.size, jax.random.split(jax.random.fold_in(key, seed), 4)
+        x, teacher = jax.random.normal(kx, (samples, n)) / n**0.5, jax.random.normal(kt, (n, 1))
         y = x @ teacher + config.noise**0.5 * jax.random.normal(ke, (samples, 1))
-        return (teacher, config.start**0.5 * jax.random.normal(ks, (n, 1))), Batch(x, y)
+        start = config.start**0.5 * jax.random.normal(ks, (n, 1))
+        u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+        end = start + vt.T @ (-jnp.expm1(-(s**2) * LATE) / s * (u.T @ (y - x @ start))[:, 0])[:, None]
+        return Drawn(start, Batch(x, y), {"teacher": teacher, "late": test_error(end, teacher)})
 
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    (teacher, start), data = jax.jit(jax.vmap(draw))(keys)
+    def test_error(w, teacher):
+        return jnp.mean((w - teacher) ** 2) + config.noise
 
-    def read(teacher, state, data):
-        test = jnp.mean((state.params - teacher) ** 2) + config.noise
-        return {"train": mse(linear(state.params, data.x), data.y), "test": test}
+    def read(view, lane):
+        train = mse(linear(view.params, view.batch.x), view.batch.y)
+        return {"train": train, "test": test_error(view.params, lane.teacher), "late": lane.late}
 
-    def half_sum(f, y):
-        return 0.5 * jnp.sum((f - y) ** 2)
-
-    runs = lanes(
-        lambda teacher: gradient_descent(linear, half_sum, config.learning_rate),
-        lambda teacher: lambda state, data: read(teacher, state, data),
-        data_axis=0,
+    record = study(
+        {"aspect": config.aspect, "seed": range(config.seeds)},
+        draw=lambda lane: draw(lane.seed, round(lane.aspect * config.size)),
+        make=lambda lane: gradient_descent(L, config.learning_rate),
+        read=lambda lane: Observable.of_view(lambda view: read(view, lane)),
+        steps=config.steps,
+        record_at=log_steps(config.steps, 40),
+        key=key,
+        label="student",
     )
-    state, key = runs.dynamics.init((teacher, start)), jax.random.key(config.seed)
-    record_at = log_steps(config.steps, 40)
-    _, record = simulate(
-        runs.dynamics, runs.readout, state, data, config.steps, key, record_at, label=f"student {aspect:g}"
-    )
-    late = jax.lax.map(lambda draw: jnp.mean((flow_end(*draw[1:]) - draw[0]) ** 2), (teacher, start, data))
-    times = np.asarray(record.step) * config.learning_rate
-    return record._replace(time=times, values=jax.device_get(record.values)), np.asarray(late + config.noise)
+    return record._replace(time=record.step * config.learning_rate)
 
 
-def run_network(config: Config, simulate) -> Record:
+def run_network(config: Config, study) -> Record:
     """A ReLU student of 10 hidden units on 15 inputs (160 weights) with a teacher of its own kind, noisy labels."""
     model, dim, most = stax.serial(stax.Dense(10), stax.Relu(), stax.Dense(1)), 15, max(config.network_samples)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
-    def draw(key):
-        kt, ks, kx, ke = jax.random.split(key, 4)
+    @jax.jit
+    def draw(seed):
+        kt, ks, kx, ke = jax.random.split(jax.random.fold_in(key, seed), 4)
         x = jax.random.normal(kx, (most + 1000, dim))
         teacher = model.init(kt, (-1, dim))[1]
         y = model.apply(teacher, x)
         y, noise = y / jnp.std(y), config.noise**0.5 * jax.random.normal(ke, (most, 1))
         small = jax.tree.map(lambda leaf: 0.3 * leaf, model.init(ks, (-1, dim))[1])
-        return small, Data(Batch(x[:most], y[:most] + noise), Batch(x[most:], y[most:]))
+        return Data(Batch(x[:most], y[:most] + noise), Batch(x[most:], y[most:])), small
 
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), config.network_seeds)
-    start, data = jax.jit(jax.vmap(draw))(keys)
-    count = jnp.repeat(jnp.asarray(config.network_samples), config.network_seeds)
-    start, data = jax.tree.map(
-        lambda leaf: jnp.tile(leaf, (len(config.network_samples),) + (1,) * (leaf.ndim - 1)), (start, data)
-    )
-
-    def seen(samples):
-        """Half mean squared error on the lane's first ``samples`` rows."""
+    def objective(samples) -> Objective:
+        """Half mean squared error on the first ``samples`` rows."""
         used = jnp.arange(most)[:, None] < samples
-        return lambda f, y: 0.5 * jnp.sum(jnp.where(used, (f - y) ** 2, 0.0)) / samples
+        return Objective(model.apply, lambda f, y: 0.5 * jnp.sum(jnp.where(used, (f - y) ** 2, 0.0)) / samples)
 
-    def read(samples, state, data):
-        train = seen(samples)(model.apply(state.params, data.train.x), data.train.y)
-        test = half_mse(model.apply(state.params, data.test.x), data.test.y)
-        return {"train": 2 * train, "test": 2 * test + config.noise}
+    def read(view):
+        test = half_mse(model.apply(view.params, view.data.test.x), view.data.test.y)
+        return {"train": 2 * view.objective(view.params, view.batch), "test": 2 * test + config.noise}
 
-    runs = lanes(
-        lambda samples: gradient_descent(model.apply, seen(samples), 0.5),
-        lambda samples: lambda state, data: read(samples, state, data),
-        data_axis=0,
+    return study(
+        {"network_samples": config.network_samples, "seed": range(config.network_seeds)},
+        draw=lambda lane: draw(lane.seed),
+        make=lambda lane: gradient_descent(objective(lane.network_samples), 0.5),
+        read=Observable.of_view(read),
+        steps=config.network_steps,
+        record_at=log_steps(config.network_steps, 50),
+        key=jax.random.key(config.seed),
+        label="network",
     )
-    state, key = runs.dynamics.init((count, start)), jax.random.key(config.seed)
-    record_at = log_steps(config.network_steps, 50)
-    _, record = simulate(
-        runs.dynamics, runs.readout, state, data, config.network_steps, key, record_at, label="network"
-    )
-    shape = (len(record_at), len(config.network_samples), config.network_seeds)
-    values = {name: np.reshape(np.asarray(value), shape) for name, value in record.values.items()}
-    return Record(record.step, np.asarray(record.step) * 0.5, values)
 
 
 def claims(result: Result) -> list[Claim]:
-    cfg, records, out = result.config, result.records, []
-    for aspect in cfg.aspect:
-        measured, predicted = (records[f"{side} a={aspect:g}"].values for side in ("student", "theory"))
-        early = records[f"theory a={aspect:g}"].time <= 50
-        gap = {name: np.abs(measured[name].mean(1) - predicted[name])[early] for name in ("train", "test")}
-        test, train = gap["test"] / predicted["test"][early], gap["train"] / predicted["train"][0]
+    cfg, (measured, predicted), out = result.config, (result.records[name] for name in ("student", "theory")), []
+    early = predicted.time <= 50
+    gap = {name: np.abs(measured.values[name].mean(-1) - predicted.values[name])[early] for name in ("train", "test")}
+    test = (gap["test"] / predicted.values["test"][early]).max(0)
+    train = (gap["train"] / predicted.values["train"][0]).max(0)
+    for i, aspect in enumerate(cfg.aspect):
         for name, error, source in (
             ("mean test error against theory, t <= 50, largest relative deviation", test, "eq. 17"),
             ("mean train error against theory, t <= 50, largest deviation over its start", train, "eq. 20"),
         ):
+            name = f"a = {aspect:g}: {name}"
             if cfg.seeds * cfg.size < 20_000:
-                out.append(
-                    Claim.not_applicable(f"a = {aspect:g}: {name}", source, "needs some 200 draws of 200 weights")
-                )
+                out.append(Claim.not_applicable(name, source, "needs some 200 draws of 200 weights"))
             else:
-                out.append(Claim.at_most(f"a = {aspect:g}: {name}", source, error.max(), 0.02))
+                out.append(Claim.at_most(name, source, error[i], 0.02))
     return [*out, *aspect_claims(result), *network_claims(result)]
 
 
@@ -238,11 +217,10 @@ def network_claims(result: Result) -> list[Claim]:
     test = result.records["network"].values["test"]  # [T, samples, seeds]
     late, early = test[-1].mean(-1), test.min(0).mean(-1)
     excess = late / early
-    out = [
-        Claim.at_most(
-            "ReLU network: early-stopped error, most samples over fewest", "section 5", early[-1] / early[0], 0.9
-        )
-    ]
+    name = "ReLU network: early-stopped error, most samples over fewest"
+    out = [Claim.at_most(name, "section 5", early[-1] / early[0], 0.9)]
+    if len(cfg.network_samples) < 2:
+        out = [Claim.not_applicable(name, "section 5", "needs two numbers of samples")]
     name = "ReLU network: samples at which training too long costs most"
     low, high = WEIGHTS / 2, 2 * WEIGHTS
     if not cfg.network_samples[0] < low < high < cfg.network_samples[-1]:
@@ -254,21 +232,16 @@ def network_claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Test error along training over theory; late and early-stopped error against a; the ReLU network."""
-    from dynamics.runs.figures import new_figure, ticks_at
+    from dynamics.runs.figures import measured_style, new_figure, ticks_at
 
     cfg, records = result.config, result.records
     fig, (along, peak, network) = new_figure(1, 3, width=3.7, height=3.8)
-    for marker, shade, aspect in zip("os^vD<>ph", np.linspace(0, 0.65, len(cfg.aspect)), cfg.aspect):
-        measured, predicted = records[f"student a={aspect:g}"], records[f"theory a={aspect:g}"]
-        along.plot(
-            measured.time[1:],
-            measured.values["test"].mean(1)[1:],
-            marker,
-            ms=4,
-            color=str(shade),
-            label=f"a = {aspect:g}",
-        )
-        along.plot(predicted.time[1:], predicted.values["test"][1:], "-", color=str(shade), lw=1)
+    measured, predicted = records["student"], records["theory"]
+    for i, aspect in enumerate(cfg.aspect):
+        style = measured_style(i, len(cfg.aspect))
+        mean = measured.values["test"][1:, i].mean(-1)
+        along.plot(measured.time[1:], mean, ms=4, label=f"a = {aspect:g}", **style)
+        along.plot(predicted.time[1:], predicted.values["test"][1:, i], "-", color=style["color"], lw=1)
     along.set(xscale="log", xlabel="time (learning rate x step)", ylabel="test error; lines: Marchenko-Pastur theory")
     along.legend(fontsize=7)
     for name, marker, line in (("late", "o", "-"), ("early_stopped", "s", "--")):

@@ -24,12 +24,14 @@ import numpy as np
 from dynamics import config, stax
 from dynamics.config import Count, Positive
 from dynamics.empirical import empirical_ntk_fn, kernel_distance
-from dynamics.evolve import gradient_descent, lanes
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import Drawn, gradient_descent
+from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
+from dynamics.observe.rank import weight_norm
 from dynamics.tasks.sphere import sphere_quadratic
 from dynamics.theory.fits import power_law
-from dynamics.types import Batch, Claim, Data, Model, Record
+from dynamics.types import Claim, Dynamics, Model, Objective, Observable, Record
+from experiments.rich_lazy._hinge import until
 
 SOURCE = "Chizat, Oyallon & Bach 2019, 'On lazy training in differentiable programming'"
 SECONDS = 60
@@ -71,79 +73,65 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-class Lane(NamedTuple):
-    """Output scale and learning rate of one run."""
-
-    alpha: jax.Array
-    eta: jax.Array
-
-
 def network(width: int) -> Model:
     """One hidden erf layer, NTK parametrisation, no biases."""
     return stax.serial(stax.Dense(width), stax.Erf(), stax.Dense(1))
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    """Trains every (alpha, seed) of each width as one program and compares kernels before and after."""
+def run(config: Config, study=in_memory) -> Result:
+    """Trains every (alpha, seed) of each width as one program; at its end a run reads its kernel and the theory's."""
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+
+    def draw(lane) -> Drawn:
+        model, key = network(lane.width), keys[lane.seed]
+        data = sphere_quadratic(key, config.samples, 1, config.dim).train
+        start = model.init(jax.random.fold_in(key, lane.width), (-1, config.dim))[1]
+        return Drawn(start, data, {"start": start, "origin": model.apply(start, data.x)})
+
+    def make(lane) -> Dynamics:
+        L = Objective(network(lane.width).apply, lambda h, y: half_mse(h, lane.origin + y / lane.alpha))
+        eta = jnp.minimum(1.0, lane.alpha * lane.width**0.5 / 2)
+        return until(gradient_descent(L, eta), lambda state: lane.alpha**2 * state.loss < config.target_loss)
+
+    record = study(
+        {"width": config.width, "alpha": config.alpha, "seed": range(config.seeds)},
+        draw=draw,
+        make=make,
+        read=lambda lane: Observable.of_view(lambda view: compare(lane, view)),
+        steps=config.steps,
+        record_at=[config.steps],
+        key=jax.random.key(config.seed),
+        loop=("width",),
+    )
     records = {}
     for width in config.width:
-        records[f"width {width}"], records[f"theory {width}"] = run_width(config, width, simulate)
+        one = record.at(width=width)
+        theory = {name[7:]: value for name, value in one.values.items() if name.startswith("theory_")}
+        own = {name: value for name, value in one.values.items() if not name.startswith("theory_")}
+        records |= {f"width {width}": one._replace(values=own), f"theory {width}": one._replace(values=theory)}
     return Result(config, records)
 
 
-def run_width(config: Config, width: int, simulate) -> tuple[Record, Record]:
-    model = network(width)
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    data = jax.vmap(lambda key: sphere_quadratic(key, config.samples, 1, config.dim).train)(keys)
-    start = jax.vmap(lambda key: model.init(jax.random.fold_in(key, width), (-1, config.dim))[1])(keys)
-    alpha, seed = (grid.ravel() for grid in np.meshgrid(config.alpha, np.arange(config.seeds), indexing="ij"))
-    lane = Lane(jnp.asarray(alpha), jnp.minimum(1.0, jnp.asarray(alpha) * width**0.5 / 2))
-    start, data = jax.tree.map(lambda leaf: leaf[seed], (start, data))
-    shifted = jax.jit(jax.vmap(lambda w, a, batch: Batch(batch.x, model.apply(w, batch.x) + batch.y / a)))
-    train = Data(shifted(start, lane.alpha, data))
-
-    runs = lanes(
-        lambda lane: gradient_descent(model.apply, half_mse, lane.eta),
-        lambda lane: lambda state, data: {"loss": lane.alpha**2 * state.loss},
-        lambda lane: lambda state, data: lane.alpha**2 * state.loss < config.target_loss,
-        data_axis=0,
-    )
-    state = runs.dynamics.init((lane, start))
-    key = jax.random.key(config.seed)
-    state, _ = simulate(
-        runs.dynamics, runs.readout, state, train, config.steps, key, [config.steps], runs.stop, label=f"width {width}"
-    )
-    measured, predicted = jax.jit(jax.vmap(lambda *args: compare(model, *args)))(lane, start, state.state, data)
-    grid = (1, len(config.alpha), config.seeds)
-    once = np.array([config.steps])
-    return Record(once, once, split(measured, grid)), Record(once, once, split(predicted, grid))
-
-
-def split(values: dict, grid: tuple[int, ...]) -> dict:
-    return {name: np.reshape(np.asarray(value), grid) for name, value in values.items()}
-
-
-def compare(model: Model, lane: Lane, start, state, data: Batch) -> tuple[dict, dict]:
+def compare(lane, view) -> dict:
     """Movement of weights and kernel: of the trained network, and of its linearisation after as many steps."""
-    ntk = empirical_ntk_fn(model.apply)
-    first = ntk(data.x, None, start)
+    x, y = view.batch
+    apply, state = network(lane.width).apply, view.state
+    ntk = empirical_ntk_fn(apply)
+    first = ntk(x, None, lane.start)
     eigenvalues, modes = jnp.linalg.eigh(first)
-    learnt = 1.0 - (1.0 - lane.eta * eigenvalues / len(data.x)) ** state.step
-    weights = modes @ (learnt / eigenvalues * (modes.T @ data.y[:, 0])) / lane.alpha
-    (move,) = jax.vjp(lambda w: model.apply(w, data.x), start)[1](weights[:, None])
-    linear = jax.tree.map(jnp.add, start, move)
+    learnt = 1.0 - (1.0 - view.dynamics.dt * eigenvalues / len(x)) ** state.step
+    weights = modes @ (learnt / eigenvalues * (modes.T @ y[:, 0])) / lane.alpha
+    (move,) = jax.vjp(lambda w: apply(w, x), lane.start)[1](weights[:, None])
 
-    def movement(params):
-        moved, norm = (
-            jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
-            for tree in (jax.tree.map(jnp.subtract, params, start), start)
-        )
+    def movement(params, prefix=""):
+        moved = weight_norm(jax.tree.map(jnp.subtract, params, lane.start))
         return {
-            "kernel_distance": kernel_distance(ntk(data.x, None, params), first),
-            "weight_change": moved / norm,
+            f"{prefix}kernel_distance": kernel_distance(ntk(x, None, params), first),
+            f"{prefix}weight_change": moved / weight_norm(lane.start),
         }
 
-    return movement(state.params) | {"loss": lane.alpha**2 * state.loss, "steps": state.step}, movement(linear)
+    found = movement(view.params) | movement(jax.tree.map(jnp.add, lane.start, move), "theory_")
+    return found | {"loss": lane.alpha**2 * state.loss, "steps": state.step}
 
 
 def trained(config: Config, record: Record, quantity: str) -> np.ndarray:

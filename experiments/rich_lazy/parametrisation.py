@@ -4,8 +4,7 @@ Weights of layer l scale as ``n^(-a) N(0, n^(-2b))`` and the learning rate as ``
 hidden features have changed by ``n^(-r)``: r = 1/2 in the standard (learning rate eta/n) and NTK parametrisations, 0
 in the maximal-update one, where features are learnt at any width. There the best learning rate does not depend on width
 (transfer), while in the standard one it falls as 1/n; and the coordinate check holds: activations, outputs and their
-changes
-keep their size as n grows. Networks are trained on ``y + f_0``, so that the initial output is no noise.
+changes keep their size as n grows. Networks are trained on ``y + f_0``, so that the initial output is no noise.
 
 Run time: about 60 s for the quick preset on two CPU cores.
 """
@@ -13,6 +12,7 @@ Run time: about 60 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import jax
@@ -21,13 +21,14 @@ import numpy as np
 
 from dynamics import config, stax
 from dynamics.config import Count, Positive
-from dynamics.evolve import gradient_descent, lanes
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import Drawn, gradient_descent
+from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
+from dynamics.observe import loss, since_start
 from dynamics.tasks.sphere import sphere_quadratic
 from dynamics.theory import abc
 from dynamics.theory.fits import power_law
-from dynamics.types import Batch, Claim, Record
+from dynamics.types import Claim, Dynamics, Objective, Record
 
 SOURCE = "Yang & Hu 2021, 'Tensor Programs IV: feature learning in infinite-width neural networks'"
 SECONDS = 60
@@ -64,7 +65,8 @@ class Config(config.Config):
 
 
 class Result(NamedTuple):
-    """``records['<kind> n']``: loss ``[1, 1 + rates, seeds]`` with the fixed rate first; sizes and changes alike."""
+    """``records['fixed']``: ``[2, kinds, widths, seeds]`` at the fixed rate, before and after training: loss, sizes and
+    changes; ``records['rates']``: the loss ``[2, kinds, widths, rates, seeds]``."""
 
     config: Config
     records: dict[str, Record]
@@ -76,52 +78,64 @@ def network(kind: str, width: int):
     return stax.serial(*layers, stax.Dense(1, parameterization=kind)), stax.serial(*layers)
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    """Every learning rate and seed of one parametrisation and width is one program."""
-    records = {f"{kind} {width}": run_cell(config, kind, width, simulate) for kind in KINDS for width in config.width}
-    return Result(config, records)
+def run(config: Config, study=in_memory) -> Result:
+    """Every seed of one parametrisation and width is one program, at the fixed rate and at all rates."""
+    key = jax.random.key(config.seed)
+    data = sphere_quadratic(key, config.samples, 1, config.dim).train
 
+    @cache
+    def start(kind: str, width: int, seed: int) -> Drawn:
+        model, _ = network(kind, width)
+        params = model.init(jax.random.split(jax.random.fold_in(key, width), config.seeds)[seed], (-1, config.dim))[1]
+        return Drawn(params, values={"origin": model.apply(params, data.x)})
 
-def run_cell(config: Config, kind: str, width: int, simulate) -> Record:
-    model, body = network(kind, width)
-    data = sphere_quadratic(jax.random.key(config.seed), config.samples, 1, config.dim).train
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), width), config.seeds)
-    start = jax.vmap(lambda key: model.init(key, (-1, config.dim))[1])(keys)
-    fixed = config.fixed / width ** KINDS[kind].c
-    tried = np.asarray(config.rate) / config.width[0] ** KINDS[kind].c  # the same rates at every width
-    rate, seed = (g.ravel() for g in np.meshgrid([fixed, *tried], np.arange(config.seeds), indexing="ij"))
-    start = jax.tree.map(lambda leaf: leaf[seed], start)
-    shifted = jax.jit(jax.vmap(lambda params: Batch(data.x, data.y + model.apply(params, data.x))))(start)
+    def train(label: str, axes: dict, rate, read) -> Record:
+        def make(lane) -> Dynamics:
+            model, _ = network(lane.kind, lane.width)
+            return gradient_descent(Objective(model.apply, lambda f, y: half_mse(f, y + lane.origin)), rate(lane))
+
+        return study(
+            {"kind": list(KINDS), "width": config.width, **axes, "seed": range(config.seeds)},
+            draw=lambda lane: start(lane.kind, lane.width, lane.seed),
+            make=make,
+            read=lambda lane: [loss(), *read(lane)],
+            steps=config.steps,
+            key=key,
+            data=data,
+            label=label,
+            loop=("width",),
+        )
+
+    def features(lane):
+        model, body = network(lane.kind, lane.width)
+
+        def read(first, params, batch):
+            hidden, hidden0 = (body.apply(layers[:-1], batch.x) for layers in (params, first))
+            return {
+                "feature_change": size(hidden - hidden0) / size(hidden0),
+                "hidden": size(hidden),
+                "output_change": size(model.apply(params, batch.x) - model.apply(first, batch.x)),
+            }
+
+        return [since_start(read)]
 
     def size(array):
         return jnp.sqrt(jnp.mean(array**2))
 
-    def read(lane, state, data):
-        _, first = lane
-        f, f0 = model.apply(state.params, data.x), model.apply(first, data.x)
-        hidden, hidden0 = body.apply(state.params[:-1], data.x), body.apply(first[:-1], data.x)
-        return {
-            "loss": half_mse(f, data.y),
-            "feature_change": size(hidden - hidden0) / size(hidden0),
-            "hidden": size(hidden),
-            "output_change": size(f - f0),
-        }
+    def rate(lane):
+        return lane.rate / config.width[0] ** KINDS[lane.kind].c  # the same rates at every width
 
-    runs = lanes(
-        lambda lane: gradient_descent(model.apply, half_mse, lane[0]),
-        lambda lane: lambda state, data: read(lane, state, data),
-        data_axis=0,
-    )
-    state, key = runs.dynamics.init(((jnp.asarray(rate), start), start)), jax.random.key(config.seed)
-    label, record_at = f"{kind} {width}", [0, config.steps]
-    _, record = simulate(runs.dynamics, runs.readout, state, shifted, config.steps, key, record_at, label=label)
-    shape = (2, 1 + len(tried), config.seeds)
-    return Record(record.step, record.time, {k: np.reshape(np.asarray(v), shape) for k, v in record.values.items()})
+    records = {
+        "fixed": train("fixed", {}, lambda lane: config.fixed / lane.width ** KINDS[lane.kind].c, features),
+        "rates": train("rates", {"rate": config.rate}, rate, lambda lane: []),
+    }
+    return Result(config, records)
 
 
-def best_rate(config: Config, record: Record) -> np.ndarray:
-    """``[seeds]``: the learning rate of least final loss, by a parabola through the best three; NaN at an edge."""
-    loss = np.nan_to_num(record.values["loss"][-1, 1:], nan=np.inf, posinf=np.inf)  # [rates, seeds]
+def best_rate(config: Config, loss: np.ndarray) -> np.ndarray:
+    """``[seeds]``: the rate of least final ``loss [rates, seeds]``, by a parabola through the best three; NaN at an
+    edge."""
+    loss = np.nan_to_num(loss, nan=np.inf, posinf=np.inf)
     log_rate, found = np.log(config.rate), np.full(loss.shape[1], np.nan)
     for seed, column in enumerate(np.log(loss).T):
         i = int(np.argmin(column))
@@ -138,9 +152,9 @@ def best_rate(config: Config, record: Record) -> np.ndarray:
 def claims(result: Result) -> list[Claim]:
     cfg, out = result.config, []
     for kind, exponents in KINDS.items():
-        cells = [result.records[f"{kind} {width}"] for width in cfg.width]
-        change = np.stack([cell.values["feature_change"][-1, 0] for cell in cells], axis=1)
-        rates = np.stack([best_rate(cfg, cell) for cell in cells], axis=1)
+        fixed, tried = (result.records[label].at(kind=kind).values for label in ("fixed", "rates"))
+        change = fixed["feature_change"][-1].T
+        rates = np.stack([best_rate(cfg, loss) for loss in tried["loss"][-1]], axis=1)
         r = abc.feature_exponent(exponents)
         for name, value, predicted, tolerance, source in (
             (f"{kind}: features change as n^-r after {cfg.steps} steps: r", 1 / change, r, 0.1, "definition 3.2"),
@@ -163,8 +177,7 @@ def coordinate_claims(result: Result) -> list[Claim]:
         if len(cfg.width) < 3:
             out.append(Claim.not_applicable(name, "Yang et al. 2022, appendix D.1", "needs three widths"))
             continue
-        values = [result.records[f"mup {width}"].values[quantity][-1, 0] for width in cfg.width]
-        fit = power_law(cfg.width, np.stack(values, axis=1))
+        fit = power_law(cfg.width, result.records["fixed"].at(kind="mup").values[quantity][-1].T)
         note = f"95 % interval {fit}"
         out.append(Claim.close(name, "Yang et al. 2022, appendix D.1", fit.exponent, 0.0, 0.1, note=note))
     return out
@@ -172,14 +185,14 @@ def coordinate_claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Feature change against width with its predicted slope, and the loss against the learning rate by width."""
-    from dynamics.runs.figures import new_figure, ticks_at
+    from dynamics.runs.figures import measured_style, new_figure, ticks_at
 
     cfg = result.config
     fig, (features, *losses) = new_figure(1, 1 + len(KINDS), width=3.0, height=3.6)
     widths = np.asarray(cfg.width, float)
     for (kind, exponents), marker, shade in zip(KINDS.items(), "os^", (0.5, 0.25, 0.0)):
-        values = [result.records[f"{kind} {width}"].values["feature_change"][-1, 0] for width in cfg.width]
-        middle = np.exp(np.log(np.asarray(values)).mean(1))
+        change = result.records["fixed"].at(kind=kind).values["feature_change"][-1]
+        middle = np.exp(np.log(change).mean(1))
         features.plot(widths, middle, marker, color=str(shade), label=kind)
         slope = -abc.feature_exponent(exponents)
         features.plot(widths, middle[0] * (widths / widths[0]) ** slope, "-", color=str(shade), lw=1)
@@ -188,9 +201,10 @@ def figure(result: Result):
     ticks_at(features.xaxis, cfg.width)
     features.legend(fontsize=8, loc=(0.03, 0.6))
     for ax, kind in zip(losses, KINDS):
-        for shade, marker, width in zip(np.linspace(0.7, 0, len(cfg.width)), "os^vD<>", cfg.width):
-            loss = np.median(result.records[f"{kind} {width}"].values["loss"][-1, 1:], axis=-1)
-            ax.plot(cfg.rate, loss, marker + "-", ms=3, color=str(shade), lw=1, label=f"n = {width}")
+        tried = np.median(result.records["rates"].at(kind=kind).values["loss"][-1], axis=-1)
+        for i, (width, row) in enumerate(zip(cfg.width, tried)):
+            style = measured_style(i, len(cfg.width)) | {"linestyle": "-", "lw": 1, "ms": 3}
+            ax.plot(cfg.rate, row, label=f"n = {width}", **style)
         unit = f"learning rate x {cfg.width[0]}" if KINDS[kind].c else "learning rate"
         ax.set(xscale="log", yscale="log", xlabel=unit, title=kind)
         ax.set_ylim(1e-3, 2)

@@ -11,6 +11,7 @@ Run time: about 40 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Annotated, NamedTuple
 
 import jax
@@ -19,9 +20,9 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import study as in_memory
 from dynamics.theory.random_features import random_feature_risk
-from dynamics.types import Claim, Record
+from dynamics.types import Claim, Observable, Record
 
 SOURCE = "Simon, Karkada, Ghosh & Belkin 2023, 'More is better in modern machine learning'"
 SECONDS = 40
@@ -65,39 +66,40 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """Every (n, k) cell at the small and at its best ridge; regression is solved, not trained."""
-    del simulate
     lam = jnp.arange(1.0, config.modes + 1) ** -config.b
     v2 = jnp.arange(1.0, config.modes + 1) ** -config.a / lam
-    n, k = (jnp.asarray(grid.ravel()) for grid in np.meshgrid(config.samples, config.features, indexing="ij"))
-    ridges = jnp.geomspace(1e-4, 30.0, 60)
-
-    def risk(n, k, ridge):
-        return random_feature_risk(lam, lam * v2, n, k, ridge, config.noise)
-
-    path = jax.jit(jax.vmap(lambda n, k: jax.vmap(lambda ridge: risk(n, k, ridge).test)(ridges)))(n, k)
     records = {}
-    for name, ridge in (("small ridge", jnp.full(n.shape, config.ridge)), ("best ridge", ridges[jnp.argmin(path, 1)])):
-        theory = jax.jit(jax.vmap(risk))(n, k, ridge)
-        records[f"{name} theory"] = as_record(config, {"train": theory.train, "test": theory.test, "ridge": ridge})
-        train, test = regress(config, lam, v2, n, k, ridge)
-        records[name] = as_record(config, {"train": train, "test": test})
+
+    def theory(lane, ridges):
+        def risk(ridge):
+            return random_feature_risk(lam, lam * v2, lane.samples, lane.features, ridge, config.noise)
+
+        best = ridges[jnp.argmin(jax.vmap(risk)(ridges).test)]
+        return {"train": risk(best).train, "test": risk(best).test, "ridge": best}
+
+    for name, ridges in (("small ridge", jnp.array([config.ridge])), ("best ridge", jnp.geomspace(1e-4, 30.0, 60))):
+        records[f"{name} theory"] = study(
+            {"samples": config.samples, "features": config.features},
+            draw=lambda lane: (),
+            make=None,
+            read=lambda lane, ridges=ridges: Observable.of_view(lambda view: theory(lane, ridges)),
+            steps=0,
+            data=(),
+            label=f"{name} theory",
+        )
+        records[name] = regress(config, lam, v2, records[f"{name} theory"], name, study)
     return Result(config, records)
 
 
-def as_record(config: Config, values: dict) -> Record:
-    shape = (1, len(config.samples), len(config.features))
-    once = np.zeros(1, int)
-    return Record(once, once, {name: np.reshape(v, (*shape, *np.shape(v)[1:])) for name, v in values.items()})
-
-
-def regress(config: Config, lam, v2, n, k, ridge) -> tuple[np.ndarray, np.ndarray]:
-    """Train and test error ``[cells, seeds]``; all cells share one draw a seed and one padded shape."""
+def regress(config: Config, lam, v2, theory: Record, name: str, study) -> Record:
+    """Train and test error; all cells of a seed share its draw, and one padded shape."""
     rows, columns, modes = max(config.samples), max(config.features), config.modes
+    key, ridges = jax.random.key(config.seed), jnp.asarray(theory.values["ridge"][0])
 
     @jax.jit
-    def draw(key):
+    def errors(key):
         kx, kp, kv, ke = jax.random.split(key, 4)
         x = jax.random.normal(kx, (rows, modes)) * jnp.sqrt(lam)
         project = jax.random.normal(kp, (modes, columns))
@@ -105,22 +107,30 @@ def regress(config: Config, lam, v2, n, k, ridge) -> tuple[np.ndarray, np.ndarra
         y = x @ v + config.noise**0.5 * jax.random.normal(ke, (rows,))
         seen = x @ project
 
-        def cell(args):
-            n, k, ridge = args
+        def cell(n, k, ridge):
             used, kept = jnp.arange(rows) < n, jnp.arange(columns) < k
             f = jnp.where(used[:, None] & kept, seen, 0.0) / jnp.sqrt(k)
             target = jnp.where(used, y, 0.0)
             dual = jax.scipy.linalg.solve(f @ f.T + ridge * jnp.eye(rows), target, assume_a="pos")
             learnt = project @ jnp.where(kept, f.T @ dual, 0.0) / jnp.sqrt(k)  # in mode space
             train = jnp.sum((f @ (f.T @ dual) - target) ** 2) / n
-            return train, jnp.sum(lam * (learnt - v) ** 2) + config.noise
+            return {"train": train, "test": jnp.sum(lam * (learnt - v) ** 2) + config.noise}
 
-        return jax.lax.map(cell, (n, k, ridge))
+        def row(args):
+            n, ridges = args
+            return jax.lax.map(lambda args: cell(n, *args), (jnp.asarray(config.features), ridges))
 
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    drawn = [jax.device_get(draw(key)) for key in keys]
-    train, test = (np.stack(side, axis=1) for side in zip(*drawn))
-    return train, test
+        return jax.lax.map(row, (jnp.asarray(config.samples), ridges))
+
+    of_seed = functools.cache(lambda seed: jax.device_get(errors(jax.random.fold_in(key, seed))))
+
+    def draw(lane):
+        at = config.samples.index(lane.samples), config.features.index(lane.features)
+        return {side: value[at] for side, value in of_seed(lane.seed).items()}
+
+    axes = {"samples": config.samples, "features": config.features, "seed": range(config.seeds)}
+    read = Observable.of_view(lambda view: view.params)
+    return study(axes, draw, make=None, read=read, steps=0, data=(), label=name)
 
 
 def claims(result: Result) -> list[Claim]:
@@ -132,8 +142,11 @@ def claims(result: Result) -> list[Claim]:
             error = np.abs(measured / predicted[side] - 1)
             title = f"{name}: mean {side} error against the eigenframework, median relative deviation"
             note = f"largest {error.max():.3f}"
-            shown = [predicted[side] > 1e-3]  # a train error below this is rounding of the solve
-            out.append(Claim.at_most(title, "eqs. 4-6", np.median(error[tuple(shown)]), 0.03, note=note))
+            shown = error[predicted[side] > 1e-3]  # a train error below this is rounding of the solve
+            if not shown.size:
+                out.append(Claim.not_applicable(title, "eqs. 4-6", "every error is that of rounding"))
+                continue
+            out.append(Claim.at_most(title, "eqs. 4-6", np.median(shown), 0.03, note=note))
     best = records["best ridge theory"].values["test"][0]
     measured = records["best ridge"].values["test"][0].mean(-1)
     for axis, name in ((0, "samples"), (1, "features")):
@@ -165,21 +178,16 @@ def descent_claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Test error against features at the small ridge, and at the best one, over the eigenframework."""
-    from dynamics.runs.figures import new_figure
+    from dynamics.runs.figures import measured_style, new_figure
 
     cfg = result.config
     fig, axes = new_figure(1, 2, sharey=True, width=5.0, height=4.0)
     for ax, name in zip(axes, ("small ridge", "best ridge")):
-        for marker, shade, n, row, line in zip(
-            "os^vD<",
-            np.linspace(0, 0.6, len(cfg.samples)),
-            cfg.samples,
-            result.records[name].values["test"][0],
-            result.records[f"{name} theory"].values["test"][0],
-        ):
-            half = 2 * row.std(-1) / np.sqrt(cfg.seeds)
-            ax.errorbar(cfg.features, row.mean(-1), half, fmt=marker, ms=5, color=str(shade), label=f"n = {n}")
-            ax.plot(cfg.features, line, "-", color=str(shade), lw=1)
+        measured, theory = (result.records[label].values["test"][0] for label in (name, f"{name} theory"))
+        for i, n in enumerate(cfg.samples):
+            style, half = measured_style(i, len(cfg.samples)), 2 * measured[i].std(-1) / np.sqrt(cfg.seeds)
+            ax.errorbar(cfg.features, measured[i].mean(-1), half, ms=5, label=f"n = {n}", **style)
+            ax.plot(cfg.features, theory[i], "-", color=style["color"], lw=1)
         ax.set(xscale="log", yscale="log", xlabel="random features k", title=f"{name}; lines: eigenframework")
         ax.legend(fontsize=8)
     fig.axes[0].set_ylabel("test error (label noise included)")

@@ -20,11 +20,11 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Positive
-from dynamics.evolve import every, gradient_descent, lanes
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import every, gradient_descent
+from dynamics.evolve import study as in_memory
 from dynamics.observe.rank import effective_rank
 from dynamics.theory.deep_linear import saddle_losses
-from dynamics.types import Batch, Claim, Record
+from dynamics.types import Batch, Claim, Objective, Record
 
 SOURCE = "Jacot, Ged, Simsek, Hongler & Gabriel 2021, 'Saddle-to-saddle dynamics in deep linear networks'"
 SECONDS = 15
@@ -75,33 +75,34 @@ def half_sum(f, y):
     return 0.5 * jnp.sum((f - y) ** 2)
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """Trains every (scale, seed) as one program."""
     n, key = config.size, jax.random.key(config.seed)
     left, right = jnp.linalg.qr(jax.random.normal(key, (2, n, n)))[0]
     strength = jnp.pad(jnp.asarray(config.strength), (0, n - len(config.strength)))
-    data = Batch(jnp.eye(n), ((left * strength) @ right.T).T)
     gaussian = jax.random.normal(jax.random.fold_in(key, 1), (config.seeds, 3, n, n)) / n**0.5
-    weights = (jnp.asarray(config.scale)[:, None, None, None, None] * gaussian).reshape(-1, 3, n, n)
+    L = Objective(product, half_sum)
 
-    def read(state, data):
-        f = product(state.params, data.x)
+    def read(params, batch):
+        f = product(params, batch.x)
         values = jnp.linalg.svd(f, compute_uv=False)
         leading = values[: len(config.strength)]
-        return {"loss": half_sum(f, data.y), "effective_rank": effective_rank(values), "singular_values": leading}
+        return {"loss": half_sum(f, batch.y), "effective_rank": effective_rank(values), "singular_values": leading}
 
-    runs = lanes(lambda lane: gradient_descent(product, half_sum, config.learning_rate), lambda lane: read)
-    state = runs.dynamics.init((jnp.arange(len(weights)), weights))
-    record_at = every(max(1, config.steps // 400), config.steps)
-    _, record = simulate(runs.dynamics, runs.readout, state, data, config.steps, key, record_at, label="descent")
-    split = {
-        name: np.reshape(np.asarray(value), (len(record_at), len(config.scale), config.seeds, *value.shape[2:]))
-        for name, value in record.values.items()
-    }
-    times = np.asarray(record_at) * config.learning_rate
+    record = study(
+        {"scale": config.scale, "seed": range(config.seeds)},
+        draw=lambda lane: lane.scale * gaussian[lane.seed],
+        make=lambda lane: gradient_descent(L, config.learning_rate),
+        read=[read],
+        steps=config.steps,
+        record_at=every(max(1, config.steps // 400), config.steps),
+        key=key,
+        data=Batch(jnp.eye(n), ((left * strength) @ right.T).T),
+        label="descent",
+    )
     plateaus = {"loss": np.asarray(saddle_losses(config.strength))}
     steps = np.arange(len(plateaus["loss"]))
-    return Result(config, {"descent": Record(record.step, times, split), "saddles": Record(steps, steps, plateaus)})
+    return Result(config, {"descent": record, "saddles": Record(steps, steps, plateaus)})
 
 
 def plateaus(result: Result, scale: int) -> np.ndarray:
@@ -131,36 +132,38 @@ def claims(result: Result) -> list[Claim]:
     rank = np.where(learning, values["effective_rank"], np.inf).min(axis=0)
     rank = np.where(learnt, rank, np.nan)  # [scales, seeds]
     for i, scale in enumerate(cfg.scale):
+        name = f"sigma = {scale:g}: smallest effective rank while learning"
         if scale <= 0.1:
             measured = np.median(plateaus(result, i), axis=0)
             for stage in range(1, min(4, len(exact) - 1)):
-                name = f"sigma = {scale:g}: plateau {stage + 1} of the loss, over its prediction"
-                out.append(Claim.close(name, "Jacot et al. 2021, section 4", measured[stage] / exact[stage], 1.0, 0.02))
-            name = f"sigma = {scale:g}: smallest effective rank while learning"
+                title = f"sigma = {scale:g}: plateau {stage + 1} of the loss, over its prediction"
+                ratio = measured[stage] / exact[stage]
+                out.append(Claim.close(title, "Jacot et al. 2021, section 4", ratio, 1.0, 0.02))
             out.append(Claim.at_most(name, "Li, Luo & Lyu 2021, figure 1", rank[i].max(), 1.2))
-        elif scale >= 1:
-            name = f"sigma = {scale:g}: smallest effective rank while learning"
+        elif scale >= 1 and len(cfg.strength) >= 5:
             out.append(Claim.at_least(name, "Jacot et al. 2021, figure 1", rank[i].min(), 5.0))
+        else:
+            note = "needs sigma <= 0.1, or sigma >= 1 and five singular values"
+            out.append(Claim.not_applicable(name, "Jacot et al. 2021, figure 1", note))
     return out
 
 
 def figure(result: Result):
     """Loss with its plateaus, singular values, and effective rank along training."""
-    from dynamics.runs.figures import new_figure
+    from dynamics.runs.figures import colour, new_figure
 
     cfg, record = result.config, result.records["descent"]
     fig, (loss, modes, rank) = new_figure(1, 3, width=3.7, height=3.6)
-    for i, (style, scale) in enumerate(zip(("-", "--", ":", "-."), cfg.scale)):
-        loss.plot(record.time, record.values["loss"][:, i, 0], style, color="black", label=f"sigma = {scale:g}")
-        rank.plot(
-            record.time, record.values["effective_rank"][:, i, 0], style, color="black", label=f"sigma = {scale:g}"
-        )
+    for i, scale in enumerate(cfg.scale):
+        style = {"linestyle": ("-", "--", ":", "-.")[i % 4], "color": colour(i, len(cfg.scale))}
+        loss.plot(record.time, record.values["loss"][:, i, 0], label=f"sigma = {scale:g}", **style)
+        rank.plot(record.time, record.values["effective_rank"][:, i, 0], label=f"sigma = {scale:g}", **style)
     for level in result.records["saddles"].values["loss"][1:-1]:
         loss.axhline(level, color="0.6", ls=":", lw=1)
     loss.set(yscale="log", xlabel="time (learning rate x step)", ylabel="loss; dots: predicted plateaus")
     loss.set_ylim(1e-4, None)
     for j, s in enumerate(cfg.strength):
-        modes.plot(record.time, record.values["singular_values"][:, 0, 0, j], color=str(0.13 * j))
+        modes.plot(record.time, record.values["singular_values"][:, 0, 0, j], color=str(0.65 * j / len(cfg.strength)))
         modes.axhline(s, color="0.6", ls=":", lw=1)
     modes.set(xlabel="time", ylabel="singular values of the product", title=f"sigma = {cfg.scale[0]:g}; dots: target")
     rank.axhline(len(cfg.strength), color="0.6", ls=":", lw=1)

@@ -12,6 +12,7 @@ Run time: about 100 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Annotated, NamedTuple
 
 import jax
@@ -20,10 +21,11 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Range
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import every
+from dynamics.evolve import study as in_memory
 from dynamics.theory import scaling_laws as theory
 from dynamics.theory.fits import power_law
-from dynamics.types import Claim, Record
+from dynamics.types import Claim, Observable, Record
 
 SOURCE = "Bordelon, Atanasov & Pehlevan 2024, 'A dynamical model of neural scaling laws'"
 SECONDS = 100
@@ -57,48 +59,55 @@ class Config(config.Config):
 
 
 class Result(NamedTuple):
-    """``records``: features, samples (``loss [T, sizes, seeds]``), their theories ``[T, sizes]``, unlimited ``[T]``."""
+    """``records`` along times T: features, samples (``loss [T, sizes, seeds]``), their theories (``loss``, ``residual``
+    ``[T, sizes]``), unlimited ``[T]``."""
 
     config: Config
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """Exact gradient flow of every draw, beside the transfer-function theory."""
-    del simulate
     lam, c = theory.power_law_spectrum(config.modes, config.a, config.b)
-    times = jnp.append(jnp.geomspace(0.1, 1e4, config.times), LATE)
-    records = {}
+    times, last = jnp.append(jnp.geomspace(0.1, 1e4, config.times), LATE), config.times
     nodes = 24 if jax.config.jax_enable_x64 else 12  # type: ignore
+
+    def read(label, draw, **axes) -> Record:
+        """What ``draw`` gives, ``{name: [T]}``, along the times."""
+        row = Observable.of_view(lambda view: jax.tree.map(lambda leaf: leaf[view.step], view.params))
+        record = study(axes, draw, None, row, steps=last, record_at=every(1, last), data=(), label=label)
+        return record._replace(time=np.asarray(times))
+
+    def predicted(solve):
+        def draw(lane):
+            loss, residual = solve(times, lam, c, float(lane.size), nodes=nodes)
+            return {"loss": loss, "residual": jnp.full_like(loss, residual)}
+
+        return draw
+
+    unlimited = jnp.sum(c * jnp.exp(-2 * lam * times[:, None]), -1)
+    records = {"unlimited": Record(np.arange(last + 1), np.asarray(times), {"loss": np.asarray(unlimited)})}
     for stream, (name, flow, solve) in enumerate(
         (("features", feature_flow, theory.feature_loss), ("samples", sample_flow, theory.sample_loss))
     ):
-        key = jax.random.fold_in(jax.random.key(config.seed), stream)
-        measured = draws(config, flow, key, lam, c, times)
-        predicted = [jax.device_get(solve(times, lam, c, float(n), nodes=nodes)) for n in config.size]
-        records[name] = as_record(times, {"loss": measured})
-        values = {"loss": np.stack([p.loss for p in predicted], axis=1)}
-        records[f"{name} theory"] = as_record(times, values | {"residual": np.array([[p.residual for p in predicted]])})
-    unlimited = jnp.sum(c * jnp.exp(-2 * lam * times[:, None]), -1)
-    return Result(config, records | {"unlimited": as_record(times, {"loss": np.asarray(unlimited)})})
+        draw = draws(config, flow, jax.random.fold_in(jax.random.key(config.seed), stream), lam, c, times)
+        records[name] = read(name, draw, size=config.size, seed=range(config.seeds))
+        records[f"{name} theory"] = read(f"{name} theory", predicted(solve), size=config.size)
+    return Result(config, records)
 
 
-def as_record(times, values: dict) -> Record:
-    return Record(np.arange(len(times)), np.asarray(times), values)
-
-
-def draws(config: Config, flow, key, lam, c, times) -> np.ndarray:
-    """Population loss ``[T, sizes, seeds]``; the first n features (or samples) of a draw are its smaller sizes."""
+def draws(config: Config, flow, key, lam, c, times):
+    """``lane -> population loss [T]``; the first n features (or samples) of a seed's draw are its smaller sizes."""
 
     @jax.jit
     def solve(key, lam, c, times):
         key_gaussian, key_sign = jax.random.split(key)
         gaussian = jax.random.normal(key_gaussian, (config.size[-1], len(lam)))
         sign = jax.random.rademacher(key_sign, lam.shape)
-        return jnp.stack([flow(gaussian[:n], sign, lam, c, times) for n in config.size], axis=1)
+        return {n: flow(gaussian[:n], sign, lam, c, times) for n in config.size}
 
-    keys = jax.random.split(key, config.seeds)
-    return np.stack([np.asarray(solve(key, lam, c, times)) for key in keys], axis=-1)
+    of_seed = functools.cache(lambda seed: jax.device_get(solve(jax.random.fold_in(key, seed), lam, c, times)))
+    return lambda lane: {"loss": of_seed(lane.seed)[lane.size]}
 
 
 def feature_flow(gaussian, sign, lam, c, times):
@@ -172,16 +181,16 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Loss against time for each size, resting loss against size, and the compute frontier, over theory."""
-    from dynamics.runs.figures import new_figure, ticks_at
+    from dynamics.runs.figures import measured_style, new_figure, ticks_at
 
     cfg, records = result.config, result.records
     fig, (along, rest, frontier) = new_figure(1, 3, width=4.0, height=3.8)
     t = records["features"].time[:-1]
-    for marker, shade, i in zip("os^vD<>", np.linspace(0.6, 0, len(cfg.size)), range(len(cfg.size))):
-        mean = records["features"].values["loss"][:-1, i].mean(-1)
-        along.plot(t, mean, marker, ms=3, color=str(shade), label=f"n = {cfg.size[i]}")
-        along.plot(t, records["features theory"].values["loss"][:-1, i], "-", color=str(shade), lw=1)
-        frontier.plot(t * cfg.size[i], mean, "-", color=str(shade), lw=1)
+    for i, n in enumerate(cfg.size):
+        mean, style = records["features"].values["loss"][:-1, i].mean(-1), measured_style(i, len(cfg.size))
+        along.plot(t, mean, ms=3, label=f"n = {n}", **style)
+        along.plot(t, records["features theory"].values["loss"][:-1, i], "-", color=style["color"], lw=1)
+        frontier.plot(t * n, mean, "-", color=style["color"], lw=1)
     along.plot(t, records["unlimited"].values["loss"][:-1], "k--", lw=1, label="unlimited")
     along.set(xscale="log", yscale="log", xlabel="time t", ylabel="loss; lines: transfer functions")
     along.legend(fontsize=7)

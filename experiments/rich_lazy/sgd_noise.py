@@ -23,12 +23,14 @@ import numpy as np
 
 from dynamics import config, stax
 from dynamics.config import Count, Positive, Range
-from dynamics.evolve import Program
-from dynamics.evolve import simulate as in_memory
+from dynamics.empirical import empirical_ntk_fn, kernel_distance
+from dynamics.evolve import Drawn
+from dynamics.evolve import study as in_memory
+from dynamics.observe.rank import weight_norm
 from dynamics.tasks.images import digits, mnist
 from dynamics.theory.fits import power_law
-from dynamics.types import Batch, Claim, Dynamics, Record
-from experiments.rich_lazy._hinge import Lane, as_record, changes, hinge_sgd, run_perceptron, train
+from dynamics.types import Batch, Claim, Dynamics, Observable, Record
+from experiments.rich_lazy._hinge import hinge_sgd, run_perceptron
 
 SOURCE = "Sclocchi, Geiger & Wyart 2023, 'Dissecting the effects of SGD noise in distinct regimes of deep learning'"
 SECONDS = 90
@@ -84,87 +86,65 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    """The perceptron, then the network on images: both sweeps of the latter are one program."""
-    return Result(config, {"perceptron": run_perceptron(config, simulate), **run_images(config, simulate)})
+def run(config: Config, study=in_memory) -> Result:
+    """The perceptron, then the network on images, over (alpha, T) and over (P, T)."""
+    return Result(config, {"perceptron": run_perceptron(config, study), **run_images(config, study)})
 
 
 def images_task(config: Config):
-    """The network d-h-h-1 with gelu, and the parity of the images as one pool of samples."""
+    """The network d-h-h-1 with gelu, and the parity of the images."""
     layers = [layer for _ in range(2) for layer in (stax.Dense(config.hidden), stax.Gelu())]
     load = partial(mnist, download=True) if config.dataset == "mnist" else digits
     split = load(max(config.samples), 0, seed=config.seed, target="parity", scale="standard").train
-    return stax.serial(*layers, stax.Dense(1)), Batch(jnp.asarray(split.x)[None], jnp.asarray(split.y)[None])
+    return stax.serial(*layers, stax.Dense(1)), Batch(jnp.asarray(split.x), jnp.asarray(split.y))
 
 
-def run_images(config: Config, simulate) -> dict[str, Record]:
-    model, data = images_task(config)
+def run_images(config: Config, study) -> dict[str, Record]:
+    (model, data), usual = images_task(config), Config()
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    starts = jax.vmap(lambda key: model.init(key, (-1, data.x.shape[-1]))[1])(keys)
-    shapes = {
-        "phase": (config.alpha, config.temperature, (middle(config.samples),)),
-        "samples": ((config.alpha[-1],), config.temperature, config.samples),
+    blocks, kept = -(-config.updates // 50), {"alpha": config.alpha[-1], "samples": middle(config.samples)}
+
+    ntk = jax.jit(partial(empirical_ntk_fn(model.apply), data.x[:64], None))
+
+    @jax.jit
+    def start(key) -> Drawn:
+        params = model.init(key, (-1, data.x.shape[-1]))[1]
+        return Drawn(params, values={"start": params, "origin": model.apply(params, data.x), "kernel": ntk(params)})
+
+    def make(lane) -> Dynamics:
+        at = {**kept, **lane}
+        sizes = {"batch": config.batch, "block": 50}
+        return hinge_sgd(model.apply, at["alpha"], lane.temperature, at["samples"], lane.origin, **sizes)
+
+    def read(lane, view):
+        params, updates, fitted = view.state
+        moved = weight_norm(jax.tree.map(jnp.subtract, params, lane.start))
+        values = {
+            "weight_change": moved / weight_norm(lane.start),
+            "kernel_distance": kernel_distance(ntk(params), lane.kernel),
+            "updates": updates,
+        }
+        return {name: jnp.where(fitted, value, jnp.nan) for name, value in values.items()} | {"fitted": fitted * 1.0}
+
+    def train(label, axis, values, number) -> Record:
+        return study(
+            {axis: values, "temperature": config.temperature, "seed": range(config.seeds)},
+            draw=lambda lane: start(keys[lane.seed]),
+            make=make,
+            read=lambda lane: Observable.of_view(partial(read, lane)),
+            steps=blocks,
+            record_at=[blocks],
+            key=jax.random.key(config.seed),
+            data=data,
+            label=label,
+            stream=lambda at: number(at[axis], at["temperature"]) * usual.seeds + at["seed"],
+        )
+
+    alphas, temperatures, counts = len(usual.alpha), len(usual.temperature), len(usual.samples)
+    return {
+        "phase": train("phase", "alpha", config.alpha, lambda alpha, t: alpha * temperatures + t),
+        "samples": train("samples", "samples", config.samples, lambda p, t: alphas * temperatures + t * counts + p),
     }
-    grids = [np.meshgrid(*axes, np.arange(config.seeds), indexing="ij") for axes in shapes.values()]
-    alpha, temperature, samples, seed = (np.concatenate([grid[i].ravel() for grid in grids]) for i in range(4))
-    start = jax.tree.map(lambda leaf: leaf[seed], starts)
-    pool = jnp.zeros(len(seed), jnp.int32)
-    lane = Lane(jnp.asarray(alpha), jnp.asarray(temperature), jnp.asarray(samples), pool)
-    end = train(config.seed, model.apply, start, lane, data, config.batch, 50, config.updates, simulate, config.dataset)
-    weight, kernel = jax.jit(jax.vmap(partial(changes, model.apply, data.x[0, :64])))(start, end.params)
-    fitted = np.asarray(end.fitted)
-    values = {
-        "weight_change": np.where(fitted, weight, np.nan),
-        "kernel_distance": np.where(fitted, kernel, np.nan),
-        "updates": np.where(fitted, end.updates, np.nan),
-        "fitted": fitted.astype(float),
-    }
-    records, first = {}, 0
-    for name, axes in shapes.items():
-        shape = (*(len(axis) for axis in axes), config.seeds)
-        last = first + int(np.prod(shape))
-        part = {key: value[first:last].reshape(shape) for key, value in values.items()}
-        order = {"phase": lambda v: v[:, :, 0], "samples": lambda v: np.swapaxes(v[0], 0, 1)}[name]
-        part = {key: order(value) for key, value in part.items()}
-        records[name] = as_record(part, next(iter(part.values())).shape)
-        first = last
-    return records
-
-
-def program(config: Config) -> Program:
-    """The network on images for sweeps of any size over alpha, temperature and seed: one cell is one network."""
-    model, data = images_task(config)
-    samples, blocks = jnp.asarray(middle(config.samples)), -(-config.updates // 50)
-
-    def make(hyper) -> Dynamics:
-        def sgd(origin) -> Dynamics:
-            lane = Lane(hyper["alpha"], hyper["temperature"], samples, jnp.zeros((), jnp.int32), origin)
-            return hinge_sgd(model.apply, lane, config.batch, 50)
-
-        def init(start):
-            return start, model.apply(start, data.x[0]), sgd(None).init(start)
-
-        def step(key, state, data):
-            start, origin, noisy = state
-            return start, origin, sgd(origin).step(key, noisy, data)
-
-        return Dynamics(init, step, lambda state: state[2].params)
-
-    def read(state, data):
-        start, _, end = state
-        weight, kernel = changes(model.apply, data.x[0, :64], start, end.params)
-        values = {"kernel_distance": kernel, "weight_change": weight, "updates": end.updates}
-        return {name: jnp.where(end.fitted, value, jnp.nan) for name, value in values.items()}
-
-    return Program(
-        fields=("alpha", "temperature"),
-        init=lambda hyper: model.init(jax.random.key(hyper["seed"]), (-1, data.x.shape[-1]))[1],
-        make=make,
-        readout=lambda hyper: read,
-        data=data,
-        steps=blocks,
-        record_at=[blocks],
-    )
 
 
 def middle(samples: tuple[int, ...]) -> int:

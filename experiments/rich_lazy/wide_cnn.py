@@ -20,11 +20,11 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Range
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import study as in_memory
 from dynamics.theory.fits import power_law
 from dynamics.theory.hierarchical import arc_cosine, hierarchical_ntk
 from dynamics.theory.random_features import random_feature_risk
-from dynamics.types import Claim, Record
+from dynamics.types import Claim, Observable, Record
 
 SOURCE = "Cagnetta, Favero & Wyart 2023, 'What can be learnt with wide convolutional neural networks?'"
 SECONDS = 30
@@ -56,17 +56,16 @@ class Config(config.Config):
 
 class Result(NamedTuple):
     """``records['spectrum']``: eigenvalue against frequency by scale ``[T]``; ``records['learning']``: mean test error
-    ``[1, P, seeds]`` by kernel and scale of the target."""
+    ``[1, P, seeds]`` by kernel and scale of the target; ``records['theory']``: that error against samples ``[T]``."""
 
     config: Config
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
+def run(config: Config, study=in_memory) -> Result:
     """Spectrum by Fourier transform, learning curves by kernel regression averaged over random targets; in float64."""
-    del simulate
     with jax.enable_x64(True):
-        records = {"spectrum": spectrum(config), "learning": learning(config), "theory": theory(config)}
+        records = {"spectrum": spectrum(config), "learning": learning(config, study), "theory": theory(config)}
         return Result(config, records)
 
 
@@ -113,8 +112,9 @@ def student_kernel(difference: jax.Array, name: str) -> jax.Array:
     return theta
 
 
-def learning(config: Config) -> Record:
+def learning(config: Config, study) -> Record:
     """Test error of ridgeless regression, averaged exactly over Gaussian targets of each scale."""
+    key = jax.random.key(config.seed)
 
     @jax.jit
     def error(train, test):
@@ -130,13 +130,13 @@ def learning(config: Config) -> Record:
                 results[f"{name}, scale {scale}"] = jnp.mean(own - 2 * cross + spread) / own
         return results
 
-    rows = []
-    for key in jax.random.split(jax.random.key(config.seed), config.seeds):
-        angle = 2 * jnp.pi * jax.random.uniform(key, (config.samples[-1] + config.test, PATCHES))
-        rows.append([error(angle[:n], angle[-config.test :]) for n in config.samples])
-    values = {name: np.array([[[float(cell[name]) for cell in row] for row in rows]]) for name in rows[0][0]}
-    once = np.zeros(1, int)
-    return Record(once, once, {name: np.swapaxes(value, 1, 2) for name, value in values.items()})
+    def draw(lane):
+        shape = (config.samples[-1] + config.test, PATCHES)
+        angle = 2 * jnp.pi * jax.random.uniform(jax.random.fold_in(key, lane.seed), shape)
+        return error(angle[: lane.samples], angle[-config.test :])
+
+    axes, drawn = {"samples": config.samples, "seed": range(config.seeds)}, Observable.of_view(lambda view: view.params)
+    return study(axes, draw, make=None, read=drawn, steps=0, data=(), label="learning")
 
 
 def theory(config: Config) -> Record:
@@ -155,24 +155,17 @@ def claims(result: Result) -> list[Claim]:
     cfg, out = result.config, []
     spectra = result.records["spectrum"]
     window = slice(11, None)  # k >= 12
+    source = "Cagnetta et al. 2023, spectrum by scale"
     for scale in SCALES:
         name = f"eigenvalues of modes on {scale} patches fall as k^-p: p"
-        if cfg.grid < 128:
-            out.append(
-                Claim.not_applicable(name, "Cagnetta et al. 2023, spectrum by scale", "needs a grid of 128 or more")
-            )
+        if len(spectra.time[window]) < 3:
+            out.append(Claim.not_applicable(name, source, "needs a grid of 168 or more"))
             continue
         fit = power_law(spectra.time[window], spectra.values[f"scale {scale}"][window])
-        out.append(
-            Claim.close(name, "Cagnetta et al. 2023, spectrum by scale", -fit.exponent, 1 + scale, 0.15, relative=True)
-        )
+        out.append(Claim.close(name, source, -fit.exponent, 1 + scale, 0.15, relative=True))
     if len(cfg.samples) < 4:
-        return [
-            *out,
-            Claim.not_applicable(
-                "learning curves", "Cagnetta et al. 2023, adaptation to scale", "needs four sample counts"
-            ),
-        ]
+        source = "Cagnetta et al. 2023, adaptation to scale"
+        return [*out, Claim.not_applicable("learning curves", source, "needs four sample counts")]
     return [*out, *learning_claims(result)]
 
 
@@ -189,17 +182,8 @@ def learning_claims(result: Result) -> list[Claim]:
         fit = power_law(theory.time[late], theory.values[name][late])
         title = f"target on {scale} patches: error falls as P^-beta at many samples (eigenframework): beta"
         note = f"measured up to P = {cfg.samples[-1]}: {slopes[name]}"
-        out.append(
-            Claim.close(
-                title,
-                "Cagnetta et al. 2023, adaptation to scale",
-                -fit.exponent,
-                1 / scale,
-                0.15,
-                relative=True,
-                note=note,
-            )
-        )
+        source = "Cagnetta et al. 2023, adaptation to scale"
+        out.append(Claim.close(title, source, -fit.exponent, 1 / scale, 0.15, relative=True, note=note))
     gap = slopes["fully connected, scale 1"].exponent - slopes["convolutional, scale 1"].exponent
     name = "target on one patch: beta(convolutional) - beta(fully connected), measured"
     return [*out, Claim.at_least(name, "Favero et al. 2021; Cagnetta et al. 2023, learning curves", gap, 0.15)]

@@ -12,6 +12,7 @@ Run time: about 70 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -21,13 +22,13 @@ import numpy as np
 from dynamics import config, stax
 from dynamics.config import Count
 from dynamics.empirical import empirical_ntk_fn, kernel_distance
-from dynamics.evolve import gradient_descent, lanes, log_steps
-from dynamics.evolve import simulate as in_memory
+from dynamics.evolve import Drawn, gradient_descent, log_steps
+from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.tasks.sphere import sphere_quadratic
 from dynamics.theory.fits import PowerLaw, power_law
 from dynamics.theory.kernel_descent import kernel_descent
-from dynamics.types import Claim, Data, Model, Record
+from dynamics.types import Claim, Model, Objective, Observable, Record
 
 SOURCE = "Lee et al. 2019, 'Wide neural networks of any depth evolve as linear models under gradient descent'"
 SECONDS = 70
@@ -71,57 +72,66 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def run(config: Config, simulate=in_memory) -> Result:
-    """Trains ``seeds`` networks of each width as one program and compares each with its two theories."""
-    data = sphere_quadratic(jax.random.key(config.seed), config.samples, config.samples, config.dim)
-    x = jnp.concatenate([batch.x for batch in data if batch is not None])
-    kernel = network(config.width[0]).kernel
-    assert kernel is not None
-    limit = kernel(x, None, "ntk")
-    largest = float(jnp.linalg.eigvalsh(limit[: config.samples, : config.samples])[-1])
-    eta = config.samples / largest
-    record_at = log_steps(config.steps, config.checkpoints)
-    records = {f"width {n}": run_width(config, n, data, limit, eta, record_at, simulate) for n in config.width}
-    return Result(config, records)
-
-
 def network(width: int) -> Model:
     """One hidden erf layer, NTK parametrisation, no biases."""
     return stax.serial(stax.Dense(width), stax.Erf(), stax.Dense(1))
 
 
-def run_width(config: Config, width: int, data: Data, limit, eta: float, record_at, simulate) -> Record:
-    model, count = network(width), config.samples
-    x = jnp.concatenate([batch.x for batch in data if batch is not None])
-    ntk = empirical_ntk_fn(model.apply)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), width), config.seeds)
-    start = jax.vmap(lambda key: model.init(key, x.shape)[1])(keys)
+def run(config: Config, study=in_memory) -> Result:
+    """Trains ``seeds`` networks of each width as one program and compares each with its two theories."""
+    count, key = config.samples, jax.random.key(config.seed)
+    data = sphere_quadratic(key, count, count, config.dim)
+    x, y = jnp.concatenate([data.train.x, data.test.x]), data.train.y
+    kernel = network(config.width[0]).kernel
+    assert kernel is not None
+    limit = kernel(x, None, "ntk")
+    eta = count / float(jnp.linalg.eigvalsh(limit[:count, :count])[-1])
+    record_at = log_steps(config.steps, config.checkpoints)
 
-    def read(state, data):
-        return {"f": model.apply(state.params, x), "ntk": ntk(data.train.x, None, state.params)}
-
-    runs = lanes(lambda seed: gradient_descent(model.apply, half_mse, eta), lambda seed: read)
-    state = runs.dynamics.init((jnp.arange(config.seeds), start))
-    key = jax.random.key(config.seed)
-    _, record = simulate(runs.dynamics, runs.readout, state, data, config.steps, key, record_at, label=f"width {width}")
-    f, kernels = (jnp.asarray(record.values[name]) for name in ("f", "ntk"))  # [T, seeds, ...]
-    own = jax.jit(jax.vmap(lambda params: ntk(x, None, params)))(start)
-
+    @jax.jit
     def theory(kernel, f0):
-        descent = kernel_descent(kernel[:count, :count], kernel[:, :count], f0, data.train.y, eta, record_at)
-        return descent[:, count:, 0]
+        """Test outputs ``[T, test]``."""
+        return kernel_descent(kernel[:count, :count], kernel[:, :count], f0, y, eta, record_at)[:, count:, 0]
 
-    def rmse(predicted):  # [seeds, T, test]
-        return jnp.sqrt(jnp.mean((f[:, :, count:, 0] - jnp.swapaxes(predicted, 0, 1)) ** 2, -1))
+    def draw(lane) -> Drawn:
+        model = network(lane.width)
+        seeds = jax.random.split(jax.random.fold_in(key, lane.width), config.seeds)
+        start = model.init(seeds[lane.seed], x.shape)[1]
+        f0, own = (jax.jit(function)(start) for function in (lambda w: model.apply(w, x), lambda w: ntk(model, w, x)))
+        return Drawn(start, values={"kernel": own, "own": theory(own, f0), "infinite": theory(limit, f0)})
 
-    values = {
-        "own_linearisation": rmse(jax.vmap(theory)(own, f[0])),
-        "infinite_width": rmse(jax.vmap(theory, (None, 0))(limit, f[0])),
-        "kernel_change": kernel_distance(kernels, kernels[0]),
-        "kernel_start": jnp.broadcast_to(kernel_distance(own, limit), kernels.shape[:2]),
-        "train_loss": 0.5 * jnp.mean((f[:, :, :count] - data.train.y) ** 2, (2, 3)),
-    }
-    return Record(record.step, np.asarray(record.step) * eta, jax.device_get(values))
+    def read(lane, view):
+        model = network(lane.width)
+        f, now = model.apply(view.params, x), ntk(model, view.params, x[:count])
+
+        def rmse(predicted):
+            return jnp.sqrt(jnp.mean((f[count:, 0] - predicted[view.reading]) ** 2))
+
+        return {
+            "own_linearisation": rmse(lane.own),
+            "infinite_width": rmse(lane.infinite),
+            "kernel_change": kernel_distance(now, lane.kernel[:count, :count]),
+            "kernel_start": kernel_distance(lane.kernel, limit),
+            "train_loss": half_mse(f[:count], y),
+        }
+
+    record = study(
+        {"width": config.width, "seed": range(config.seeds)},
+        draw=draw,
+        make=lambda lane: gradient_descent(Objective(network(lane.width).apply, half_mse), eta),
+        read=lambda lane: Observable.of_view(partial(read, lane)),
+        steps=config.steps,
+        record_at=record_at,
+        key=key,
+        data=data,
+        loop=("width",),
+    )
+    return Result(config, {f"width {n}": record.at(width=n) for n in config.width})
+
+
+def ntk(model: Model, params, x) -> jax.Array:
+    """The network's kernel on ``x``."""
+    return empirical_ntk_fn(model.apply)(x, None, params)
 
 
 def laws(result: Result) -> dict[str, PowerLaw | None]:

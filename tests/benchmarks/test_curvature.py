@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trained_digits import apply, gradient
+from trained_digits import L, gradient
 from trained_digits import problem as problem_of_digits
 
 from dynamics import linalg, operators, stax
 from dynamics.empirical import shifted_convolutions
 from dynamics.evolve import adaptive_central_flow, central_flow, gradient_descent, simulate
 from dynamics.losses import half_mse
-from dynamics.observe import readout, sharpness
-from dynamics.types import Batch
+from dynamics.observe import sharpness
+from dynamics.types import Batch, Objective, Observable
 
 pytestmark = pytest.mark.benchmark
 
@@ -45,7 +45,7 @@ def ratio(function, reference, rounds=5, repeat=5) -> float:
 
 
 def hessian(params, batch):
-    return operators.hessian(apply, half_mse, params, batch)
+    return operators.hessian(L, params, batch)
 
 
 def test_cost_of_warm_sharpness(problem):
@@ -119,14 +119,13 @@ def test_recorded_sharpness_is_cheap_beside_training(problem):
     runs in turn, for a machine drifts by as much as the difference within a minute. Six products alone are 12 %.
     """
     params, batch = problem
-    dynamics, steps = gradient_descent(apply, half_mse, 0.01), 2000
-    state, at = dynamics.init(params), np.arange(100, steps + 1, 100)
-    read = readout(dynamics, sharpness(apply, half_mse))
+    dynamics, steps = gradient_descent(L, 0.01), 2000
+    at, last = np.arange(100, steps + 1, 100), Observable.of_view(lambda view: {"loss": view.state.loss})
 
-    def train(reader):
-        return lambda: simulate(dynamics, reader, state, batch, steps, jax.random.key(0), at)[1].values
+    def train(read):
+        return lambda: simulate(dynamics, params, batch, train=read, steps=steps, record_at=at)[1].values
 
-    spent = ratio(train(read), train(lambda state, data: {"loss": state.loss}), rounds=7, repeat=1)
+    spent = ratio(train(sharpness()), train(last), rounds=7, repeat=1)
     print(f"recorded sharpness: {100 * (spent - 1):.1f} % of training")
     assert spent <= 1.15
 
@@ -136,9 +135,9 @@ def test_recorded_sharpness_is_cheap_beside_training(problem):
 def test_cost_of_the_central_flow(problem, k, limit, kind):
     params, batch = problem
     if kind == "adam":  # RMSProp is b1 = 0, the same program
-        flow = adaptive_central_flow(apply, half_mse, 1e-3, b1=0.9, k=k)
+        flow = adaptive_central_flow(L, 1e-3, b1=0.9, k=k)
     else:
-        flow = central_flow(apply, half_mse, 0.1, momentum=0.9 if kind == "momentum" else 0.0, k=k)
+        flow = central_flow(L, 0.1, momentum=0.9 if kind == "momentum" else 0.0, k=k)
     step = jax.jit(flow.step)
     state = step(jax.random.key(0), flow.init(params), batch)  # the random start's sweeps come once
     cost = in_gradients(problem, lambda params, batch: step(jax.random.key(0), state, batch), rounds=3)
@@ -156,11 +155,11 @@ def test_hessian_products_of_a_convolutional_network_in_a_loop():
     net = stax.serial(layer(), stax.Relu(), layer(), stax.Relu(), stax.GlobalAvgPool(), dense)
     _, params = net.init(jax.random.key(0), (-1, 8, 8, 1))
     batch = Batch(jax.random.normal(jax.random.key(1), (300, 8, 8, 1)), jax.nn.one_hot(jnp.arange(300) % 10, 10))
-    outside = jax.jit(jax.grad(lambda p, b: half_mse(net.apply(p, b.x), b.y)))
+    outside = jax.jit(jax.grad(Objective(net.apply, half_mse)))
 
     def top(function):
         def run(params, batch):
-            matvec, size, *_ = operators.hessian(function, half_mse, params, batch)
+            matvec, size, *_ = operators.hessian(Objective(function, half_mse), params, batch)
             return linalg.extreme_eigenvalues(matvec, jax.random.normal(jax.random.key(2), (size,)), 10)[0].value
 
         return jax.jit(run)

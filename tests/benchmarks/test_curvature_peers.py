@@ -12,10 +12,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from trained_digits import SIZES, apply, gradient, problem
+from trained_digits import SIZES, L, gradient, problem
 
 from dynamics import linalg, operators
-from dynamics.losses import half_mse
 
 pytestmark = pytest.mark.benchmark
 FLOOR = 2e-6  # relative errors below this are float32 rounding
@@ -72,7 +71,7 @@ def torch_problem():
 def truth(k: int) -> np.ndarray:
     """The k largest eigenvalues to float32 precision; their residuals are at most 1e-4 of the first."""
     params, batch, _ = ours()
-    matvec, size, *_ = operators.hessian(apply, half_mse, params, batch)
+    matvec, size, *_ = operators.hessian(L, params, batch)
     pairs = jax.jit(
         lambda start: linalg.eigenpairs(matvec, start, k, tolerance=1e-4, basis_size=4 * k + 60, max_matvecs=3000)
     )(jax.random.normal(jax.random.key(7), (size,)))
@@ -95,7 +94,7 @@ def our_ladder(k: int) -> list[tuple[float, float]]:
 
         @jax.jit
         def run(params, batch, setting=setting):
-            matvec, size, *_ = operators.hessian(apply, half_mse, params, batch)
+            matvec, size, *_ = operators.hessian(L, params, batch)
             start = jax.random.normal(jax.random.key(1), (size,))
             if k == 1:
                 return linalg.extreme_eigenvalues(matvec, start, int(setting))[0].value[None]
@@ -151,7 +150,7 @@ def matfree(k):
 
     @jax.jit
     def run(params, batch):
-        matvec, size, *_ = operators.hessian(apply, half_mse, params, batch)
+        matvec, size, *_ = operators.hessian(L, params, batch)
         return solve(matvec, jax.random.normal(jax.random.key(1), (size,)))
 
     return np.asarray(run(params, batch)[0]), seconds(lambda: run(params, batch)) / one
@@ -177,7 +176,7 @@ def our_densities() -> list[tuple[np.ndarray, float]]:
 
         @jax.jit
         def run(params, batch, key, probes=probes, steps=steps):
-            matvec, size, *_ = operators.hessian(apply, half_mse, params, batch)
+            matvec, size, *_ = operators.hessian(L, params, batch)
             return linalg.spectral_density(matvec, key, size, probes=probes, steps=steps)[:2]
 
         errors = np.array([density_error(*run(params, batch, jax.random.key(seed))) for seed in range(DRAWS)])
@@ -194,7 +193,7 @@ def true_density() -> tuple[np.ndarray, np.ndarray]:
 
     @jax.jit
     def run(params, batch):
-        matvec, size, *_ = operators.hessian(apply, half_mse, params, batch)
+        matvec, size, *_ = operators.hessian(L, params, batch)
         return linalg.spectral_density(matvec, jax.random.key(11), size, probes=16, steps=110)[:2]
 
     return tuple(np.ravel(part).astype(float) for part in run(params, batch))
@@ -261,7 +260,7 @@ def matfree_density():
 
     @jax.jit
     def density(params, batch, key):
-        matvec, size, *_ = operators.hessian(apply, half_mse, params, batch)
+        matvec, size, *_ = operators.hessian(L, params, batch)
 
         def probe(key):
             theta, s = jax.numpy.linalg.eigh(tridiagonal(matvec, jax.random.normal(key, (size,))).J_small)

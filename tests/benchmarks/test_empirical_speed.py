@@ -26,7 +26,7 @@ from dynamics.evolve import every, gradient_descent, kernel_descent, simulate
 from dynamics.interop import neural_tangents
 from dynamics.losses import half_mse
 from dynamics.observe import ntk_of_state
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective, Observable
 
 pytestmark = pytest.mark.benchmark
 ROUNDS = 5
@@ -95,18 +95,19 @@ def test_geometric_mean_of_convolutions_and_attention(table):
 def test_reading_everything_at_every_step_costs_at_most_half_the_training(key, table):
     f, params = mlp(1)
     batch = Batch(reals(128, 784), jnp.sign(reals(128, 1)))
-    bare_run = gradient_descent(f, half_mse, 0.01)
-    logged_run = kernel_descent(f, half_mse, optax.sgd(0.01), dt=0.01)
-    steps = 200
+    L = Objective(f, half_mse)
+    bare_run, logged_run = gradient_descent(L, 0.01), kernel_descent(L, optax.sgd(0.01), dt=0.01)
+    steps, last = 200, Observable.of_view(lambda view: {"loss": view.state.loss})
 
     def program(run, read, state):
         def whole(state, batch):
-            return simulate(run, read, state, batch, steps, key, every(1, steps))
+            options = {"steps": steps, "record_at": every(1, steps), "key": key, "state": state}
+            return simulate(run, None, batch, train=read, **options)
 
         return compiled(whole, state, batch)
 
     states = bare_run.init(params), jax.jit(logged_run.init)((params, batch))
-    bare = program(bare_run, lambda state, data: {"loss": state.loss}, states[0])
+    bare = program(bare_run, last, states[0])
     logged = program(logged_run, ntk_of_state(spectrum=3, modes=5, interval=0.01), states[1])
     bare(states[0], batch), logged(states[1], batch)
     pairs = [(cpu_seconds(logged, states[1], batch), cpu_seconds(bare, states[0], batch)) for _ in range(9)]

@@ -3,15 +3,16 @@
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.evolve import gradient_descent, lanes, simulate
+from dynamics.evolve import gradient_descent, simulate
+from dynamics.evolve.study import planned
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import committee, quadratic
 from dynamics.tasks.teachers import quadratic_teacher
+from dynamics.types import Objective, Observable
 
 SAMPLES, DIM, WIDTH, STEPS, ALPHAS, SEEDS = 300, 60, 200, 300, (0.1, 0.2, 0.4), 5
 
@@ -19,20 +20,21 @@ SAMPLES, DIM, WIDTH, STEPS, ALPHAS, SEEDS = 300, 60, 200, 300, (0.1, 0.2, 0.4), 
 def run_of(alphas, seeds):
     """A compiled sweep as a nullary function."""
     model = committee(WIDTH, quadratic(0.1))
-    tasks = [quadratic_teacher(jax.random.key(i), SAMPLES, 1, DIM).data.train for i in range(seeds)]
-    data = jax.tree.map(lambda *leaves: np.concatenate([np.stack(leaves)] * len(alphas)), *tasks)
-    weights = [model.init(jax.random.key(i), (-1, DIM))[1] for i in range(seeds)]
-    weights = jnp.concatenate([jnp.stack(weights)] * len(alphas))
-    runs = lanes(
-        lambda alpha: gradient_descent(scaled(model, alpha).apply, mse, 5.0 * WIDTH / alpha**2),
-        lambda alpha: lambda state, data: {"loss": state.loss},
-        data_axis=0,
-    )
-    state = runs.dynamics.init((jnp.repeat(jnp.array(alphas), seeds), weights))
+
+    def draw(lane):
+        key = jax.random.key(lane.seed)
+        return quadratic_teacher(key, SAMPLES, 1, DIM).data.train, model.init(key, (-1, DIM))[1]
+
+    def make(lane):
+        objective = Objective(scaled(model, lane.alpha).apply, mse)
+        return gradient_descent(objective, 5.0 * WIDTH / lane.alpha**2)
+
+    last = Observable.of_view(lambda view: {"loss": view.state.loss})
+    (piece,) = planned({"alpha": alphas, "seed": range(seeds)}, draw, make, [last], steps=STEPS).pieces()
+    arguments, _ = piece.call()
 
     def run():
-        out = simulate(runs.dynamics, runs.readout, state, data, STEPS, jax.random.key(0), [0, STEPS])
-        return jax.block_until_ready(out[1].values["loss"])
+        return jax.block_until_ready(simulate(**arguments)[1].values["loss"])
 
     run()
     return run

@@ -13,18 +13,21 @@ import pytest
 from scipy.special import erf
 
 from dynamics import stax
-from dynamics.evolve import gradient_descent, lanes, simulate
+from dynamics.evolve import Drawn, gradient_descent, simulate
+from dynamics.evolve.study import planned
 from dynamics.losses import half_mse
-from dynamics.types import Batch
-from experiments.rich_lazy._hinge import Lane, hinge_sgd
+from dynamics.types import Batch, Objective
+from experiments.rich_lazy._hinge import hinge_sgd
 
 NETS, WIDTH, SAMPLES, DIM = 80, 128, 16, 8
 pytestmark = pytest.mark.benchmark
 
 
-def nothing(state, data):
-    """A readout of its own would be compiled anew at every call."""
-    return {}
+def as_one(*study, **options):
+    """``steps -> state`` of a study as one program, its lanes drawn once."""
+    (piece,) = planned(*study, steps=1, **options).pieces(lambda label, count: count)
+    arguments, _ = piece.call()
+    return lambda steps: simulate(**arguments | {"steps": steps, "record_at": []})[0].state
 
 
 def loop_rate(step, steps=200):
@@ -38,19 +41,19 @@ def test_sweep_outruns_a_loop_over_nets():
     """One net of the output-scale sweep: hand-written NumPy (no autograd), and a jitted JAX step called from Python."""
     model = stax.serial(stax.Dense(WIDTH), stax.Erf(), stax.Dense(1))
     keys = jax.random.split(jax.random.key(0), NETS)
-    start = jax.vmap(lambda key: model.init(key, (-1, DIM))[1])(keys)
     x, y = jax.random.normal(keys[0], (SAMPLES, DIM)), jnp.ones((SAMPLES, 1))
-    data, eta = Batch(x, y), jnp.linspace(0.1, 0.5, NETS)
+    data, L = Batch(x, y), Objective(model.apply, half_mse)
+    start = model.init(keys[0], (-1, DIM))[1]
 
-    single = gradient_descent(model.apply, half_mse, 0.1)
+    single = gradient_descent(L, 0.1)
     one_step = jax.jit(single.step)
-    state, key = single.init(jax.tree.map(lambda leaf: leaf[0], start)), jax.random.key(1)
+    state, key = single.init(start), jax.random.key(1)
 
     def jax_step():
         nonlocal state
         state = jax.block_until_ready(one_step(key, state, data))
 
-    w1, w2 = (np.array(layer[0][0]) for layer in (start[0], start[2]))
+    w1, w2 = (np.array(layer[0]) for layer in (start[0], start[2]))
     xs, ys = np.asarray(x), np.asarray(y)
 
     def numpy_step():
@@ -61,12 +64,16 @@ def test_sweep_outruns_a_loop_over_nets():
         back = r @ w2.T / WIDTH**0.5 * (2 / np.pi**0.5) * np.exp(-h * h)
         w1, w2 = w1 - 0.1 * xs.T @ back / DIM**0.5, w2 - 0.1 * a.T @ r / WIDTH**0.5
 
-    runs = lanes(lambda eta: gradient_descent(model.apply, half_mse, eta))
-    sweep = runs.dynamics.init((eta, start))
+    run = as_one(
+        {"net": range(NETS)},
+        draw=lambda lane: Drawn(model.init(keys[lane.net], (-1, DIM))[1], values={"eta": 0.1 + 0.4 * lane.net / NETS}),
+        make=lambda lane: gradient_descent(L, lane.eta),
+        data=data,
+    )
 
     def together(steps):
         began = time.perf_counter()
-        jax.block_until_ready(simulate(runs.dynamics, nothing, sweep, data, steps, key, [steps])[0].state.params)
+        jax.block_until_ready(run(steps).params)
         return NETS * steps / (time.perf_counter() - began)
 
     together(100), jax_step()
@@ -85,12 +92,15 @@ SWEEPS = {
 
 def output_scale_sweep():
     """``steps -> state`` for 80 nets of ``SWEEPS['output_scale']``, and its net-steps a step."""
-    model, key = stax.serial(stax.Dense(WIDTH), stax.Erf(), stax.Dense(1)), jax.random.key(0)
-    start = jax.vmap(lambda key: model.init(key, (-1, DIM))[1])(jax.random.split(key, NETS))
-    data = Batch(jax.random.normal(key, (NETS, SAMPLES, DIM)), jnp.ones((NETS, SAMPLES, 1)))
-    runs = lanes(lambda eta: gradient_descent(model.apply, half_mse, eta), data_axis=0)  # a draw of data for each net
-    state = runs.dynamics.init((jnp.linspace(0.1, 0.5, NETS), start))
-    return lambda steps: simulate(runs.dynamics, nothing, state, data, steps, key, [steps])[0].state, NETS
+    model = stax.serial(stax.Dense(WIDTH), stax.Erf(), stax.Dense(1))
+    L = Objective(model.apply, half_mse)
+
+    def draw(lane):  # a draw of data for each net
+        key = jax.random.key(lane.net)
+        batch = Batch(jax.random.normal(key, (SAMPLES, DIM)), jnp.ones((SAMPLES, 1)))
+        return Drawn(model.init(key, (-1, DIM))[1], batch, {"eta": 0.1 + 0.4 * lane.net / NETS})
+
+    return as_one({"net": range(NETS)}, draw, lambda lane: gradient_descent(L, lane.eta)), NETS
 
 
 def sgd_noise_sweep(nets=288, block=50):
@@ -98,15 +108,17 @@ def sgd_noise_sweep(nets=288, block=50):
     shape, key = SWEEPS["sgd_noise"], jax.random.key(0)
     layers = [layer for _ in range(2) for layer in (stax.Dense(shape["hidden"]), stax.Gelu())]
     model = stax.serial(*layers, stax.Dense(1))
-    start = jax.vmap(lambda key: model.init(key, (-1, shape["dim"]))[1])(jax.random.split(key, nets))
-    x = jax.random.normal(key, (1, shape["samples"], shape["dim"]))
-    data = Batch(x, jnp.sign(x[..., :1]))
-    full = jnp.full(nets, shape["samples"])
-    pool, origin = jnp.zeros(nets, jnp.int32), jax.vmap(lambda params: model.apply(params, x[0]))(start)
-    lane = Lane(jnp.ones(nets), jnp.full(nets, 1e-3), full, pool, origin)
-    runs = lanes(lambda lane: hinge_sgd(model.apply, lane, shape["batch"], block))
-    state = runs.dynamics.init((lane, start))
-    return lambda steps: simulate(runs.dynamics, nothing, state, data, steps, key, [steps])[0].state, nets * block
+    x = jax.random.normal(key, (shape["samples"], shape["dim"]))
+    data, sizes = Batch(x, jnp.sign(x[:, :1])), {"batch": shape["batch"], "block": block}
+
+    def draw(lane):
+        params = model.init(jax.random.fold_in(key, lane.net), (-1, shape["dim"]))[1]
+        return Drawn(params, values={"origin": model.apply(params, x)})
+
+    def make(lane):
+        return hinge_sgd(model.apply, 1.0, 1e-3, shape["samples"], lane.origin, **sizes)
+
+    return as_one({"net": range(nets)}, draw, make, data=data), nets * block
 
 
 def test_sweeps_outrun_a_pytorch_loop_twentyfold():

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from interleaved import seconds
-from test_sweep import memory, program, sweep
+from test_sweep import memory, plan, sweep
 
 pytestmark = pytest.mark.benchmark
 
@@ -17,14 +17,14 @@ def exponent(sizes, values):
     return slope, np.sqrt(spread / np.sum((x - x.mean()) ** 2))
 
 
-def table(name, sizes, programs, counts):
+def table(name, sizes, plans):
     """Prints seconds (the quickest of three runs) and bytes by size; returns the exponents of both."""
     times, sums = [], []
-    for made, count in zip(programs, counts):
-        run = sweep(made, count)
+    for made in plans:
+        run = sweep(made)
         seconds(run)
         times.append(min(seconds(run) for _ in range(3)))
-        sums.append(memory(made, count))
+        sums.append(memory(made))
         jax.clear_caches()
     print(f"\n| {name} | seconds | MB |\n|---|---|---|")
     for row in zip(sizes, times, np.array(sums) / 1e6):
@@ -36,7 +36,7 @@ def table(name, sizes, programs, counts):
 
 def test_cost_by_cells():
     sizes = [1, 4, 16, 64, 256, 1024, 4096]
-    time, space = table("cells (20 steps)", sizes, [program(20)] * len(sizes), sizes)
+    time, space = table("cells (20 steps)", sizes, (plan(count, 20) for count in sizes))
     assert time < 1.15
     assert space < 1.05
 
@@ -44,8 +44,8 @@ def test_cost_by_cells():
 def test_cost_by_recorded_points():
     """64 cells of 1024 steps; a reading is one loss a cell."""
     sizes = [4, 16, 64, 256, 1024]
-    made = [program(1024, np.linspace(0, 1024, points).astype(int)) for points in sizes]
-    time, space = table("recorded points (64 cells, 1024 steps)", sizes, made, [64] * len(sizes))
+    made = (plan(64, 1024, np.linspace(0, 1024, points).astype(int)) for points in sizes)
+    time, space = table("recorded points (64 cells, 1024 steps)", sizes, made)
     assert time < 1.0
     assert space < 1.05
 
@@ -54,6 +54,6 @@ def test_cost_by_parameters():
     """4 cells of 20 steps, from 3 thousand to 4 million parameters each."""
     widths = [32, 128, 512, 2048]
     sizes = [64 * width + width**2 + 3 * width + 1 for width in widths]
-    time, space = table("parameters (4 cells, 20 steps)", sizes, [program(20, (), width) for width in widths], [4] * 4)
+    time, space = table("parameters (4 cells, 20 steps)", sizes, (plan(4, 20, (), width) for width in widths))
     assert time < 1.15
     assert space < 1.05

@@ -9,7 +9,9 @@ from dynamics.evolve import gradient_descent, log_steps, simulate
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import committee, quadratic
+from dynamics.observe import loss
 from dynamics.tasks.teachers import quadratic_teacher
+from dynamics.types import Objective
 from experiments.grokking.lazy_to_rich import Config
 
 STEPS = Config().steps
@@ -21,17 +23,11 @@ def test_recording_costs_at_most_a_tenth_of_a_bare_scan(key):
     data, _ = quadratic_teacher(key, 300, 1500, 60)
     _, params = model.init(key, (-1, 60))
     eta = 5.0 * 200 / 0.1**2
-    run = gradient_descent(model.apply, mse, eta)
+    run, read = gradient_descent(Objective(model.apply, mse), eta), loss()
     record_at = log_steps(STEPS, 80)
 
-    def read(state, data):
-        return {
-            "train_loss": mse(model.apply(state.params, data.train.x), data.train.y),
-            "test_loss": mse(model.apply(state.params, data.test.x), data.test.y),
-        }
-
     def recorded():
-        return simulate(run, read, run.init(params), data, STEPS, key, record_at)
+        return simulate(run, params, data, train=read, test=read, steps=STEPS, record_at=record_at, key=key)
 
     @jax.jit
     def scan(params, batch):

@@ -10,7 +10,7 @@ import numpy as np
 from dynamics.evolve import gradient_descent, simulate
 from dynamics.losses import half_mse
 from dynamics.tasks import images
-from dynamics.types import Batch
+from dynamics.types import Batch, Objective
 
 SIZES, SAMPLES, STEPS = (64, 256, 256, 256, 10), 1000, 300
 
@@ -19,6 +19,9 @@ def apply(params, x):
     for weight, bias in params[:-1]:
         x = jnp.tanh(x @ weight + bias)
     return x @ params[-1][0] + params[-1][1]
+
+
+L = Objective(apply, half_mse)
 
 
 @functools.cache
@@ -31,12 +34,10 @@ def problem():
     ]
     data = images.digits(SAMPLES, seed=0, scale="standard", epsilon=1e-2 / 16).train
     batch = Batch(jnp.asarray(data.x), jnp.asarray(data.y))
-    dynamics = gradient_descent(apply, half_mse, 0.2)
-    key = jax.random.key(0)
-    state, _ = simulate(dynamics, lambda s, d: {"loss": s.loss}, dynamics.init(params), batch, STEPS, key, [STEPS])
+    state, _ = simulate(gradient_descent(L, 0.2), params, batch, steps=STEPS)
     return state.params, batch
 
 
 @jax.jit
 def gradient(params, batch):
-    return jax.grad(lambda p: half_mse(apply(p, batch.x), batch.y))(params)
+    return jax.grad(L)(params, batch)

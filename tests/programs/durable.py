@@ -13,14 +13,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dynamics.evolve import descent, every, gradient_descent, gradient_flow, lanes, log_steps, ode
+from dynamics.evolve import descent, every, gradient_descent, gradient_flow, log_steps, ode
 from dynamics.losses import half_mse
+from dynamics.observe import loss
 from dynamics.runs import RunError, open_run, pacing
-from dynamics.types import Batch, Data, Readout
+from dynamics.types import Batch, Data, Objective, Observable
 
 
 def network(params, x):
     return jnp.tanh(x @ params["w"]) @ params["v"]
+
+
+L = Objective(network, half_mse)
 
 
 def problem(samples=64, dimension=8, width=16):
@@ -30,68 +34,78 @@ def problem(samples=64, dimension=8, width=16):
     return Data(batch), params
 
 
-def counting(read):
-    """A readout with memory: how often it was read, and the largest loss so far."""
+def counting():
+    """An observable with memory: how often it was read, and the largest loss so far."""
 
-    def update(memory, state, data):
+    def update(memory, view):
         count, worst = memory
-        values = read(state, data)
-        worst = jnp.maximum(worst, values["loss"])
-        return (count + 1, worst), {**values, "count": count, "worst": worst}
+        value = view.objective(view.params, view.batch)
+        worst = jnp.maximum(worst, value)
+        return (count + 1, worst), {"loss": value, "count": count, "worst": worst}
 
-    return Readout(lambda state, data: (jnp.zeros((), jnp.int32), jnp.zeros(())), update)
-
-
-def loss_of(params, data):
-    return {"loss": half_mse(network(params, data.train.x), data.train.y)}
+    return Observable(lambda view: (jnp.zeros((), jnp.int32), jnp.zeros(())), update)
 
 
-def calls(simulate, steps, width=16):
+def calls(run, steps, width=16):
     """Full batch with memory, minibatch Adam, gradient flow, and lanes of which one stops and one diverges."""
     data, params = problem(width=width)
-    key = jax.random.key(1)
-    done = {}
+    shared = dict(steps=steps, key=jax.random.key(1))
 
-    def call(label, dynamics, readout, start, record_at, stop=None):
-        state = dynamics.init(start)
-        done[label] = simulate(dynamics, readout, state, data, steps, key, record_at, stop, label=label)
+    def call(label, dynamics, read, record_at):
+        run.simulate(dynamics, params, data, train=read, record_at=record_at, label=label, **shared)
 
-    read = lambda state, data: loss_of(state.params, data)  # noqa: E731
-    call("full batch", gradient_descent(network, half_mse, 0.1), counting(read), params, log_steps(steps, 30))
-    adam = descent(network, half_mse, optax.adam(1e-2), batch_size=16)
-    call("minibatch", adam, read, params, every(max(steps // 40, 1), steps))
-    flow = gradient_flow(network, half_mse, 0.05)
-    call("flow", flow, lambda state, data: loss_of(flow.params(state), data), params, [0, steps // 3])
-    runs = lanes(
-        lambda eta: gradient_descent(network, half_mse, eta, batch_size=8),
-        lambda eta: read,
-        lambda eta: lambda state, data: (state.loss < 1e-3) & (state.step > 0),
+    call("full batch", gradient_descent(L, 0.1), counting(), log_steps(steps, 30))
+    call("minibatch", descent(L, optax.adam(1e-2), batch_size=16), loss(), every(max(steps // 40, 1), steps))
+    call("flow", gradient_flow(L, 0.05), loss(), [0, steps // 3])
+    run.study(
+        {"eta": [0.02, 0.1, 1e4]},
+        draw=lambda lane: params,
+        make=lambda lane: gradient_descent(L, lane.eta, batch_size=8),
+        read=[loss()],
+        stop=lambda lane: lambda state, data: (state.loss < 1e-3) & (state.step > 0),
+        data=data,
+        record_at=every(max(steps // 20, 1), steps),
+        label="lanes",
+        **shared,
     )
-    etas, many = jnp.array([0.02, 0.1, 1e4]), jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), params)
-    call("lanes", runs.dynamics, runs.readout, (etas, many), every(max(steps // 20, 1), steps), runs.stop)
-    return done
+
+
+def in_pieces(run, steps, width=16):
+    """One study of two shapes and twelve lanes, of which a quarter diverges."""
+    data, _ = problem()
+    run.study(
+        {"width": [width, 4], "seed": range(3), "eta": [0.02, 1e9]},
+        draw=lambda lane: jax.tree.map(lambda leaf: (1 + lane.seed) * leaf, problem(width=lane.width)[1]),
+        make=lambda lane: gradient_descent(L, lane.eta, batch_size=8),
+        read=[loss(), lambda params, batch: {"v": params["v"]}],
+        data=data,
+        steps=steps,
+        record_at=every(max(steps // 20, 1), steps),
+        label="pieces",
+    )
 
 
 def ballast(simulate, steps, megabytes):
     """One call whose state is large and whose steps are slow enough to be committed many times."""
     size = int(float(megabytes) * 2**18)
     drift = ode(lambda x, data: -data * x, 1e-3)
-    state = jnp.ones(size, jnp.float32)
-    return simulate(
-        drift, lambda x, d: {"x": x[0]}, state, jnp.float32(1.0), steps, jax.random.key(0), [0, steps], label="big"
-    )
+    read = lambda x, data: {"x": x[0]}  # noqa: E731
+    return simulate(drift, jnp.ones(size, jnp.float32), jnp.float32(1.0), train=read, steps=steps, label="big")
 
 
-def run(folder, steps="300", pace="0.02", commit="0.0", x64="", width="16", ballast_mb="", fork="", seed="0"):
+def run(
+    folder, steps="300", pace="0.02", commit="0.0", x64="", width="16", ballast_mb="", fork="", seed="0", workers="0"
+):
     pacing.PIECE_SECONDS, pacing.COMMIT_SECONDS, pacing.COMMIT_SHARE = float(pace), float(commit), 1.0
     if x64:
         jax.config.update("jax_enable_x64", True)
     config = {"steps": int(steps), "width": int(width), "seed": int(seed)}
-    with open_run(folder, config, fork_of=fork or None, command=["durable"]) as held:
+    shares = int(workers)
+    with open_run(folder, config, fork_of=fork or None, command=["durable"], workers=max(shares, 1)) as held:
         if ballast_mb:
             ballast(held.simulate, int(steps), ballast_mb)
         else:
-            calls(held.simulate, int(steps), int(width))
+            (in_pieces if shares else calls)(held, int(steps), int(width))
         held.journal.set(status="finished")
 
 

@@ -61,7 +61,7 @@ def run(config, study=study):
         make=lambda lane: decay(lane.eta, config.curvature),
         read=lambda lane: [lambda x, data: {"x": x[0], "all": x}],
         steps=config.steps,
-        record_at=every(5, config.steps),
+        record_at=every(max(5, config.steps // 20), config.steps),
         data=jnp.zeros(()),
         label="decay",
     )
@@ -87,9 +87,14 @@ def figure(result):
     record = result.records["decay"]
     for i, eta in enumerate(result.config.eta):
         label = f"eta = {eta:g}"
-        axes.plot(record.step, record.at(eta=eta, seed=0).values["x"], label=label, **measured_style(i, len(result.config.eta)))
-    axes.set(xlabel="step", ylabel="x")
-    axes.legend()
+        axes.plot(
+            record.step,
+            record.at(eta=eta, seed=0).values["x"],
+            label=label,
+            **measured_style(i, len(result.config.eta)),
+        )
+    axes.set(xlabel="step", ylabel="x", xticks=[0, result.config.steps], yticks=[0, 1])  # few, which draws faster
+    axes.legend(loc="upper right")
     return made
 
 

@@ -1,0 +1,348 @@
+"""The landscape said once: penalties, losses of any batch, models with state; and who refuses what has no f."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from dynamics import observe, operators
+from dynamics.evolve import adam, descent, gradient_descent, gradient_flow, kernel_descent, linearized, simulate
+from dynamics.losses import half_mse
+from dynamics.types import Batch, Data, Objective, Observable, StatefulModel, View
+
+
+def network(params, x):
+    return jnp.tanh(x @ params["w"]) @ params["v"]
+
+
+def ridge(params):
+    return 0.3 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)) + 0.1 * jnp.sum(params["w"] ** 4)
+
+
+PLAIN, PENALISED = Objective(network, half_mse), Objective(network, half_mse, ridge)
+
+
+@pytest.fixture
+def problem(x64):
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {"w": jax.random.normal(keys[0], (3, 4)), "v": jax.random.normal(keys[1], (4, 2))}
+    return params, Batch(jax.random.normal(keys[2], (6, 3)), jax.random.normal(keys[3], (6, 2)))
+
+
+def dense(operator):
+    return np.asarray(jax.vmap(operator.matvec)(jnp.eye(operator.size)))
+
+
+def hessian_of(function, params):
+    """The dense Hessian of ``function(params)``."""
+    theta, unravel = ravel_pytree(params)
+    return np.asarray(jax.hessian(lambda v: function(unravel(v)))(theta))
+
+
+def read(observable, params, batch, objective, **view):
+    view = View(params, batch, objective, **view)
+    return observable.update(observable.init(view), view)[1]
+
+
+EXACT = {"num_matvecs": 30, "certified_matvecs": 30}
+"""More products than parameters: Lanczos has found every eigenvalue there is."""
+
+
+def test_a_penalty_is_in_the_loss_and_its_hessian(problem):
+    params, batch = problem
+    expected = half_mse(network(params, batch.x), batch.y) + ridge(params)
+    np.testing.assert_allclose(PENALISED(params, batch), expected, rtol=1e-12)
+    np.testing.assert_allclose(read(observe.loss(), params, batch, PENALISED)["loss"], expected, rtol=1e-12)
+    h = hessian_of(lambda p: half_mse(network(p, batch.x), batch.y), params) + hessian_of(ridge, params)
+    for size in (None, 2):
+        np.testing.assert_allclose(dense(operators.hessian(PENALISED, params, batch, batch_size=size)), h, atol=1e-12)
+    found = read(observe.sharpness(**EXACT), params, batch, PENALISED)["sharpness"]
+    np.testing.assert_allclose(found, np.linalg.eigvalsh(h)[-1], rtol=1e-9)
+
+
+def test_a_penalty_is_in_no_kernel_and_no_gauss_newton_matrix(problem):
+    params, batch = problem
+    for operator in (operators.ntk, operators.gauss_newton, operators.fisher):
+        with_penalty, without = (dense(operator(L, params, batch)) for L in (PENALISED, PLAIN))
+        np.testing.assert_array_equal(with_penalty, without)
+    for observable in (observe.ntk(gram=True), observe.ntk_density(probes=2, steps=4), observe.end_to_end()):
+        with_penalty, without = (read(observable, params, batch, L) for L in (PENALISED, PLAIN))
+        jax.tree.map(np.testing.assert_array_equal, with_penalty, without)
+
+
+def test_a_penalty_shifts_every_samples_gradient(problem):
+    """So it is not in their covariance, and is in their second moment."""
+    params, batch = problem
+    centred = [dense(operators.gradient_covariance(L, params, batch)) for L in (PENALISED, PLAIN)]
+    np.testing.assert_allclose(*centred, atol=1e-12)
+    g = ravel_pytree(jax.grad(PENALISED)(params, batch))[0]
+    second = dense(operators.gradient_covariance(PENALISED, params, batch, centred=False))
+    np.testing.assert_allclose(second, centred[1] + np.outer(g, g), atol=1e-12)
+
+
+def test_descent_and_flow_follow_the_penalty(problem):
+    """Ridge regression in closed form: flow by the exponential, descent by the power of ``1 - eta (H + lambda)``."""
+    _, batch = problem
+    ridged = Objective(lambda w, x: x @ w, half_mse, lambda w: 0.15 * jnp.sum(w**2))
+    start, dt, steps = jnp.ones((3, 2)), 0.01, 50
+    values, u = np.linalg.eigh(np.asarray(batch.x.T @ batch.x / 6 + 0.3 * jnp.eye(3)))
+    best = u @ (u.T @ np.asarray(batch.x.T @ batch.y / 6) / values[:, None])
+    flow, _ = simulate(gradient_flow(ridged, dt), start, batch, steps=steps)
+    expected = best + u @ (np.exp(-values * dt * steps)[:, None] * (u.T @ (start - best)))
+    np.testing.assert_allclose(flow, expected, atol=1e-9)  # the method's global error, dt^4 max(values)^5
+    state, record = simulate(gradient_descent(ridged, 0.2), start, batch, train=[observe.loss()], steps=steps)
+    expected = best + u @ ((1 - 0.2 * values)[:, None] ** steps * (u.T @ (start - best)))
+    np.testing.assert_allclose(state.params, expected, atol=1e-12)
+    np.testing.assert_allclose(record.values["loss"][-1], ridged(state.params, batch), rtol=1e-12)
+
+
+# A masked loss per token, contrastive pairs and a physics residual: batches without x and y.
+def masked(params, batch):
+    """Cross entropy of the next token where the mask is 1; a mean over sequences."""
+    logits = jnp.tanh(params["embed"][batch["tokens"]]) @ params["out"]  # [n, t, c]
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["next"][..., None], -1)[..., 0]
+    return -jnp.mean(jnp.sum(picked * batch["mask"], 1))
+
+
+def contrastive(params, batch):
+    """InfoNCE without negatives of other samples: margins of pairs, so that it is a mean over samples."""
+    one, (two, label) = batch
+    apart = jnp.tanh(one @ params["embed"][:3].T) - jnp.tanh(two @ params["embed"][:3].T)
+    return jnp.mean(jax.nn.softplus(label * jnp.sum((apart @ params["out"]) ** 2, -1)))
+
+
+def physics(params, batch):
+    """The residual of ``u' = -u`` at points, u a network."""
+
+    def u(t):
+        return jnp.sum(jnp.tanh(t * params["embed"][0]) @ params["out"])
+
+    return jnp.mean(jax.vmap(lambda t: (jax.grad(u)(t) + u(t)) ** 2)(batch))
+
+
+def odd_batches():
+    keys = jax.random.split(jax.random.key(1), 5)
+    tokens = {
+        "tokens": jax.random.randint(keys[0], (6, 5), 0, 4),
+        "next": jax.random.randint(keys[1], (6, 5), 0, 2),
+        "mask": jax.random.bernoulli(keys[2], 0.6, (6, 5)).astype(float),
+    }
+    pairs = (jax.random.normal(keys[3], (6, 4)), (jax.random.normal(keys[4], (6, 4)), jnp.sign(jnp.arange(6) - 2.5)))
+    return {"tokens": (masked, tokens), "pairs": (contrastive, pairs), "points": (physics, jnp.linspace(0.0, 1.0, 6))}
+
+
+@pytest.mark.parametrize("name", ["tokens", "pairs", "points"])
+@pytest.mark.parametrize("penalty", [None, lambda p: 0.1 * jnp.sum(p["embed"] ** 2)], ids=["plain", "penalised"])
+def test_any_scalar_of_any_batch_is_a_landscape(x64, name, penalty):
+    """Curvature, noise and training of ``Objective.of`` against dense derivatives, single samples by indexing."""
+    loss, batch = odd_batches()[name]
+    keys = jax.random.split(jax.random.key(2), 2)
+    params = {"embed": jax.random.normal(keys[0], (4, 4)), "out": jax.random.normal(keys[1], (4, 2))}
+    L = Objective.of(loss, penalty)
+    theta, unravel = ravel_pytree(params)
+
+    def whole(v, batch=batch):
+        return loss(unravel(v), batch) + (0.0 if penalty is None else penalty(unravel(v)))
+
+    h = np.asarray(jax.hessian(whole)(theta))
+    g = np.stack([jax.grad(whole)(theta, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], batch)) for i in range(6)])
+    sigma = np.cov(g.T, ddof=0)
+    for size in (None, 3):
+        np.testing.assert_allclose(dense(operators.hessian(L, params, batch, batch_size=size)), h, atol=1e-10)
+        found = dense(operators.gradient_covariance(L, params, batch, batch_size=size))
+        np.testing.assert_allclose(found, sigma, atol=1e-10)
+    found = read(observe.sharpness(**EXACT), params, batch, L)
+    np.testing.assert_allclose(found["sharpness"], np.linalg.eigvalsh(h)[-1], rtol=1e-8)
+    found = read(observe.hessian_trace(probes=100), params, batch, L)
+    assert abs(found["hessian_trace"] - np.trace(h)) <= 4 * found["hessian_trace_error"]
+    found = read(observe.gradient_noise(2, 0.1, k=1, probes=100), params, batch, L)
+    assert abs(found["noise_trace"] - np.trace(sigma)) <= 4 * found["noise_trace_error"]
+    mean = g.mean(0)
+    found = read(observe.batch_sharpness(6, draws=2), params, batch, L)
+    np.testing.assert_allclose(found["batch_sharpness"], mean @ h @ mean / (mean @ mean), rtol=1e-8)
+    state, record = simulate(
+        gradient_descent(L, 0.1), params, Data(batch, batch), train=[observe.loss()], test=[observe.loss()], steps=1
+    )
+    np.testing.assert_allclose(ravel_pytree(state.params)[0], theta - 0.1 * mean, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(record.values["test_loss"], record.values["loss"], rtol=1e-12)
+    np.testing.assert_allclose(record.values["loss"][0], whole(theta), rtol=1e-12)
+
+
+def test_minibatches_of_any_batch_are_unbiased(x64):
+    """The mean update over 2000 draws of two of six sequences is the full batch's, within 4 standard errors."""
+    loss, batch = odd_batches()["tokens"]
+    params = {"embed": jnp.sin(jnp.arange(16.0)).reshape(4, 4), "out": jnp.cos(jnp.arange(8.0)).reshape(4, 2)}
+    run, full = (gradient_descent(Objective.of(loss), 1.0, batch_size=size) for size in (2, None))
+    keys = jax.random.split(jax.random.key(0), 2000)
+    draws = jax.vmap(lambda key: run.step(key, run.init(params), batch).params["out"])(keys)
+    exact = full.step(keys[0], full.init(params), batch).params["out"]
+    assert np.all(np.abs(draws.mean(0) - exact) < 4 * draws.std(0) / np.sqrt(2000))
+
+
+NEEDS_F = {
+    "accuracy": observe.accuracy,
+    "scores": lambda: observe.scores(error=half_mse),
+    "ntk": observe.ntk,
+    "end_to_end": observe.end_to_end,
+    "ntk_density": observe.ntk_density,
+    "gauss_newton_density": observe.gauss_newton_density,
+}
+NEEDS_NO_F = {
+    "loss": observe.loss,
+    "movement": observe.movement,
+    "weight_ranks": observe.weight_ranks,
+    "sharpness": observe.sharpness,
+    "sharpness_drift": observe.sharpness_drift,
+    "preconditioned_sharpness": observe.preconditioned_sharpness,
+    "hessian_eigenvalues": lambda: observe.hessian_eigenvalues(1),
+    "hessian_trace": observe.hessian_trace,
+    "hessian_density": lambda: observe.hessian_density(probes=2, steps=4),
+    "layer_densities": lambda: observe.layer_densities(operators.hessian, "hessian", probes=2, steps=4),
+    "gradient_noise": lambda: observe.gradient_noise(2, 0.1, k=1, probes=2),
+    "batch_sharpness": lambda: observe.batch_sharpness(2, draws=2),
+    "seldom": lambda: observe.seldom(observe.loss(), 2),
+}
+OTHERS = {"density", "top_eigenvalue", "joined", "prefixed", "since_start", "ntk_of_state"}  # of what they are given
+
+
+def without_f(observable):
+    """Reads where there is no f, abstractly."""
+    loss, batch = odd_batches()["points"]
+    L, params = Objective.of(loss), {"embed": jnp.ones((4, 4)), "out": jnp.ones((4, 2))}
+    run = gradient_descent(L, 0.1)
+    return jax.eval_shape(lambda p: simulate(run, p, batch, train=[observable], steps=1)[1].values, params)
+
+
+@pytest.mark.parametrize("name", NEEDS_F)
+def test_what_needs_f_says_so(name):
+    with pytest.raises(TypeError) as caught:
+        without_f(NEEDS_F[name]())
+    assert str(caught.value) == (
+        f"objective: got Objective.of(...), which has no f; allowed for {name}: Objective(apply, loss)"
+    )
+
+
+@pytest.mark.parametrize("name", NEEDS_NO_F)
+def test_what_needs_no_f_reads_any_objective(name):
+    assert without_f(NEEDS_NO_F[name]())
+
+
+def test_every_observable_is_on_one_side():
+    made = {name for name in observe.__all__ if getattr(getattr(observe, name), "makes_observable", False)}
+    assert made | {"seldom"} == (NEEDS_F.keys() | NEEDS_NO_F.keys() | OTHERS) - {"joined", "prefixed", "since_start"}
+
+
+@pytest.mark.parametrize("name", ["gauss_newton", "fisher", "ntk"])
+def test_operators_that_need_f_say_so(name):
+    with pytest.raises(TypeError, match=f"objective: got Objective.of.*which has no f; allowed for {name}: Objective"):
+        getattr(operators, name)(Objective.of(masked), {}, None)
+
+
+@pytest.mark.parametrize("make", [lambda L: linearized(L, lambda L: L), lambda L: kernel_descent(L, optax.sgd(0.1))])
+def test_dynamics_that_need_f_say_so(make):
+    with pytest.raises(
+        TypeError, match=r"got Objective.of\(...\), which has no f; allowed for (linearized|kernel_desc)"
+    ):
+        make(Objective.of(masked))
+
+
+def normalised():
+    """A network whose hidden layer is shifted by a running mean: ``m' = m/2 + mean(h)/2``, evaluated at m."""
+
+    def hidden(params, x):
+        return x @ params["w"]
+
+    def apply(params, state, x, key):
+        mean = jnp.mean(hidden(params, x), 0)
+        f = jnp.tanh(hidden(params, x) - mean) @ params["v"]
+        return f, {"mean": 0.5 * state["mean"] + 0.5 * jax.lax.stop_gradient(mean)}
+
+    def evaluate(params, state, x):
+        return jnp.tanh(hidden(params, x) - state["mean"]) @ params["v"]
+
+    return StatefulModel(lambda key, shape: None, apply, evaluate)
+
+
+@pytest.mark.parametrize("penalty", [None, ridge], ids=["plain", "penalised"])
+def test_curvature_of_a_stateful_model_is_that_at_the_statistics_of_the_moment(problem, penalty):
+    """Readings along a run against dense references at the frozen state of each step; descent itself is in training
+    mode."""
+    params, batch = problem
+    model, L = normalised(), Objective(normalised(), half_mse, penalty)
+    start = (params, {"mean": jnp.zeros(4)})
+    observed = [observe.sharpness(**EXACT), observe.loss(), observe.ntk(gram=True, outputs="full", labels=False)]
+    observed += [observe.scores(error=half_mse), lambda p, batch: {"theta": ravel_pytree(p)[0]}]
+    _, record = simulate(gradient_descent(L, 0.05), start, batch, train=observed, steps=4, record_at=[0, 1, 4])
+    state = {"mean": jnp.zeros(4)}
+    theta, unravel = ravel_pytree(params)
+    for step in range(5):
+        if step in record.step:
+            now = {name: value[list(record.step).index(step)] for name, value in record.values.items()}
+            np.testing.assert_allclose(now["theta"], theta, rtol=1e-9)
+
+            def f(v, state=state):
+                return model.evaluate(unravel(v), state, batch.x)
+
+            def loss(v, f=f):
+                return half_mse(f(v), batch.y) + (0.0 if penalty is None else penalty(unravel(v)))
+
+            h, jacobian = np.asarray(jax.hessian(loss)(theta)), np.asarray(jax.jacobian(f)(theta)).reshape(12, -1)
+            np.testing.assert_allclose(now["sharpness"], np.linalg.eigvalsh(h)[-1], rtol=1e-8)
+            np.testing.assert_allclose(now["loss"], loss(theta), rtol=1e-9)
+            np.testing.assert_allclose(now["error"], half_mse(f(theta), batch.y), rtol=1e-9)
+            np.testing.assert_allclose(now["ntk"], jacobian @ jacobian.T, rtol=1e-8, atol=1e-10)
+
+        def training(v, state=state):
+            f, after = model.apply(unravel(v), state, batch.x, None)
+            return half_mse(f, batch.y) + (0.0 if penalty is None else penalty(unravel(v))), after
+
+        slope, state = jax.grad(training, has_aux=True)(theta)
+        theta = theta - 0.05 * slope
+
+
+def test_a_stateful_model_s_landscape_needs_its_statistics(problem):
+    params, batch = problem
+    L, statistics = Objective(normalised(), half_mse), {"mean": jnp.ones(4)}
+    frozen = L.at(statistics)
+    expected = half_mse(normalised().evaluate(params, statistics, batch.x), batch.y)
+    np.testing.assert_allclose(frozen(params, batch), expected, rtol=1e-12)
+    assert frozen.at(None) is frozen
+    assert PLAIN.at(None) is PLAIN
+    with pytest.raises(TypeError, match=r"objective: got a StatefulModel's; allowed for L: L.at\(model_state\)"):
+        L(params, batch)
+    for name in ("sharpness", "ntk", "scores"):
+        with pytest.raises(TypeError, match=r"objective: got a StatefulModel's; allowed for \w+: L.at\(model_state\)"):
+            read(NEEDS_F.get(name, NEEDS_NO_F.get(name))(), params, batch, L)
+
+
+def test_preconditioned_sharpness_reads_adams_own_preconditioner(problem):
+    """At several steps of Adam, with its b1, b2 and eps, penalty included: the eigenvalues of ``P^-1 H``, dense."""
+    params, batch = problem
+    b1, b2, eps = 0.8, 0.95, 1e-3
+    observed = [
+        observe.preconditioned_sharpness(**EXACT),
+        Observable.of_view(lambda view: {"nu": ravel_pytree(view.state.opt_state[0].nu)[0]}),
+        lambda p, batch: {"theta": ravel_pytree(p)[0]},
+    ]
+    run = adam(PENALISED, 0.02, b1=b1, b2=b2, eps=eps)
+    _, record = simulate(run, params, batch, train=observed, steps=7, record_at=[1, 4, 7])
+    unravel = ravel_pytree(params)[1]
+    for i, t in enumerate(record.step):
+        h = hessian_of(lambda p: PENALISED(p, batch), unravel(record.values["theta"][i]))
+        p = (1 - b1**t) * (np.sqrt(record.values["nu"][i] / (1 - b2**t)) + eps)
+        expected = np.linalg.eigvals(h / p[:, None]).real.max()
+        np.testing.assert_allclose(record.values["preconditioned_sharpness"][i], expected, rtol=1e-8)
+
+
+def test_the_preconditioner_of_plain_descent_is_one(problem):
+    params, batch = problem
+    for run in (
+        gradient_descent(PLAIN, 0.1, momentum=0.9),
+        descent(PLAIN, optax.sgd(0.1), preconditioner=lambda _: 1.0),
+    ):
+        observed = [observe.sharpness(**EXACT), observe.preconditioned_sharpness(**EXACT)]
+        _, record = simulate(run, params, batch, train=observed, steps=3)
+        values = record.values
+        np.testing.assert_allclose(values["preconditioned_sharpness"], values["sharpness"], rtol=1e-9)
