@@ -50,9 +50,9 @@ def replicate(mesh: Mesh, x: PyTree) -> PyTree:
 
 
 def split_lanes(x: PyTree) -> PyTree:
-    """``x`` with the leading axis of every leaf split over this process's devices; itself where there is one."""
+    """``x`` with the leading axis of every leaf split over this process's devices; itself where that is not even."""
     devices = jax.local_devices()
-    if len(devices) == 1:
+    if len(devices) == 1 or any(leaf.shape[0] % len(devices) for leaf in jax.tree.leaves(x)):
         return x
     mesh = jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
     return jax.device_put(x, NamedSharding(mesh, PartitionSpec("lanes")))

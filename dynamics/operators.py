@@ -147,7 +147,7 @@ def fisher(
 def gradient_covariance(
     objective: Objective,
     params: Params,
-    batch: Batch,
+    batch: Any,
     *,
     centred: bool = True,
     where: Where | None = None,
@@ -160,7 +160,7 @@ def gradient_covariance(
     Args:
         objective: L, a mean over samples, whose f takes one sample at a time (no batch statistics).
         params: the point.
-        batch: ``x [n, ...]``, ``y [n, c]``.
+        batch: ``x [n, ...]``, ``y [n, c]``, or whatever L takes, its leaves led by the samples.
         centred: False leaves out ``- g g^T``: the empirical Fisher matrix.
         where, batch_size: see ``hessian``.
 
@@ -184,7 +184,7 @@ def gradient_covariance(
             found = jax.vmap(lambda f, y: one(objective.loss, f, y))(f, batch.y)
         return objective.penalised(params, found)
 
-    def whole(batch: Batch) -> Callable[..., Array]:
+    def whole(batch: Any) -> Callable[..., Array]:
         def losses(v):
             return losses_of(merge(v), batch)
 
@@ -270,7 +270,7 @@ def blocks(params: Params, level: int = 1) -> dict[str, Where]:
     return {group: lambda path, leaf, group=group: name(path) == group for group in names}
 
 
-def _summed(of_batch: Callable[[Batch], Callable[[Array], Array]], parts: Batch) -> Callable[[Array], Array]:
+def _summed(of_batch: Callable[[Any], Callable[[Array], Array]], parts: Any) -> Callable[[Array], Array]:
     def matvec(v):
         total, _ = jax.lax.scan(lambda total, piece: (total + of_batch(piece)(v), None), jnp.zeros_like(v), parts)
         return total / jax.tree.leaves(parts)[0].shape[0]
@@ -296,7 +296,7 @@ def _flat(params: Params, where: Where | None):
     return theta, unravel, merge
 
 
-def _split(batch: Batch, size: int) -> Batch:
+def _split(batch: Any, size: int) -> Any:
     n = jax.tree.leaves(batch)[0].shape[0]
     if size < 1 or n % size:
         raise ValueError(f"batch_size: got {size!r}; allowed: a divisor of the {n} samples")

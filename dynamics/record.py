@@ -217,5 +217,5 @@ def _nearest(name: str, values: Any, wanted: Any) -> int:
 
 def _take(array: Any, index: int, axis: int) -> Any:
     if isinstance(array, Estimate):
-        return Estimate(*(np.take(part, index, axis) for part in (array.value, array.error)), array.n)
+        return Estimate(np.take(array.value, index, axis), np.take(array.error, index, axis), array.n)
     return np.take(np.asarray(array), index, axis)

@@ -251,7 +251,8 @@ class Observable(NamedTuple):
                 f"observable: got {type(read).__name__}; allowed: an Observable, made by a factory such as "
                 "observe.sharpness(), or a function (params, batch) -> {name: array}"
             )
-        return cls.of_view(lambda view: read(view.params, view.batch))
+        plain: Any = read
+        return cls.of_view(lambda view: plain(view.params, view.batch))
 
     @classmethod
     def of_view(cls, read: Callable[[View], Readings]) -> Observable:

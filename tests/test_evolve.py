@@ -20,7 +20,7 @@ from dynamics.evolve import (
     simulate,
 )
 from dynamics.evolve.descent import random_subset
-from dynamics.evolve.lanes import Lanes
+from dynamics.evolve.lane import Lanes
 from dynamics.evolve.simulate import advance, prepare
 from dynamics.losses import half_mse, mse
 from dynamics.observe import hessian_trace, joined, loss, ntk, prefixed

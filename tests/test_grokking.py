@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.evolve import simulate
-from dynamics.losses import logistic
+from dynamics.evolve import study
+from dynamics.losses import logistic, mse
 from dynamics.models.two_layer import two_layer
 from dynamics.tasks.clusters import xor_clusters
 from dynamics.tasks.files import MNIST
 from dynamics.tasks.modular import operation_table
-from dynamics.types import Batch, Record
+from dynamics.types import Batch, Objective, Record, View
 from experiments.grokking import (
     compare,
     feature_emergence,
@@ -33,7 +33,7 @@ from experiments.grokking import (
 )
 from experiments.grokking import random_feature_amplification as amplification
 from experiments.grokking import xor_clusters as xor
-from experiments.grokking._lazy_to_rich import run_cells
+from experiments.grokking._lazy_to_rich import trained
 from experiments.grokking._mechanism import READINGS, mechanism
 
 
@@ -107,12 +107,12 @@ def test_exact_reduction_follows_the_network(small_lazy_to_rich):
 
 
 @pytest.mark.slow
-def test_padded_cells_are_the_runs_on_their_samples_alone(small_lazy_to_rich):
+def test_cells_of_a_window_are_the_runs_on_their_samples_alone(small_lazy_to_rich):
     config = small_lazy_to_rich.config
-    alone = run_cells(config, simulate, (0.2,), (80,), 20, ", window")
+    alone = trained(config, study, "network", {"samples": (80,), "seed": range(2)}, 20)
     for name in ("train_loss", "test_loss", "kernel_distance"):
         together = np.asarray(small_lazy_to_rich.records["network, window"].values[name])[:, 1:]
-        np.testing.assert_allclose(together, alone["network, window"].values[name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(together, alone.values[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_energy_is_the_norm_of_projected_targets(x64, key):
 
 def test_energy_ascent_finds_single_frequencies(key):
     config = feature_emergence.Config(modulus=7, starts=40, ascent_steps=500)
-    record = feature_emergence.climb(config, simulate)
+    record = feature_emergence.climb(config, study)
     np.testing.assert_allclose(record.values["energy"][-1], 7 / 4, rtol=1e-4)
     np.testing.assert_allclose(record.values["share"][-1], 1, rtol=1e-4)
     assert set(np.asarray(record.values["frequency"][-1]).tolist()) == {1, 2, 3}
@@ -172,12 +172,13 @@ def test_mechanism_readings_at_the_start_and_after_scaling(x64, key):
     model = two_layer(6, 4, jnp.square)
     _, params = model.init(key, (-1, 5))
     batch = Batch(jax.random.normal(key, (10, 5)), jnp.eye(10, 4))
-    observable = mechanism(model.apply, points=8)
-    memory, update = observable.init(params, batch), jax.jit(observable.update)
-    _, start = update(memory, params, batch)
+    observable, L = mechanism(points=8), Objective(model.apply, mse)
+    memory = observable.init(View(params, batch, L))
+    update = jax.jit(lambda memory, params: observable.update(memory, View(params, batch, L)))
+    _, start = update(memory, params)
     assert set(start) == set(READINGS)
     assert float(start["kernel_distance"]) == pytest.approx(0, abs=1e-12)
-    _, doubled = update(memory, jax.tree.map(lambda leaf: 2 * leaf, params), batch)
+    _, doubled = update(memory, jax.tree.map(lambda leaf: 2 * leaf, params))
     assert float(doubled["kernel_distance"]) == pytest.approx(
         15, rel=1e-9
     )  # cubic network: the kernel grows as scale^4
@@ -261,15 +262,16 @@ def test_mnist_comes_through_the_checked_loader(tmp_path, monkeypatch):
 
 def test_phase_diagram_claims_where_network_and_theory_disagree():
     config = phase_diagram.Config(seeds=1, alpha=(0.1, 0.2), samples=(30, 300), eps=(0.1,))
-    fall = np.array([1.0, 0.05, 0.05])[:, None, None] * np.ones((3, 4, 1))
-    learns = _still((4, 1), train_loss=fall, test_loss=fall)
-    stays = _still((4, 1), train_loss=fall, test_loss=1.0)
-    records = {"network, eps=0.1": stays, "infinite width, eps=0.1": learns}
+    shape = (1, 2, 2, 1)  # eps, alphas, samples, seeds
+    fall = np.array([1.0, 0.05, 0.05])[:, None, None, None, None] * np.ones((3, *shape))
+    learns = _still(shape, train_loss=fall, test_loss=fall)
+    stays = _still(shape, train_loss=fall, test_loss=1.0)
+    records = {"network": stays, "infinite width": learns}
     claims = {claim.name: claim for claim in phase_diagram.claims(phase_diagram.Result(config, records))}
     agree = claims["eps = 0.1: share of runs where network and theory agree on whether it generalises"]
     assert (agree.measured, agree.holds) == (0, False)
     assert claims["eps = 0.1: share of cells with P <= D that fit and never generalise"].holds
-    idle = {"network, eps=0.1": _still((4, 1), train_loss=1.0, test_loss=1.0), "infinite width, eps=0.1": learns}
+    idle = {"network": _still(shape, train_loss=1.0, test_loss=1.0), "infinite width": learns}
     claims = {claim.name: claim for claim in phase_diagram.claims(phase_diagram.Result(config, idle))}
     assert not claims["eps = 0.1: share of cells with P <= D that fit and never generalise"].holds
 

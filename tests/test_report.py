@@ -6,10 +6,11 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dynamics.runs.figures import new_figure, save_figure
+from dynamics.runs.figures import colour, new_figure, save_figure, theory_style
 from dynamics.runs.index import write_index
 from dynamics.runs.report import write_report
 from dynamics.runs.svg import inline_svg
@@ -171,6 +172,54 @@ def test_labels_of_a_saved_figure_neither_touch_nor_leave_their_axes(tmp_path):
             assert not any(one.overlaps(other) for at, one in enumerate(shown) for other in shown[:at])
 
 
+def curves(draw, count, label="alpha = {:g}"):
+    """A panel of ``count`` curves, and one of theory, with a legend; saved."""
+    figure, panel = new_figure()
+    for i in range(count):
+        draw(panel, [0.0, 1.0], [0.0, i], label=label.format(0.5 * i), color=colour(i, count))
+    panel.plot([0, 1], [1, 1], label="theory", **theory_style())
+    panel.legend()
+    return figure, panel
+
+
+DRAW = {
+    "plot": lambda panel, x, y, **more: panel.plot(x, y, **more),
+    "open markers": lambda panel, x, y, color, **more: panel.scatter(x, y, facecolors="none", edgecolors=color, **more),
+    "error bars": lambda panel, x, y, **more: panel.errorbar(x, y, [1, 1], fmt="none", **more),
+    "bars": lambda panel, x, y, **more: panel.bar(x, y, **more),
+}
+
+
+@pytest.mark.parametrize("draw", DRAW)
+def test_a_long_legend_of_numbers_is_a_colour_bar(tmp_path, draw):
+    """In the curves' own colours; what is no number stays in the legend, and a short legend stays as it is."""
+    figure, panel = curves(DRAW[draw], 12)
+    save_figure(figure, tmp_path)
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["theory"]
+    _, bar = figure.axes
+    assert bar.get_ylabel() == "alpha"
+    ticks = [text.get_text() for text in bar.get_yticklabels()]
+    assert (ticks[0], ticks[-1], len(ticks)) == ("0", "5.5", 6)
+    np.testing.assert_allclose(bar.collections[-1].get_facecolor(), [colour(i, 12) for i in range(12)])
+    assert "5.5" in (tmp_path / "figure.svg").read_text()
+    figure, panel = curves(DRAW[draw], 3)
+    save_figure(figure, tmp_path)
+    assert len(figure.axes) == 1
+    assert len(panel.get_legend().get_texts()) == 4
+
+
+def test_a_colour_bar_leaves_one_entry_a_kind(tmp_path):
+    figure, panel = curves(DRAW["plot"], 12, "train, $\\alpha$ = {:g}")
+    for i in range(12):
+        panel.plot([0, 1], [i, 0], label=f"test, $\\alpha$ = {0.5 * i:g}", color=colour(i, 12))
+    panel.plot([0, 1], [2, 2], label="width = 8")
+    panel.legend()
+    save_figure(figure, tmp_path)
+    texts = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert texts == ["train", "theory", "test", "width = 8"]
+    assert figure.axes[1].get_ylabel() == "alpha"
+
+
 def test_two_figures_share_no_identifier(tmp_path):
     run = make_run(tmp_path)
     (run / "other.svg").write_text((run / "figure.svg").read_text())
@@ -194,6 +243,12 @@ def test_index_lists_every_run_and_survives_a_damaged_one(tmp_path):
     for text in ("unfinished", "unreadable", "1 of 1 claims hold", 'href="grokking.lazy_to_rich/first/report.html"'):
         assert text in page
     assert [attrs["src"] for tag, attrs in tags if tag == "img"] == ["grokking.lazy_to_rich/first/figure.png"]
+
+
+def test_index_shows_the_values_of_a_sweep(tmp_path):
+    run = make_run(tmp_path)
+    (run / "config.json").write_text(json.dumps({"steps": 20, "sweep": {"width": [2, 3], "start": ["one", "two"]}}))
+    assert "steps=20 width=2, 3 start=one, two" in write_index(tmp_path).read_text()
 
 
 def test_index_of_a_missing_folder_is_refused(tmp_path):

@@ -123,5 +123,5 @@ def test_sgd_noise_reads_the_parity_of_mnist(tmp_path, monkeypatch):
     monkeypatch.setenv("DYNAMICS_DATA", str(tmp_path))
     monkeypatch.setattr(experiment, "mnist", partial(mnist, source=source))
     _, data = experiment.images_task(config)
-    assert data.x.shape == (1, 40, 784)
+    assert data.x.shape == (40, 784)
     assert float(data.y.sum()) == 0.0  # as many even labels as odd ones

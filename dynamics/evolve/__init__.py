@@ -4,7 +4,7 @@ from dynamics.evolve.central import CentralStart, CentralState, adaptive_central
 from dynamics.evolve.descent import DescentState, adam, descent, gradient_descent, minibatch, training_batch
 from dynamics.evolve.flow import gradient_flow, ode
 from dynamics.evolve.kernel_descent import KernelDescentState, kernel_descent
-from dynamics.evolve.lanes import Lane, LaneState
+from dynamics.evolve.lane import Lane, LaneState
 from dynamics.evolve.linearized import LinearizedState, linearized
 from dynamics.evolve.simulate import Carry, every, log_steps, simulate
 from dynamics.evolve.study import Drawn, study

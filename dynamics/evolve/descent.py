@@ -178,7 +178,7 @@ def training_batch(data: Batch | Data) -> Batch:
     return batch
 
 
-def minibatch(key: Array, batch: Batch, size: int | None, *, replace: bool = False) -> Batch:
+def minibatch(key: Array, batch: PyTree, size: int | None, *, replace: bool = False) -> PyTree:
     """``size`` random samples of ``batch`` (all of it for None), drawn along the sample axis.
 
     Raises:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics.evolve.lanes import Lane, Lanes, LaneState
+from dynamics.evolve.lane import Lane, Lanes, LaneState
 from dynamics.evolve.merge import Part, merged
 from dynamics.evolve.simulate import simulate
 from dynamics.mesh import free_bytes, split_lanes
@@ -269,17 +269,18 @@ class Plan:
         return zlib.crc32(";".join(words).encode()) & 0x7FFFFFFF
 
     def pieces(
-        self, divide: Callable[[str | None, int], int | None] = lambda label, count: None, least=1
+        self, divide: Callable[[str | None, int], int | None] = lambda label, count: None, least=1, devices=None
     ) -> list[Piece]:
         """The study cut into pieces.
 
         Args:
             divide: ``(label, lanes) -> lanes of a piece``, or None to have them found.
             least: pieces that there must be, where there are so many lanes.
+            devices: over which each is to be divided evenly; the local ones unless given.
         """
-        found = []
+        found, devices = [], devices or jax.local_device_count()
         for group in self.groups:
-            count, devices = len(group.cells), jax.local_device_count()
+            count = len(group.cells)
             size = divide(group.label, count) or self._size(group, least)
             number = math.ceil(count / size)
             for i in range(number):

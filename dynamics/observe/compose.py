@@ -27,7 +27,7 @@ def joined(*observables: Any) -> Observable:
         for pair, remembered in zip(pairs, memory, strict=True):
             remembered, readings = pair.update(remembered, view)
             if not isinstance(readings, Mapping):
-                got = type(readings).__name__
+                got = "an array" if isinstance(readings, jax.Array) else type(readings).__name__
                 raise TypeError(f"observable: got {got} from it; allowed: a dictionary {{name: array}}")
             if clash := sorted(merged.keys() & readings.keys()):
                 raise ValueError(f"observable: got the reading {clash[0]!r} twice; allowed: once; use prefixed(...)")

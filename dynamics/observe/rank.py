@@ -88,9 +88,9 @@ def end_to_end(*, spectrum: bool = False) -> Observable:
     """
 
     def read(view):
-        inputs = view.batch.x
+        apply, inputs = view.f("end_to_end"), view.batch.x
         x = jnp.reshape(inputs, (inputs.shape[0], -1))
-        f = view.f("end_to_end")(view.params, inputs)
+        f = apply(view.params, inputs)
         linear = jnp.linalg.lstsq(x, f)[0]
         values = jnp.linalg.svd(linear, compute_uv=False)
         size = jnp.sum(f**2)

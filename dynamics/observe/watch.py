@@ -81,7 +81,7 @@ class Watch:
 
 
 def watch(objective: Objective, observables: Any, batch: Any, *, every: int = 1) -> Watch:
-    """Observables in a loop of your own: ``watch = observe.watch(L, [sharpness(), ntk()], batch)``, then one line in it.
+    """Observables in a loop of your own: ``look = watch(L, [sharpness(), ntk()], batch)``, then one line in it.
 
     Args:
         objective: L, which need not be what the loop descends on, but is what is read.

@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynamics.runs.directory import config_difference, open_run
 from dynamics.runs.errors import BadInput, Unusable
@@ -221,7 +221,7 @@ def repeat(path: Path) -> int:
     module, config = cli.program_of(cli.module_named(about["module"]), old.config)
     twin = path.parent / f"{path.name[:93]}.repeat"
     kept = ("experiment", "module", "source", "description", "preset", "device", "seed", "command")
-    facts = {key: about.get(key) for key in kept}
+    facts: dict[str, Any] = {key: about.get(key) for key in kept}
     with (
         contextlib.closing(Journal(path / "run.sqlite", readonly=True)) as journal,
         open_run(twin, config, **facts) as run,

@@ -114,14 +114,14 @@ class Run:
         self._labels.add(label)
         return label
 
-    def division(self, label: str) -> dict[str, int] | None:
-        """How a study was cut when it began: lanes of a piece by the name of their shape; None for a new one."""
+    def division(self, label: str) -> dict[str, Any] | None:
+        """How a study was cut when it began; None for a new one."""
         return self.journal.get("division", {}).get(label)
 
-    def divide(self, label: str, sizes: dict[str, int]) -> dict[str, int]:
+    def divide(self, label: str, cut: dict[str, Any]) -> dict[str, Any]:
         """Notes how a study is cut."""
-        self.journal.set(division={**self.journal.get("division", {}), label: sizes})
-        return sizes
+        self.journal.set(division={**self.journal.get("division", {}), label: cut})
+        return cut
 
     def single(self, label: str, compute: Callable[[], Record]) -> Record:
         """A study that is one piece."""

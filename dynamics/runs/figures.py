@@ -146,9 +146,16 @@ def _legend_as_bar(panel: Any) -> None:
 
 
 def _colour_of(handle: Any) -> Any:
-    handle = handle[0] if isinstance(handle, tuple) else handle
-    get = getattr(handle, "get_color", None) or handle.get_edgecolor
-    return get()
+    """The first colour of a legend's handle that can be seen."""
+    from matplotlib.colors import to_rgba_array
+
+    while isinstance(handle, tuple):  # a container, such as that of error bars
+        handle = next(part for part in handle if part not in (None, ()))
+    for get in ("get_color", "get_edgecolor", "get_facecolor"):
+        found = to_rgba_array(getattr(handle, get)()) if hasattr(handle, get) else ()
+        if len(found) and found[0][3]:
+            return tuple(found[0])
+    return "0.5"
 
 
 def _settle(figure: Any) -> None:

@@ -34,8 +34,8 @@ def durable_study(run: Run, *arguments: Any, **options: Any) -> Record:
     """``evolve.study`` in an open run: its arguments, and the same readings whether interrupted, shared or neither."""
     plan = planned(*arguments, **options)
     label = run.enter(plan.label)
-    sizes = hosts.together(lambda: run.division(label) or run.divide(label, _sizes(plan, run.workers)))
-    pieces = plan.pieces(lambda name, count: sizes.get(name or ""))
+    cut = hosts.together(lambda: run.division(label) or run.divide(label, _cut(plan, run.workers)))
+    pieces = plan.pieces(lambda name, count: cut["lanes"].get(name or ""), devices=cut["devices"])
     if len(pieces) == 1:
         return run.single(label, lambda: plan.merge([_run(run, pieces[0], label, plan)]))
     if jax.process_count() > 1:
@@ -80,13 +80,13 @@ def _run(run: Run, piece: Piece, label: str, plan: Plan) -> Any:
         return piece.part(journalled(run, call, label, about)[1], dt)
 
 
-def _sizes(plan: Plan, workers: int) -> dict[str, int]:
-    """Lanes of a piece, by the name of their shape."""
+def _cut(plan: Plan, workers: int) -> dict[str, Any]:
+    """Lanes of a piece, by the name of their shape, and devices over which they are divided: kept on other ones."""
     sizes: dict[str, int] = {}
     for piece in plan.pieces(least=workers):
         name = piece.group.label or ""
         sizes[name] = max(sizes.get(name, 0), len(piece.cells))
-    return sizes
+    return {"lanes": sizes, "devices": jax.local_device_count()}
 
 
 def taken_up(

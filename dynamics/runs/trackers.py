@@ -122,7 +122,7 @@ def tracked(loop: Callable[..., T], tracker: Tracker) -> Callable[..., T]:
     alive = True
 
     @functools.wraps(loop)
-    def tracked_loop(*arguments: Any, label: str | None = None, **options: Any) -> T:
+    def tracked_loop(*arguments: Any, label: str | None = None, **options: Any) -> Any:
         nonlocal alive
         result: Any = loop(*arguments, label=label, **options)
         if alive:

@@ -48,7 +48,7 @@ class Helper(Follower):
 
         return simulate
 
-    def division(self, label: str) -> dict[str, int] | None:
+    def division(self, label: str) -> dict[str, Any] | None:
         return self._awaited(lambda journal: journal.get("division", {}).get(label))
 
     def single(self, label: str, compute: Callable[[], Record]) -> Record:

@@ -111,7 +111,8 @@ def moments(params: Params) -> theory.Moments:
 
 def read(config: Config, lane, view: View):
     """Losses on the batches, the population loss by its three terms, and what the weights have learned."""
-    (alpha, eps), at, L, (train, fresh) = scales(config, lane), moments(view.params), view.objective, view.data
+    (alpha, eps), at = scales(config, lane), moments(view.params)
+    L, (train, fresh) = view.loss("lazy_to_rich"), view.data
     k0, k = (theory.kernel(m, train.x, train.x, eps) for m in (lane.start, at))
     return {
         "train_loss": L(view.params, train),

@@ -238,7 +238,7 @@ def figure(result: Result) -> Any:
             for panel, name in zip(row[1:], READINGS):
                 if f"{key}, theory" in result.records:
                     curve(panel, result.records[f"{key}, theory"], name, 200, theory_style(i))
-                curve(panel, record, name, 20, {"label": f"{value:g}", **style})
+                curve(panel, record, name, 20, {"label": f"{found.control} = {value:g}", **style})
                 for at, dash in ((train, ":"), (test, "-")):
                     if np.isfinite(at):
                         panel.axvline(max(at, 0.7), color=style["color"], linestyle=dash, linewidth=0.8)
@@ -249,7 +249,7 @@ def figure(result: Result) -> Any:
         ticks_at(row[0].xaxis, found.settings)
         for panel, name in zip(row[1:], READINGS):
             panel.set(xscale="log", xlabel="step", ylabel=name.replace("_", " "))
-        row[1].legend(title=found.control, fontsize=7, frameon=False)
+        row[1].legend(fontsize=7, frameon=False)
     page.suptitle("Grokking: delay and what moves; dotted line: training set fitted, solid line: generalises")
     return page
 

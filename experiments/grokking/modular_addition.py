@@ -197,7 +197,7 @@ def figure(result: Result) -> Any:
                 for j, reading in enumerate(readings):
                     style = measured_style(2 * i + j, 2 * len(cfg.weight_decay))
                     style |= {"markerfacecolor": "0.75"} if decay else {}
-                    label = f"{reading.split('_')[0] + ', ' if len(readings) > 1 else ''}weight decay {decay:g}"
+                    label = f"{reading.split('_')[0] + ', ' if len(readings) > 1 else ''}weight decay = {decay:g}"
                     value = np.median(np.asarray(record.values[reading])[::3, i], axis=-1)
                     row[column].plot(np.maximum(record.step[::3], 0.7), value, label=label, **style)
             label = LABELS[readings[0]]

@@ -102,17 +102,14 @@ class Spans(NamedTuple):
 
 
 def run(config: Config, study=in_memory) -> Result:
-    record = study(
+    network = study(
         {"seed": range(config.seeds)},
         draw=lambda lane: (spans(config, lane.seed), jnp.zeros((config.samples, config.width))),
         make=lambda lane: dual_descent(config.learning_rate),
         read=[read, seldom(read_rank, RANK_EVERY)],
-        steps=config.steps,
-        record_at=log_steps(config.steps, 40),
-        key=jax.random.key(config.seed),
-        label="network",
-    )
-    return Result(config, {"network": record})
+        steps=config.steps, record_at=log_steps(config.steps, 40), key=jax.random.key(config.seed), label="network",
+    )  # fmt: skip
+    return Result(config, {"network": network})
 
 
 def spans(config: Config, seed: int) -> Spans:

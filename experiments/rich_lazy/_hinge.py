@@ -28,7 +28,8 @@ def until(dynamics: Dynamics, rests: Callable[[Any], jax.Array]) -> Dynamics:
 
     def step(key, state, data):
         def turn(at):
-            return dynamics.step(key, at[0], data), jnp.ones((), bool)
+            state, own = jax.lax.optimization_barrier((at[0], key))  # else what follows from the key is drawn outside
+            return dynamics.step(own, state, data), jnp.ones((), bool)
 
         return jax.lax.while_loop(lambda at: ~at[1] & ~rests(at[0]), turn, (state, jnp.zeros((), bool)))[0]
 
@@ -49,15 +50,15 @@ def hinge_sgd(apply, alpha, temperature, samples, origin, *, batch: int, block: 
         return jnp.sum(jax.nn.relu(margin(params, x, y, f0))) / alpha
 
     def step(key, state: Noisy, data: Batch) -> Noisy:
-        x, y = data
+        known = (*data, origin)
 
         def update(params, rows):
-            gradient = jax.grad(loss)(params, x[rows], y[rows], origin[rows])
+            gradient = jax.grad(loss)(params, *(leaf[rows] for leaf in known))
             return jax.tree.map(lambda p, g: p - temperature * g, params, gradient), None
 
         rows = jax.random.randint(key, (block, batch), 0, samples)
         params, _ = jax.lax.scan(update, state.params, rows)
-        missed = (margin(params, x, y, origin) > 0) & (jnp.arange(len(y))[:, None] < samples)
+        missed = (margin(params, *known) > 0) & (jnp.arange(len(origin))[:, None] < samples)
         return Noisy(params, state.updates + block, ~jnp.any(missed) & is_finite(params))
 
     def init(params) -> Noisy:

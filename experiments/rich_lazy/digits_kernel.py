@@ -97,21 +97,14 @@ def run_kernel(config: Config, name: str, x, y, study) -> Record:
     fit = jax.jit(lambda k: predict.leave_one_out(k, y, config.ridge))
     k, key = jax.block_until_ready(compute(x)), jax.random.key(config.seed)
     held_out = accuracy(jax.block_until_ready(fit(k)), y)
-    record = study(
-        {"samples": config.samples, "seed": range(config.seeds)},
-        draw=lambda lane: regress(k, y, jax.random.fold_in(key, lane.seed), config.ridge, lane.samples),
-        make=None,
-        read=Observable.of_view(lambda view: view.params),
-        steps=0,
-        data=(),
-        label=name,
-    )
-    once = {
-        "kernel": elapsed(compute, x),
-        "fit": elapsed(fit, k),
-        "held_out": held_out,
-        "predicted": theory(config, k, y),
-    }
+    once = {"kernel": elapsed(compute, x), "fit": elapsed(fit, k), "held_out": held_out}
+    once |= {"predicted": theory(config, k, y)}
+
+    def draw(lane):
+        return jax.device_get(regress(k, y, jax.random.fold_in(key, lane.seed), config.ridge, lane.samples))
+
+    axes, drawn = {"samples": config.samples, "seed": range(config.seeds)}, Observable.of_view(lambda view: view.params)
+    record = study(axes, draw, make=None, read=drawn, steps=0, data=(), label=name)
     return record._replace(values={name: np.asarray(value)[None] for name, value in once.items()} | record.values)
 
 

@@ -115,14 +115,14 @@ def run_student(config: Config, study) -> Record:
         start = config.start**0.5 * jax.random.normal(ks, (n, 1))
         u, s, vt = jnp.linalg.svd(x, full_matrices=False)
         end = start + vt.T @ (-jnp.expm1(-(s**2) * LATE) / s * (u.T @ (y - x @ start))[:, 0])[:, None]
-        return Drawn(start, Batch(x, y), {"teacher": teacher, "late": test_error(end, teacher)})
+        return Drawn(start, Batch(x, y), {"teacher": teacher, "end": test_error(end, teacher)})
 
     def test_error(w, teacher):
         return jnp.mean((w - teacher) ** 2) + config.noise
 
     def read(view, lane):
         train = mse(linear(view.params, view.batch.x), view.batch.y)
-        return {"train": train, "test": test_error(view.params, lane.teacher), "late": lane.late}
+        return {"train": train, "test": test_error(view.params, lane.teacher), "late": lane.end}
 
     record = study(
         {"aspect": config.aspect, "seed": range(config.seeds)},

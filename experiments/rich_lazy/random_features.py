@@ -70,36 +70,39 @@ def run(config: Config, study=in_memory) -> Result:
     """Every (n, k) cell at the small and at its best ridge; regression is solved, not trained."""
     lam = jnp.arange(1.0, config.modes + 1) ** -config.b
     v2 = jnp.arange(1.0, config.modes + 1) ** -config.a / lam
-    records = {}
+    cells, seeds = {"samples": config.samples, "features": config.features}, {"seed": range(config.seeds)}
+    errors, records, drawn = regression(config, lam, v2), {}, Observable.of_view(lambda view: view.params)
 
-    def theory(lane, ridges):
+    def theory(ridges, lane) -> Observable:
         def risk(ridge):
             return random_feature_risk(lam, lam * v2, lane.samples, lane.features, ridge, config.noise)
 
-        best = ridges[jnp.argmin(jax.vmap(risk)(ridges).test)]
-        return {"train": risk(best).train, "test": risk(best).test, "ridge": best}
+        def values(view):
+            best = ridges[jnp.argmin(jax.vmap(risk)(ridges).test)]
+            return {"train": risk(best).train, "test": risk(best).test, "ridge": best}
+
+        return Observable.of_view(values)
 
     for name, ridges in (("small ridge", jnp.array([config.ridge])), ("best ridge", jnp.geomspace(1e-4, 30.0, 60))):
-        records[f"{name} theory"] = study(
-            {"samples": config.samples, "features": config.features},
-            draw=lambda lane: (),
-            make=None,
-            read=lambda lane, ridges=ridges: Observable.of_view(lambda view: theory(lane, ridges)),
-            steps=0,
-            data=(),
-            label=f"{name} theory",
-        )
-        records[name] = regress(config, lam, v2, records[f"{name} theory"], name, study)
+        read = functools.partial(theory, ridges)
+        predicted = study(cells, lambda lane: (), None, read, steps=0, data=(), label=f"{name} theory")
+        of_seed = functools.cache(functools.partial(errors, predicted.values["ridge"][0]))
+
+        def draw(lane, of_seed=of_seed):
+            at = config.samples.index(lane.samples), config.features.index(lane.features)
+            return {side: value[at] for side, value in of_seed(lane.seed).items()}
+
+        records[name] = study(cells | seeds, draw, None, drawn, steps=0, data=(), label=name)
+        records[f"{name} theory"] = predicted
     return Result(config, records)
 
 
-def regress(config: Config, lam, v2, theory: Record, name: str, study) -> Record:
-    """Train and test error; all cells of a seed share its draw, and one padded shape."""
+def regression(config: Config, lam, v2):
+    """``(ridges [n, k], seed) -> train and test error [n, k]``: all cells share a draw, and one padded shape."""
     rows, columns, modes = max(config.samples), max(config.features), config.modes
-    key, ridges = jax.random.key(config.seed), jnp.asarray(theory.values["ridge"][0])
 
     @jax.jit
-    def errors(key):
+    def errors(ridges, key):
         kx, kp, kv, ke = jax.random.split(key, 4)
         x = jax.random.normal(kx, (rows, modes)) * jnp.sqrt(lam)
         project = jax.random.normal(kp, (modes, columns))
@@ -122,15 +125,8 @@ def regress(config: Config, lam, v2, theory: Record, name: str, study) -> Record
 
         return jax.lax.map(row, (jnp.asarray(config.samples), ridges))
 
-    of_seed = functools.cache(lambda seed: jax.device_get(errors(jax.random.fold_in(key, seed))))
-
-    def draw(lane):
-        at = config.samples.index(lane.samples), config.features.index(lane.features)
-        return {side: value[at] for side, value in of_seed(lane.seed).items()}
-
-    axes = {"samples": config.samples, "features": config.features, "seed": range(config.seeds)}
-    read = Observable.of_view(lambda view: view.params)
-    return study(axes, draw, make=None, read=read, steps=0, data=(), label=name)
+    key = jax.random.key(config.seed)
+    return lambda ridges, seed: jax.device_get(errors(ridges, jax.random.fold_in(key, seed)))
 
 
 def claims(result: Result) -> list[Claim]:

@@ -80,8 +80,8 @@ def run(config: Config, study=in_memory) -> Result:
 
     def predicted(solve):
         def draw(lane):
-            loss, residual = solve(times, lam, c, float(lane.size), nodes=nodes)
-            return {"loss": loss, "residual": jnp.full_like(loss, residual)}
+            loss, residual = jax.device_get(solve(times, lam, c, float(lane.size), nodes=nodes))
+            return {"loss": loss, "residual": np.full_like(loss, residual)}
 
         return draw
 

@@ -133,7 +133,7 @@ def learning(config: Config, study) -> Record:
     def draw(lane):
         shape = (config.samples[-1] + config.test, PATCHES)
         angle = 2 * jnp.pi * jax.random.uniform(jax.random.fold_in(key, lane.seed), shape)
-        return error(angle[: lane.samples], angle[-config.test :])
+        return jax.device_get(error(angle[: lane.samples], angle[-config.test :]))
 
     axes, drawn = {"samples": config.samples, "seed": range(config.seeds)}, Observable.of_view(lambda view: view.params)
     return study(axes, draw, make=None, read=drawn, steps=0, data=(), label="learning")

@@ -12,20 +12,15 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hosts import compute_split, draws, save
+from hosts import L, compute_split, draws, save
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dynamics.evolve import every, gradient_descent
-from dynamics.losses import half_mse
+from dynamics.evolve import every, gradient_descent, ode
+from dynamics.observe import loss
 from dynamics.runs import Interrupted, Unusable, driver, open_run, pacing
 from dynamics.types import Batch, Data
-
-
-def network(params, x):
-    return jnp.tanh(x @ params["w"]) @ params["v"]
 
 
 @functools.cache
@@ -39,18 +34,18 @@ def problem():
 
     x, y, params = draws()
     data = Data(Batch(place(x, "all"), place(y, "all")))
-    training = gradient_descent(network, half_mse, 0.1, momentum=0.9, batch_size=16)
-    return data, training, training.init({"w": place(params["w"], None, "all"), "v": place(params["v"], "all")})
+    training = gradient_descent(L, 0.1, momentum=0.9, batch_size=16)
+    return data, training, {"w": place(params["w"], None, "all"), "v": place(params["v"], "all")}
 
 
-def read(state, data):
-    return {"loss": half_mse(network(state.params, data.train.x), data.train.y), "w": state.params["w"]}
+READ = (loss(), lambda params, batch: {"w": params["w"]})
 
 
 def go(folder, steps, fork_of=None):
-    data, training, state = problem()
+    data, training, params = problem()
+    asked = dict(train=READ, steps=steps, record_at=every(7, steps), key=jax.random.key(1), label="big")
     with open_run(folder, {"steps": steps}, command=["hosts"], fork_of=fork_of) as run:
-        end, record = run.simulate(training, read, state, data, steps, jax.random.key(1), every(7, steps), label="big")
+        end, record = run.simulate(training, params, data, **asked)
         run.journal.set(status="finished")
     assert not end.params["w"].is_fully_addressable
     return record
@@ -73,6 +68,20 @@ def stopped(folder, steps, process):
         driver._Call._keep = keep
         return
     raise AssertionError("not interrupted")
+
+
+def lanes(folder, widths):
+    """A study is computed by each process for itself, and written by the first."""
+    with open_run(folder, {"widths": widths}, command=["hosts"]) as run:
+        return run.study(
+            {"width": widths, "rate": [0.1, 0.2]},
+            draw=lambda lane: np.ones(lane.width, np.float32),
+            make=lambda lane: ode(lambda x, data: -lane.rate * x, 0.1),
+            read=[lambda x, data: {"x": x}],
+            data=np.zeros(()),
+            steps=20,
+            label="lanes",
+        ).values["x"]
 
 
 def refused(folder, config, words):
@@ -100,6 +109,10 @@ def main(process, port, folder, steps=""):
         assert np.all(np.isfinite(longer.values["loss"]))
         refused(place / "whole", {"steps": 301}, "steps: 300 -> 301")
         refused(place / "whole", {"process": process}, "not the same on all 2 processes")
+        for _ in range(2):
+            np.testing.assert_allclose(lanes(place / "lanes", [3])[-1, 0, :, 0], np.exp([-0.2, -0.4]), rtol=1e-5)
+        with pytest.raises(Unusable, match="a study of 2 pieces on 2 processes"):
+            lanes(place / "pieces", [2, 3])
     np.savez(out, step=record.step, **record.values)
 
 

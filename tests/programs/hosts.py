@@ -16,12 +16,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynamics.evolve import every, gradient_descent, simulate
 from dynamics.losses import half_mse
+from dynamics.observe import loss
 from dynamics.operators import hessian
-from dynamics.types import Batch, Data
+from dynamics.types import Batch, Data, Objective
 
 
 def network(params, x):
     return jnp.tanh(x @ params["w"]) @ params["v"]
+
+
+L = Objective(network, half_mse)
 
 
 def draws():
@@ -34,16 +38,12 @@ def draws():
 def compute(place):
     x, y, params = draws()
     data = Data(jax.tree.map(place, Batch(x, y)))
-    run = gradient_descent(network, half_mse, 0.1)
-
-    def read(state, data):
-        return {"loss": half_mse(network(state.params, data.train.x), data.train.y)}
-
-    state, record = simulate(run, read, run.init(params), data, 100, jax.random.key(1), every(10, 100))
+    asked = dict(train=loss(), steps=100, record_at=every(10, 100), key=jax.random.key(1))
+    state, record = simulate(gradient_descent(L, 0.1), params, data, **asked)
 
     @jax.jit
     def product(params, batch):
-        return hessian(network, half_mse, params, batch).matvec(jnp.ones(8 * 16 + 16))
+        return hessian(L, params, batch).matvec(jnp.ones(8 * 16 + 16))
 
     @jax.jit
     def rows(params, x, columns):

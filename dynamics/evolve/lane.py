@@ -111,7 +111,7 @@ class Lanes(NamedTuple):
         return Dynamics(lambda state: state, step, params)
 
     def observable(self, axes: Collection[str] = ()) -> Observable:
-        """What every lane reads, as one observable of ``LaneState``, named otherwise than ``axes``: ``[lanes, ...]``."""
+        """What every lane reads, as one observable of ``LaneState``: ``[lanes, ...]``, none named as in ``axes``."""
 
         def of(hyper) -> Observable:
             lane = self.lane(hyper)
@@ -125,7 +125,8 @@ class Lanes(NamedTuple):
             def each(number, hyper, state, data):
                 return of(hyper).init(seen(view, number, state, data))
 
-            return jax.vmap(each, (0, 0, 0, self.data_axis))(*view.state, view.data)
+            number, hyper, state = view.state
+            return jax.vmap(each, (0, 0, 0, self.data_axis))(number, hyper, state, view.data)
 
         def update(memory, view: View):
             def each(memory, number, hyper, state, data):
@@ -134,7 +135,8 @@ class Lanes(NamedTuple):
                     raise ValueError(f"reading: got the name {taken[0]!r}, that of an axis; allowed: any other")
                 return memory, readings
 
-            return jax.vmap(each, (0, 0, 0, 0, self.data_axis))(memory, *view.state, view.data)
+            now, hyper, state = view.state
+            return jax.vmap(each, (0, 0, 0, 0, self.data_axis))(memory, now, hyper, state, view.data)
 
         return Observable(init, update)
 
