@@ -394,3 +394,19 @@ def test_a_second_run_with_the_same_observables_compiles_nothing(key, caplog):
         return sum("Compiling jit(_advance)" in record.getMessage() for record in caplog.records)
 
     assert (compiled(3), compiled(3), compiled(5)) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("make", [gradient_descent, adam])
+def test_a_schedule_is_a_rate_and_time_is_steps(x64, key, make):
+    """A rate that falls to 0 in ten steps: the first step is that of its first value, and nothing moves after ten."""
+    batch, params = problem(key)
+    run = make(NETWORK, optax.linear_schedule(0.1, 0.0, 10))
+    leaves = lambda params, batch: params  # noqa: E731
+    _, record = simulate(run, params, batch, train=[leaves], steps=15, record_at=[0, 1, 10, 15])
+    np.testing.assert_array_equal(record.time, record.step)
+    _, first = simulate(make(NETWORK, 0.1), params, batch, train=[leaves], steps=1)
+    for leaf in ("w", "v"):
+        theta = record.values[leaf]
+        np.testing.assert_allclose(theta[1], first.values[leaf][1], rtol=1e-12)
+        np.testing.assert_array_equal(theta[2], theta[3])
+        assert not np.any(theta[1] == theta[2])

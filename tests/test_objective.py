@@ -32,7 +32,7 @@ def problem(x64):
 
 
 def dense(operator):
-    return np.asarray(jax.vmap(operator.matvec)(jnp.eye(operator.size)))
+    return np.asarray(jax.jit(jax.vmap(operator.matvec))(jnp.eye(operator.size)))
 
 
 def hessian_of(function, params):
@@ -147,21 +147,21 @@ def test_any_scalar_of_any_batch_is_a_landscape(x64, name, penalty):
     def whole(v, batch=batch):
         return loss(unravel(v), batch) + (0.0 if penalty is None else penalty(unravel(v)))
 
-    h = np.asarray(jax.hessian(whole)(theta))
-    g = np.stack([jax.grad(whole)(theta, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], batch)) for i in range(6)])
+    h, slope = np.asarray(jax.jit(jax.hessian(whole))(theta, batch)), jax.jit(jax.grad(whole))
+    g = np.stack([slope(theta, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], batch)) for i in range(6)])
     sigma = np.cov(g.T, ddof=0)
-    for size in (None, 3):
-        np.testing.assert_allclose(dense(operators.hessian(L, params, batch, batch_size=size)), h, atol=1e-10)
-        found = dense(operators.gradient_covariance(L, params, batch, batch_size=size))
-        np.testing.assert_allclose(found, sigma, atol=1e-10)
-    found = read(observe.sharpness(**EXACT), params, batch, L)
+    np.testing.assert_allclose(dense(operators.hessian(L, params, batch, batch_size=3)), h, atol=1e-10)
+    np.testing.assert_allclose(dense(operators.gradient_covariance(L, params, batch, batch_size=3)), sigma, atol=1e-10)
+    observed = observe.joined(
+        observe.sharpness(**EXACT),
+        observe.hessian_trace(probes=100),
+        observe.gradient_noise(2, 0.1, k=1, probes=100),
+        observe.batch_sharpness(6, draws=2),
+    )
+    found, mean = jax.jit(lambda p, batch: read(observed, p, batch, L))(params, batch), g.mean(0)
     np.testing.assert_allclose(found["sharpness"], np.linalg.eigvalsh(h)[-1], rtol=1e-8)
-    found = read(observe.hessian_trace(probes=100), params, batch, L)
     assert abs(found["hessian_trace"] - np.trace(h)) <= 4 * found["hessian_trace_error"]
-    found = read(observe.gradient_noise(2, 0.1, k=1, probes=100), params, batch, L)
     assert abs(found["noise_trace"] - np.trace(sigma)) <= 4 * found["noise_trace_error"]
-    mean = g.mean(0)
-    found = read(observe.batch_sharpness(6, draws=2), params, batch, L)
     np.testing.assert_allclose(found["batch_sharpness"], mean @ h @ mean / (mean @ mean), rtol=1e-8)
     state, record = simulate(
         gradient_descent(L, 0.1), params, Data(batch, batch), train=[observe.loss()], test=[observe.loss()], steps=1

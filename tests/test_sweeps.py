@@ -43,6 +43,9 @@ toy = cli.module_named(str(TOY))
 ABOUT = {"experiment": "toy", "module": str(TOY), "device": None, "command": ["toy"]}
 
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
+
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Figures are drawn where they are tested."""

@@ -139,11 +139,14 @@ def gradient_descent(
     momentum: Any = None,
     batch_size: int | None = None,
 ) -> Dynamics:
-    """Gradient descent or heavy ball: ``theta <- theta - eta grad L``; ``time`` is ``eta * step``. See ``descent``."""
+    """Gradient descent or heavy ball: ``theta <- theta - eta grad L``. See ``descent``.
+
+    ``time`` is ``eta * step``; with an optax schedule for eta, ``step``.
+    """
     check_learning_rate(learning_rate)
     optimizer = optax.sgd(learning_rate, momentum=momentum)
     plain = {"preconditioner": lambda opt_state: 1.0}
-    return descent(objective, optimizer, dt=learning_rate, batch_size=batch_size, **plain)
+    return descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size, **plain)
 
 
 @factory("adam(L, learning_rate)")
@@ -160,7 +163,11 @@ def adam(
     check_learning_rate(learning_rate)
     known = partial(adam_preconditioner, b1=b1, b2=b2, eps=eps)
     optimizer = optax.adam(learning_rate, b1, b2, eps)
-    return descent(objective, optimizer, dt=learning_rate, batch_size=batch_size, preconditioner=known)
+    return descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size, preconditioner=known)
+
+
+def _time_step(learning_rate: Any) -> Any:
+    return 1.0 if callable(learning_rate) else learning_rate
 
 
 def training_batch(data: Batch | Data) -> Batch:

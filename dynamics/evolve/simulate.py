@@ -92,7 +92,7 @@ def simulate(
         stop: ``(state, data) -> bool`` (a scalar, or ``[lanes]`` for a state whose leaves all lead with a lane axis),
             read before each update; where it holds the state stays frozen, and later readings are NaN.
         state: goes on from this state of the dynamics, which an earlier call returned, instead of from ``params``
-            (which may then be None).
+            (which may then be None). Steps count from 0 again: give another key where they draw random numbers.
         label: the name under which a durable driver journals this call; the pure loop ignores it.
 
     Returns:

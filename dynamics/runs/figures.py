@@ -21,6 +21,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "dynamics",
     "figure.constrained_layout.use": True,
 }
+MANY = 8
+"""A legend with more entries that differ in one number becomes a colour bar; of more ticks, some are shown."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 DASHES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
@@ -74,8 +76,10 @@ def colour(index: int, count: int) -> Any:
 
 
 def ticks_at(axis: Any, values: Any) -> None:
-    """Puts the ticks of ``axis`` (an ``xaxis`` or ``yaxis``) at ``values``, written out: for the sizes of a sweep."""
-    axis.set_ticks(list(values), labels=[f"{value:g}" for value in values])
+    """Puts ticks of ``axis`` (an ``xaxis`` or ``yaxis``) at ``values``, written out; of many, at some of them."""
+    held = list(values)
+    shown = held if len(held) <= MANY else [held[i] for i in np.linspace(0, len(held) - 1, 6).round().astype(int)]
+    axis.set_ticks(shown, labels=[f"{value:.4g}" for value in shown])
     axis.set_ticks([], minor=True)
 
 
@@ -105,8 +109,6 @@ def save_figure(figure: Any, folder: Path) -> list[Path]:
     return paths
 
 
-MANY = 8
-"""A legend with more entries that differ in one number becomes a colour bar."""
 _ENTRY = re.compile(r"^(?:(?P<kind>.*), )?(?P<name>[^,=]+) = (?P<value>[-+0-9.eE]+)$")
 
 

@@ -27,8 +27,7 @@ from dynamics.evolve import descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.models.two_layer import two_layer
-from dynamics.observe import accuracy, joined, loss, prefixed, weight_norm
-from dynamics.observe.fourier import frequency_share, top_frequency
+from dynamics.observe import accuracy, frequency_share, joined, loss, prefixed, top_frequency, weight_norm
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.theory.modular import generalisation_fraction
@@ -96,15 +95,10 @@ def climb(config: Config, study) -> Record:
 
     return study(
         {"start": range(config.starts)},
-        lambda lane: starts[lane.start],
-        lambda lane: Dynamics(normalised, step, lambda w: w),
-        [read],
-        steps=config.ascent_steps,
-        record_at=log_steps(config.ascent_steps, 40),
-        key=key,
-        data=jnp.asarray(operation_table("add", m)),
-        label="ascent",
-    )
+        lambda lane: starts[lane.start], lambda lane: Dynamics(normalised, step, lambda w: w), [read],
+        steps=config.ascent_steps, record_at=log_steps(config.ascent_steps, 40), key=key,
+        data=jnp.asarray(operation_table("add", m)), label="ascent",
+    )  # fmt: skip
 
 
 def normalised(w):
@@ -137,15 +131,9 @@ def train(config: Config, study) -> Record:
 
     return study(
         {"optimizer": config.optimizer, "boundary": config.boundary, "seed": range(config.seeds)},
-        draw,
-        make,
-        [prefixed("train", joined(loss(), accuracy())), features],
-        test=accuracy(),
-        steps=config.steps,
-        record_at=log_steps(config.steps, 100),
-        key=key,
-        label="training",
-    )
+        draw, make, [prefixed("train", joined(loss(), accuracy())), features], test=accuracy(), steps=config.steps,
+        record_at=log_steps(config.steps, 100), key=key, label="training",
+    )  # fmt: skip
 
 
 def muon() -> optax.GradientTransformation:

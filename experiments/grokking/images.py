@@ -24,8 +24,7 @@ from dynamics.evolve import descent, every, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.models.scaling import scaled
-from dynamics.observe import accuracy, joined, loss, prefixed, seldom
-from dynamics.observe.delay import first_step, time_ratio
+from dynamics.observe import accuracy, first_step, joined, loss, prefixed, seldom, time_ratio
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.images import digits, mnist
 from dynamics.types import Claim, Data, Objective, Record
@@ -110,15 +109,11 @@ def run(config: Config, study=in_memory) -> Result:
 
     record = study(
         {"alpha": config.alpha, "seed": range(config.seeds)},
-        draw,
-        make,
-        [prefixed("train", joined(accuracy(), loss())), seldom(mechanism(), 10)],
-        test=[accuracy(), loss()],
-        steps=config.steps,
+        draw, make, [prefixed("train", joined(accuracy(), loss())), seldom(mechanism(), 10)],
+        test=[accuracy(), loss()], steps=config.steps,
         record_at=np.union1d(log_steps(config.steps, 40), every(max(config.steps // 100, 1), config.steps)),
-        key=key,
-        label="network",
-    )
+        key=key, label="network",
+    )  # fmt: skip
     return Result(config, {"network": record})
 
 

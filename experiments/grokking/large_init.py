@@ -24,8 +24,7 @@ from dynamics.config import Count, Positive, Range
 from dynamics.evolve import Drawn, descent, every, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
-from dynamics.observe import accuracy, joined, loss, prefixed, seldom, weight_norm
-from dynamics.observe.delay import first_step, time_ratio, value_at
+from dynamics.observe import accuracy, first_step, joined, loss, prefixed, seldom, time_ratio, value_at, weight_norm
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.images import digits
 from dynamics.types import Claim, Model, Objective, Record
@@ -98,15 +97,11 @@ def train(config: Config, study, settings: dict[str, tuple[float, float]], steps
 
     record = study(
         {"setting": range(len(settings)), "seed": range(config.seeds)},
-        draw,
-        lambda lane: descent(L, optax.adamw(config.learning_rate, weight_decay=lane.weight_decay)),
-        [norm, prefixed("train", joined(accuracy(), loss())), seldom(mechanism(), 12)],
-        test=[accuracy(), loss()],
-        steps=steps,
-        record_at=np.union1d(log_steps(steps, 60), every(max(steps // 100, 1), steps)),
-        key=key,
+        draw, lambda lane: descent(L, optax.adamw(config.learning_rate, weight_decay=lane.weight_decay)),
+        [norm, prefixed("train", joined(accuracy(), loss())), seldom(mechanism(), 12)], test=[accuracy(), loss()],
+        steps=steps, record_at=np.union1d(log_steps(steps, 60), every(max(steps // 100, 1), steps)), key=key,
         label=label,
-    )
+    )  # fmt: skip
     return {name: record.at(setting=i) for i, name in enumerate(settings)}
 
 

@@ -28,8 +28,7 @@ from dynamics.evolve import descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import cross_entropy
 from dynamics.models.two_layer import two_layer
-from dynamics.observe import accuracy, joined, loss, prefixed, seldom, weight_norm
-from dynamics.observe.delay import first_step, time_ratio, value_at
+from dynamics.observe import accuracy, first_step, joined, loss, prefixed, seldom, time_ratio, value_at, weight_norm
 from dynamics.observe.groups import Components, component_power, component_share, irreducible_components
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.modular import Operation, operation_table, table_task
@@ -115,15 +114,10 @@ def run(config: Config, study=in_memory) -> Result:
     learned = partial(read, jnp.asarray(table), config.components())
     record = study(
         {"activation": config.activation, "weight_decay": config.weight_decay, "seed": range(config.seeds)},
-        draw,
-        make,
-        [learned, prefixed("train", joined(loss(), accuracy())), seldom(mechanism(), 10)],
-        test=[loss(), accuracy()],
-        steps=config.steps,
-        record_at=log_steps(config.steps, 120),
-        key=key,
+        draw, make, [learned, prefixed("train", joined(loss(), accuracy())), seldom(mechanism(), 10)],
+        test=[loss(), accuracy()], steps=config.steps, record_at=log_steps(config.steps, 120), key=key,
         label="network",
-    )
+    )  # fmt: skip
     return Result(config, {name: record.at(activation=name) for name in config.activation})
 
 

@@ -24,8 +24,7 @@ from dynamics.evolve import study as in_memory
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import TwoLayerParams, two_layer
-from dynamics.observe import accuracy, joined, loss, prefixed, seldom, weight_norm
-from dynamics.observe.delay import first_step, time_ratio, value_at
+from dynamics.observe import accuracy, first_step, joined, loss, prefixed, seldom, time_ratio, value_at, weight_norm
 from dynamics.observe.fourier import frequency_share
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.modular import operation_table, table_task
@@ -99,15 +98,10 @@ def train(config: Config, study, alphas: tuple[float, ...]) -> Record:
 
     return study(
         {"alpha": alphas, "seed": range(config.seeds)},
-        draw,
-        make,
-        [read, prefixed("train", joined(accuracy(), loss())), seldom(mechanism(), 5)],
-        test=[accuracy(), loss()],
-        steps=config.steps,
-        record_at=every(max(config.steps // 100, 1), config.steps),
-        key=key,
-        label="network",
-    )
+        draw, make, [read, prefixed("train", joined(accuracy(), loss())), seldom(mechanism(), 5)],
+        test=[accuracy(), loss()], steps=config.steps, record_at=every(max(config.steps // 100, 1), config.steps),
+        key=key, label="network",
+    )  # fmt: skip
 
 
 def claims(result: Result) -> list[Claim]:

@@ -24,8 +24,7 @@ from dynamics.evolve import descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
-from dynamics.observe import prefixed, seldom
-from dynamics.observe.delay import first_step, time_ratio
+from dynamics.observe import first_step, prefixed, seldom, time_ratio
 from dynamics.runs.figures import measured_style, new_figure, theory_style, ticks_at
 from dynamics.tasks.teachers import network_teacher
 from dynamics.types import Claim, Model, Objective, Observable, Record
@@ -85,15 +84,9 @@ def run(config: Config, study=in_memory) -> Result:
 
     record = study(
         {"alpha": config.alpha, "seed": range(config.seeds)},
-        draw,
-        make,
-        [prefixed("train", relative_loss()), seldom(mechanism(), 10)],
-        test=relative_loss(),
-        steps=config.steps,
-        record_at=log_steps(config.steps, 120),
-        key=key,
-        label="network",
-    )
+        draw, make, [prefixed("train", relative_loss()), seldom(mechanism(), 10)], test=relative_loss(),
+        steps=config.steps, record_at=log_steps(config.steps, 120), key=key, label="network",
+    )  # fmt: skip
     return Result(config, {"network": record})
 
 

@@ -27,9 +27,7 @@ from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, cross_entropy
 from dynamics.models.scaling import scaled
 from dynamics.models.transformer import TransformerParams, transformer
-from dynamics.observe.delay import first_step, time_ratio, value_at
-from dynamics.observe.fourier import frequency_power, gini, sum_components
-from dynamics.observe.rank import weight_norm
+from dynamics.observe import first_step, frequency_power, gini, sum_components, time_ratio, value_at, weight_norm
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.types import Claim, Objective, Observable, Record, View
@@ -94,14 +92,9 @@ def run(config: Config, study=in_memory) -> Result:
 
     record = study(
         {"alpha": config.alpha, "seed": range(config.seeds)},
-        draw,
-        make,
-        Observable.of_view(partial(read, config)),
-        steps=config.steps,
-        record_at=log_steps(config.steps, 120),
-        key=key,
-        label="network",
-    )
+        draw, make, Observable.of_view(partial(read, config)), steps=config.steps,
+        record_at=log_steps(config.steps, 120), key=key, label="network",
+    )  # fmt: skip
     return Result(config, {"network": record})
 
 

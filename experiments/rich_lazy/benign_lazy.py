@@ -13,6 +13,7 @@ Run time: about 60 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, NamedTuple
 
@@ -70,10 +71,12 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def network(width: int) -> Model:
-    """Two hidden ReLU layers, NTK parametrisation, He scaling."""
+@cache
+def network(width: int) -> tuple[Model, Callable]:
+    """Two hidden ReLU layers, NTK parametrisation, He scaling; and its kernel ``(x1, x2, params) -> [n, n]``."""
     hidden = [layer for _ in range(2) for layer in (stax.Dense(width, W_std=2**0.5), stax.Relu())]
-    return stax.serial(*hidden, stax.Dense(1))
+    model = stax.serial(*hidden, stax.Dense(1))
+    return model, jax.jit(empirical_ntk_fn(model.apply))
 
 
 def draw(config: Config, key, separation) -> Data:
@@ -92,7 +95,7 @@ def draw(config: Config, key, separation) -> Data:
 def run(config: Config, study=in_memory) -> Result:
     """Every separation and seed of one width is one program."""
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    kernel = network(1).kernel
+    kernel = network(1)[0].kernel
     assert kernel is not None
 
     @jax.jit
@@ -106,19 +109,17 @@ def run(config: Config, study=in_memory) -> Result:
 
     def start(lane) -> Drawn:
         data, limit = drawn(lane.separation, lane.seed)
-        params = network(lane.width).init(jax.random.fold_in(keys[lane.seed], lane.width), (-1, config.dim))[1]
+        params = network(lane.width)[0].init(jax.random.fold_in(keys[lane.seed], lane.width), (-1, config.dim))[1]
         return Drawn(params, data, {"start": params, "limit": limit})
 
     def centred(lane):
         """``f - f_0``: a random initial output would be noise that no training removes from the test points."""
-        apply = network(lane.width).apply
+        apply = network(lane.width)[0].apply
         return lambda params, x: apply(params, x) - apply(lane.start, x)
 
     def kernels(lane):
-        ntk = empirical_ntk_fn(network(lane.width).apply)
-
         def read(params, batch):
-            smallest = jnp.linalg.eigvalsh(ntk(batch.x, None, params))[0]
+            smallest = jnp.linalg.eigvalsh(network(lane.width)[1](batch.x, None, params))[0]
             return {"smallest": smallest, "smallest_limit": lane.limit[0], "rate": rate(lane)}
 
         return seldom(read, config.steps + 1)  # at the start

@@ -124,7 +124,7 @@ def run_modes(config: Config, study) -> tuple[Record, Record]:
 
 def run_depth(config: Config, study) -> Record:
     """Steps a chain of K scalars needs to bring ``(1 - a)^2`` to 0.05, and the quadrature's answer."""
-    depth, rate, start, steps = np.asarray(config.depth), 0.02, 0.1, 2000
+    rate, start, steps = 0.02, 0.1, 2000
 
     def objective(depth):
         used = jnp.arange(max(config.depth)) < depth
@@ -142,13 +142,9 @@ def run_depth(config: Config, study) -> Record:
         stop=lambda lane: lambda state, data: objective(lane.depth)(state.params, data) <= 0.025,
         label="depth",
     )
-    end = 1.0 - 0.05**0.5
-    values = {
-        "steps": np.nanmax(record.values["steps"], axis=0)[None],
-        "quadrature": np.asarray(theory.learning_time(start, end, 1.0, depth))[None] / rate,
-        "limit": np.asarray(theory.learning_time(start, end, 1.0, jnp.inf))[None] / rate,
-    }
-    return Record(record.step[-1:], record.step[-1:], values, record.axes)
+    exact = np.asarray(theory.learning_time(start, 1.0 - 0.05**0.5, 1.0, np.append(config.depth, np.inf))) / rate
+    values = {"steps": np.nanmax(record.values["steps"], axis=0)[None], "quadrature": exact[None, :-1]}
+    return Record(record.step[-1:], record.step[-1:], values | {"limit": exact[-1:]}, record.axes)
 
 
 def run_starts(config: Config, study) -> Record:

@@ -161,7 +161,7 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Learning curves over theory, and accuracy against training samples with leave-one-out at the end."""
-    from dynamics.runs.figures import new_figure
+    from dynamics.runs.figures import new_figure, ticks_at
 
     cfg = result.config
     fig, (error, score) = new_figure(1, 2, width=5.0, height=4.0)
@@ -176,8 +176,7 @@ def figure(result: Result):
     score.set(xscale="log", yscale="log", xlabel="training samples n", title="last point: leave one out")
     score.set_ylabel("share misclassified")
     for ax, ticks in ((error, cfg.samples), (score, (*cfg.samples, 1796))):
-        ax.set_xticks(ticks, [str(n) for n in ticks], fontsize=8)
-        ax.set_xticks([], minor=True)
+        ticks_at(ax.xaxis, ticks)
     error.legend(fontsize=8)
     return fig
 

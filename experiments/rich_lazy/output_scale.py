@@ -15,6 +15,8 @@ Run time: about 60 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import jax
@@ -73,9 +75,11 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def network(width: int) -> Model:
-    """One hidden erf layer, NTK parametrisation, no biases."""
-    return stax.serial(stax.Dense(width), stax.Erf(), stax.Dense(1))
+@cache
+def network(width: int) -> tuple[Model, Callable]:
+    """One hidden erf layer, NTK parametrisation, no biases; and its kernel ``(x1, x2, params) -> [n, n]``."""
+    model = stax.serial(stax.Dense(width), stax.Erf(), stax.Dense(1))
+    return model, jax.jit(empirical_ntk_fn(model.apply))
 
 
 def run(config: Config, study=in_memory) -> Result:
@@ -83,13 +87,14 @@ def run(config: Config, study=in_memory) -> Result:
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
 
     def draw(lane) -> Drawn:
-        model, key = network(lane.width), keys[lane.seed]
+        (model, ntk), key = network(lane.width), keys[lane.seed]
         data = sphere_quadratic(key, config.samples, 1, config.dim).train
         start = model.init(jax.random.fold_in(key, lane.width), (-1, config.dim))[1]
-        return Drawn(start, data, {"start": start, "origin": model.apply(start, data.x)})
+        values = {"start": start, "origin": model.apply(start, data.x), "kernel": ntk(data.x, None, start)}
+        return Drawn(start, data, values)
 
     def make(lane) -> Dynamics:
-        L = Objective(network(lane.width).apply, lambda h, y: half_mse(h, lane.origin + y / lane.alpha))
+        L = Objective(network(lane.width)[0].apply, lambda h, y: half_mse(h, lane.origin + y / lane.alpha))
         eta = jnp.minimum(1.0, lane.alpha * lane.width**0.5 / 2)
         return until(gradient_descent(L, eta), lambda state: lane.alpha**2 * state.loss < config.target_loss)
 
@@ -114,19 +119,16 @@ def run(config: Config, study=in_memory) -> Result:
 
 def compare(lane, view) -> dict:
     """Movement of weights and kernel: of the trained network, and of its linearisation after as many steps."""
-    x, y = view.batch
-    apply, state = network(lane.width).apply, view.state
-    ntk = empirical_ntk_fn(apply)
-    first = ntk(x, None, lane.start)
-    eigenvalues, modes = jnp.linalg.eigh(first)
+    (model, ntk), (x, y), state = network(lane.width), view.batch, view.state
+    eigenvalues, modes = jnp.linalg.eigh(lane.kernel)
     learnt = 1.0 - (1.0 - view.dynamics.dt * eigenvalues / len(x)) ** state.step
     weights = modes @ (learnt / eigenvalues * (modes.T @ y[:, 0])) / lane.alpha
-    (move,) = jax.vjp(lambda w: apply(w, x), lane.start)[1](weights[:, None])
+    (move,) = jax.vjp(lambda w: model.apply(w, x), lane.start)[1](weights[:, None])
 
     def movement(params, prefix=""):
         moved = weight_norm(jax.tree.map(jnp.subtract, params, lane.start))
         return {
-            f"{prefix}kernel_distance": kernel_distance(ntk(x, None, params), first),
+            f"{prefix}kernel_distance": kernel_distance(ntk(x, None, params), lane.kernel),
             f"{prefix}weight_change": moved / weight_norm(lane.start),
         }
 

@@ -60,7 +60,7 @@ class Config(config.Config):
 
 class Result(NamedTuple):
     """``records``: 'small ridge' and 'best ridge' (``train, test [1, n, k, seeds]``), each with its theory
-    (``[1, n, k]``; the best one also holds ``ridge``)."""
+    (``[1, n, k]``, which also holds ``ridge``)."""
 
     config: Config
     records: dict[str, Record]
@@ -70,35 +70,35 @@ def run(config: Config, study=in_memory) -> Result:
     """Every (n, k) cell at the small and at its best ridge; regression is solved, not trained."""
     lam = jnp.arange(1.0, config.modes + 1) ** -config.b
     v2 = jnp.arange(1.0, config.modes + 1) ** -config.a / lam
-    cells, seeds = {"samples": config.samples, "features": config.features}, {"seed": range(config.seeds)}
-    errors, records, drawn = regression(config, lam, v2), {}, Observable.of_view(lambda view: view.params)
+    ridges, drawn = jnp.geomspace(1e-4, 30.0, 60), Observable.of_view(lambda view: view.params)
+    cells = {"best": (0, 1), "samples": config.samples, "features": config.features}
 
-    def theory(ridges, lane) -> Observable:
+    def theory(lane) -> dict:
         def risk(ridge):
             return random_feature_risk(lam, lam * v2, lane.samples, lane.features, ridge, config.noise)
 
-        def values(view):
-            best = ridges[jnp.argmin(jax.vmap(risk)(ridges).test)]
-            return {"train": risk(best).train, "test": risk(best).test, "ridge": best}
+        ridge = jnp.where(lane.best, ridges[jnp.argmin(jax.vmap(risk)(ridges).test)], config.ridge)
+        return {"train": risk(ridge).train, "test": risk(ridge).test, "ridge": ridge}
 
-        return Observable.of_view(values)
+    def read(lane) -> Observable:
+        return Observable.of_view(lambda view: theory(lane))
 
-    for name, ridges in (("small ridge", jnp.array([config.ridge])), ("best ridge", jnp.geomspace(1e-4, 30.0, 60))):
-        read = functools.partial(theory, ridges)
-        predicted = study(cells, lambda lane: (), None, read, steps=0, data=(), label=f"{name} theory")
-        of_seed = functools.cache(functools.partial(errors, predicted.values["ridge"][0]))
+    predicted = study(cells, lambda lane: (), None, read, steps=0, data=(), label="theory")
+    of_seed = functools.cache(functools.partial(regression(config, lam, v2), predicted.values["ridge"][0]))
 
-        def draw(lane, of_seed=of_seed):
-            at = config.samples.index(lane.samples), config.features.index(lane.features)
-            return {side: value[at] for side, value in of_seed(lane.seed).items()}
+    def draw(lane) -> dict:
+        at = lane.best, config.samples.index(lane.samples), config.features.index(lane.features)
+        return {side: value[at] for side, value in of_seed(lane.seed).items()}
 
-        records[name] = study(cells | seeds, draw, None, drawn, steps=0, data=(), label=name)
-        records[f"{name} theory"] = predicted
+    axes, records = cells | {"seed": range(config.seeds)}, {}
+    measured = study(axes, draw, None, drawn, steps=0, data=(), label="regression")
+    for best, name in enumerate(("small ridge", "best ridge")):
+        records |= {name: measured.at(best=best), f"{name} theory": predicted.at(best=best)}
     return Result(config, records)
 
 
 def regression(config: Config, lam, v2):
-    """``(ridges [n, k], seed) -> train and test error [n, k]``: all cells share a draw, and one padded shape."""
+    """``(ridges [2, n, k], seed) -> train and test error [2, n, k]``: all cells share a draw, and one padded shape."""
     rows, columns, modes = max(config.samples), max(config.features), config.modes
 
     @jax.jit
@@ -123,7 +123,7 @@ def regression(config: Config, lam, v2):
             n, ridges = args
             return jax.lax.map(lambda args: cell(n, *args), (jnp.asarray(config.features), ridges))
 
-        return jax.lax.map(row, (jnp.asarray(config.samples), ridges))
+        return jax.lax.map(lambda ridges: jax.lax.map(row, (jnp.asarray(config.samples), ridges)), ridges)
 
     key = jax.random.key(config.seed)
     return lambda ridges, seed: jax.device_get(errors(ridges, jax.random.fold_in(key, seed)))

@@ -78,12 +78,9 @@ def run(config: Config, study=in_memory) -> Result:
         record = study(axes, draw, None, row, steps=last, record_at=every(1, last), data=(), label=label)
         return record._replace(time=np.asarray(times))
 
-    def predicted(solve):
-        def draw(lane):
-            loss, residual = jax.device_get(solve(times, lam, c, float(lane.size), nodes=nodes))
-            return {"loss": loss, "residual": np.full_like(loss, residual)}
-
-        return draw
+    def predicted(solve, lane):
+        loss, residual = jax.device_get(solve(times, lam, c, float(lane.size), nodes=nodes))
+        return {"loss": loss, "residual": np.full_like(loss, residual)}
 
     unlimited = jnp.sum(c * jnp.exp(-2 * lam * times[:, None]), -1)
     records = {"unlimited": Record(np.arange(last + 1), np.asarray(times), {"loss": np.asarray(unlimited)})}
@@ -92,7 +89,7 @@ def run(config: Config, study=in_memory) -> Result:
     ):
         draw = draws(config, flow, jax.random.fold_in(jax.random.key(config.seed), stream), lam, c, times)
         records[name] = read(name, draw, size=config.size, seed=range(config.seeds))
-        records[f"{name} theory"] = read(f"{name} theory", predicted(solve), size=config.size)
+        records[f"{name} theory"] = read(f"{name} theory", functools.partial(predicted, solve), size=config.size)
     return Result(config, records)
 
 

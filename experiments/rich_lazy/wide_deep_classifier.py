@@ -84,26 +84,23 @@ def run(config: Config, study=in_memory) -> Result:
     def kernel(name: str, depth: int) -> Kernel:
         return tabulate(duals(config)[name], min(depth, NEAREST) if name == "nearest" else depth)
 
-    @functools.cache
-    def points(seed: int):
-        return draw(config, jax.random.fold_in(key, seed), most)
-
-    def found(seed: int, samples: int, depth: int) -> dict[str, np.ndarray]:
-        x, y, _ = points(seed)
-        return {name: classify(kernel(name, depth), x[:samples], y[:samples], x[most:]) for name in duals(config)}
+    def task(seed: int, samples: int):
+        x, y, clean = draw(config, jax.random.fold_in(key, seed), most)
+        return (x[:samples], y[:samples], x[most:]), clean[most:]
 
     @functools.cache
     def limits(seed: int) -> dict[str, np.ndarray]:
-        x, y, _ = points(seed)
-        return {name: limiting_rule(name, config.dim, x[:middle], y[:middle], x[most:]) for name in duals(config)}
+        points, _ = task(seed, middle)
+        return {name: limiting_rule(name, config.dim, *points) for name in duals(config)}
 
     def agreement(lane):
-        labels = found(lane.seed, middle, lane.depth)
-        return {name: np.mean(labels[name] == limit) for name, limit in limits(lane.seed).items()}
+        points, _ = task(lane.seed, middle)
+        found = {name: classify(kernel(name, lane.depth), *points) for name in duals(config)}
+        return {name: np.mean(found[name] == limit) for name, limit in limits(lane.seed).items()}
 
     def error(lane):
-        labels, clean = found(lane.seed, lane.samples, deepest), points(lane.seed)[2][most:]
-        return {name: risk(config, labels[name], clean) for name in labels}
+        points, clean = task(lane.seed, lane.samples)
+        return {name: risk(config, classify(kernel(name, deepest), *points), clean) for name in duals(config)}
 
     def read(label, draw, **axes) -> Record:
         drawn = Observable.of_view(lambda view: view.params)

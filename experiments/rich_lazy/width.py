@@ -12,7 +12,8 @@ Run time: about 70 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -72,9 +73,11 @@ class Result(NamedTuple):
     records: dict[str, Record]
 
 
-def network(width: int) -> Model:
-    """One hidden erf layer, NTK parametrisation, no biases."""
-    return stax.serial(stax.Dense(width), stax.Erf(), stax.Dense(1))
+@cache
+def network(width: int) -> tuple[Model, Callable]:
+    """One hidden erf layer, NTK parametrisation, no biases; and its kernel ``(x1, x2, params) -> [n, n]``."""
+    model = stax.serial(stax.Dense(width), stax.Erf(), stax.Dense(1))
+    return model, jax.jit(empirical_ntk_fn(model.apply))
 
 
 def run(config: Config, study=in_memory) -> Result:
@@ -82,7 +85,7 @@ def run(config: Config, study=in_memory) -> Result:
     count, key = config.samples, jax.random.key(config.seed)
     data = sphere_quadratic(key, count, count, config.dim)
     x, y = jnp.concatenate([data.train.x, data.test.x]), data.train.y
-    kernel = network(config.width[0]).kernel
+    kernel = network(config.width[0])[0].kernel
     assert kernel is not None
     limit = kernel(x, None, "ntk")
     eta = count / float(jnp.linalg.eigvalsh(limit[:count, :count])[-1])
@@ -94,15 +97,15 @@ def run(config: Config, study=in_memory) -> Result:
         return kernel_descent(kernel[:count, :count], kernel[:, :count], f0, y, eta, record_at)[:, count:, 0]
 
     def draw(lane) -> Drawn:
-        model = network(lane.width)
+        model, ntk = network(lane.width)
         seeds = jax.random.split(jax.random.fold_in(key, lane.width), config.seeds)
         start = model.init(seeds[lane.seed], x.shape)[1]
-        f0, own = (jax.jit(function)(start) for function in (lambda w: model.apply(w, x), lambda w: ntk(model, w, x)))
+        f0, own = model.apply(start, x), ntk(x, None, start)
         return Drawn(start, values={"kernel": own, "own": theory(own, f0), "infinite": theory(limit, f0)})
 
     def read(lane, view):
-        model = network(lane.width)
-        f, now = model.apply(view.params, x), ntk(model, view.params, x[:count])
+        model, ntk = network(lane.width)
+        f, now = model.apply(view.params, x), ntk(x[:count], None, view.params)
 
         def rmse(predicted):
             return jnp.sqrt(jnp.mean((f[count:, 0] - predicted[view.reading]) ** 2))
@@ -118,7 +121,7 @@ def run(config: Config, study=in_memory) -> Result:
     record = study(
         {"width": config.width, "seed": range(config.seeds)},
         draw=draw,
-        make=lambda lane: gradient_descent(Objective(network(lane.width).apply, half_mse), eta),
+        make=lambda lane: gradient_descent(Objective(network(lane.width)[0].apply, half_mse), eta),
         read=lambda lane: Observable.of_view(partial(read, lane)),
         steps=config.steps,
         record_at=record_at,
@@ -127,11 +130,6 @@ def run(config: Config, study=in_memory) -> Result:
         loop=("width",),
     )
     return Result(config, {f"width {n}": record.at(width=n) for n in config.width})
-
-
-def ntk(model: Model, params, x) -> jax.Array:
-    """The network's kernel on ``x``."""
-    return empirical_ntk_fn(model.apply)(x, None, params)
 
 
 def laws(result: Result) -> dict[str, PowerLaw | None]:
