@@ -26,10 +26,9 @@ TOY = str(pathlib.Path(__file__).parent / "programs" / "toy.py")
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
+def command(tmp_path, monkeypatch, capsys, compiled):
     """Runs a command line in an empty folder; gives exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path.parent / "compiled"))
 
     def run(*argv, name=TOY):
         with pytest.raises(SystemExit) as stopped:

@@ -154,9 +154,9 @@ def _colour_of(handle: Any) -> Any:
     while isinstance(handle, tuple):  # a container, such as that of error bars
         handle = next(part for part in handle if part not in (None, ()))
     for get in ("get_color", "get_edgecolor", "get_facecolor"):
-        found = to_rgba_array(getattr(handle, get)()) if hasattr(handle, get) else ()
-        if len(found) and found[0][3]:
-            return tuple(found[0])
+        for found in to_rgba_array(getattr(handle, get)()) if hasattr(handle, get) else ():
+            if found[3]:
+                return tuple(found)
     return "0.5"
 
 

@@ -58,7 +58,7 @@ def hinge_sgd(apply, alpha, temperature, samples, origin, *, batch: int, block: 
 
         rows = jax.random.randint(key, (block, batch), 0, samples)
         params, _ = jax.lax.scan(update, state.params, rows)
-        missed = (margin(params, *known) > 0) & (jnp.arange(len(origin))[:, None] < samples)
+        missed = (margin(params, data.x, data.y, origin) > 0) & (jnp.arange(len(origin))[:, None] < samples)
         return Noisy(params, state.updates + block, ~jnp.any(missed) & is_finite(params))
 
     def init(params) -> Noisy:

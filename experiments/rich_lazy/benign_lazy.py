@@ -174,6 +174,7 @@ def claims(result: Result) -> list[Claim]:
 
 def kernel_claims(result: Result) -> list[Claim]:
     cfg, out = result.config, []
+    widest = result.records[f"width {cfg.width[-1]}"]
     records = [result.records[f"width {n}"].values for n in cfg.width]
     error = np.stack([np.abs(v["smallest"][0] / v["smallest_limit"][0] - 1).mean(0) for v in records], axis=1)
     moved = np.stack([v["movement"][-1].mean(0) for v in records], axis=1)  # [seeds, widths]
@@ -195,7 +196,7 @@ def kernel_claims(result: Result) -> list[Claim]:
         out.append(
             Claim.close(lazy, "Zhu et al. 2023, lazy training", fit.exponent, 0.0, 0.15, note=f"95 % interval {fit}")
         )
-    excess = (records[-1]["train_loss"] / bound(cfg, result.records[f"width {cfg.width[-1]}"])[1]).max()
+    excess = (records[-1]["train_loss"] / bound(cfg, widest)[1]).max()
     name = "training at least at rate lam_min(K_inf)/2: largest loss over its bound"
     return [*out, Claim.at_most(name, "Zhu et al. 2023, training under the smallest NTK eigenvalue", excess, 1.001)]
 

@@ -120,8 +120,8 @@ def regress(k, y, key, ridge: float, n: int) -> dict[str, jax.Array]:
     """Accuracy on the rest and squared error over all digits of regression on n random digits."""
     order = jax.random.permutation(key, len(y))
     train, rest = order[:n], order[n:]
-    ridge = ridge * jnp.mean(jnp.diag(k))
-    fit = predict.gp_inference(k[train][:, train], y[train], ridge, diag_reg_absolute_scale=True)
+    scaled = ridge * jnp.mean(jnp.diag(k))
+    fit = predict.gp_inference(k[train][:, train], y[train], scaled, diag_reg_absolute_scale=True)
     f = fit(get="ntk", k_test_train=k[:, train])
     return {"score": accuracy(f[rest], y[rest]), "error": jnp.mean(jnp.sum((f - y) ** 2, -1))}
 

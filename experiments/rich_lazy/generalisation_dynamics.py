@@ -223,7 +223,8 @@ def network_claims(result: Result) -> list[Claim]:
         out = [Claim.not_applicable(name, "section 5", "needs two numbers of samples")]
     name = "ReLU network: samples at which training too long costs most"
     low, high = WEIGHTS / 2, 2 * WEIGHTS
-    if not cfg.network_samples[0] < low < high < cfg.network_samples[-1]:
+    few, many = min(cfg.network_samples), max(cfg.network_samples)
+    if not few < low < high < many:
         return [*out, Claim.not_applicable(name, "section 5", f"needs samples from below {low:g} to above {high:g}")]
     note = f"{WEIGHTS} weights; late over early-stopped error: " + ", ".join(f"{value:.2f}" for value in excess)
     peak = cfg.network_samples[int(np.argmax(excess))] if np.isfinite(excess).all() else np.nan
