@@ -159,7 +159,7 @@ def prepare(
             "simulate: got a call without steps= or in the form of 0.1; write simulate(gradient_descent(L, .05), "
             "params, data, train=[...], test=[...], steps=..., record_at=..., key=...) with L = Objective(apply, loss)"
         )
-    if state is None and isinstance(params, tuple) and hasattr(params, "params"):
+    if state is None and hasattr(params, "opt_state"):
         raise TypeError("params: got a state of the dynamics; allowed: the parameters, or state= to go on from it")
     check_data(data)
     key = jax.random.key(0) if key is None else key
