@@ -238,12 +238,16 @@ def figure(result: Result):
     simple.legend(fontsize=8)
     level = np.log10(np.exp(mean_of_fitted(np.log(records["phase"].values["kernel_distance"][0]))))
     if min(level.shape) > 1:
-        mesh = phase.pcolormesh(cfg.temperature, cfg.alpha, level, shading="nearest", cmap="cividis")
-        fig.colorbar(mesh, ax=phase, label="log10 |K - K_0| / |K_0|")
+        drawn = phase.pcolormesh(cfg.temperature, cfg.alpha, level, shading="nearest", cmap="cividis")
+    else:
+        drawn = phase.scatter(*np.meshgrid(cfg.temperature, cfg.alpha), c=level, cmap="cividis")
+        phase.set(xlim=(cfg.temperature[0] / 2, 2 * cfg.temperature[-1]), ylim=(cfg.alpha[0] / 2, 2 * cfg.alpha[-1]))
+    fig.colorbar(drawn, ax=phase, label="log10 |K - K_0| / |K_0|")
     noisy = records["phase"].values["weight_change"][0, -1] / np.asarray(cfg.temperature)[:, None]
     escape = ESCAPE / np.exp(mean_of_fitted(np.log(noisy).ravel()))
-    phase.axvline(escape, color="black", ls="--", label=f"lazy: |dw| / |w_0| = {ESCAPE:g}")
-    phase.legend(fontsize=8, loc="lower left")
+    if np.isfinite(escape):
+        phase.axvline(escape, color="black", ls="--", label=f"lazy: |dw| / |w_0| = {ESCAPE:g}")
+        phase.legend(fontsize=8, loc="lower left")
     phase.set(xscale="log", yscale="log", xlabel="temperature T = eta/B (blank: not fitted)")
     phase.set_ylabel("output scale alpha")
     for i, (p, row) in enumerate(zip(cfg.samples, records["samples"].values["weight_change"][0])):
