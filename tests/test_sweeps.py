@@ -229,12 +229,22 @@ def test_a_killed_workers_part_is_done_once_by_the_other(tmp_path, sweep):
     assert_same(load(path).records, load(tmp_path / "alone").records)
 
 
-def test_workers_of_the_command_line_share_a_study(tmp_path):
+def test_workers_of_the_command_line_share_a_study(tmp_path, monkeypatch, capsys):
+    """It is repeated in the same pieces, and needs their checkpoints no more once it is finished."""
     module, config = program(seeds=6)
-    claims, _ = cli.execute(module, config, tmp_path / "run", dict(ABOUT), quiet=True, workers=2)
+    path = tmp_path / "toy" / "run"
+    claims, _ = cli.execute(module, config, path, dict(ABOUT), quiet=True, workers=2)
     assert [claim["holds"] for claim in claims] == [True, True, None]
-    assert len(list((tmp_path / "run" / "pieces").glob("*/*"))) == 2
-    assert_same(load(tmp_path / "run").records, toy.run(config).records)
+    assert_same(load(path).records, toy.run(config).records)
+    assert run_main(["repeat", str(path)]) == 0
+    assert "decay: the same bits" in capsys.readouterr().out
+    for name in ("run", "run.repeat"):
+        assert len(list((tmp_path / "toy" / name / "pieces").glob("*/*"))) == 2
+    assert run_main(["gc", str(tmp_path), "--delete"]) == 0
+    assert not list(tmp_path.rglob("*.ckpt"))
+    monkeypatch.setattr(driver, "advance", None)
+    run(path, seeds=6)
+    assert_same(load(path).records, toy.run(config).records)
 
 
 def test_a_worker_beside_no_run_leaves_at_once(tmp_path, capsys):
