@@ -102,19 +102,7 @@ def images_task(config: Config):
 def run_images(config: Config, study) -> dict[str, Record]:
     (model, data), usual = images_task(config), Config()
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    blocks, kept = -(-config.updates // 50), {"alpha": config.alpha[-1], "samples": middle(config.samples)}
-
-    ntk = jax.jit(partial(empirical_ntk_fn(model.apply), data.x[:64], None))
-
-    @jax.jit
-    def start(key) -> Drawn:
-        params = model.init(key, (-1, data.x.shape[-1]))[1]
-        return Drawn(params, values={"start": params, "origin": model.apply(params, data.x), "kernel": ntk(params)})
-
-    def make(lane) -> Dynamics:
-        at = {**kept, **lane}
-        sizes = {"batch": config.batch, "block": 50}
-        return hinge_sgd(model.apply, at["alpha"], lane.temperature, at["samples"], lane.origin, **sizes)
+    ntk, blocks = jax.jit(partial(empirical_ntk_fn(model.apply), data.x[:64], None)), -(-config.updates // 50)
 
     def read(lane, view):
         params, updates, fitted = view.state
@@ -126,7 +114,20 @@ def run_images(config: Config, study) -> dict[str, Record]:
         }
         return {name: jnp.where(fitted, value, jnp.nan) for name, value in values.items()} | {"fitted": fitted * 1.0}
 
-    def train(label, axis, values, number) -> Record:
+    def train(label, axis, values, most, number) -> Record:
+        """Over ``axis`` and the temperatures, at the largest alpha and ``most`` samples where the axis is not these."""
+        used = Batch(data.x[:most], data.y[:most])
+
+        @jax.jit
+        def start(key) -> Drawn:
+            w = model.init(key, (-1, data.x.shape[-1]))[1]
+            return Drawn(w, values={"start": w, "origin": model.apply(w, used.x), "kernel": ntk(w)})
+
+        def make(lane) -> Dynamics:
+            at = {"alpha": config.alpha[-1], "samples": most, **lane}
+            settings = at["alpha"], at["temperature"], at["samples"], at["origin"]
+            return hinge_sgd(model.apply, *settings, batch=config.batch, block=50)
+
         return study(
             {axis: values, "temperature": config.temperature, "seed": range(config.seeds)},
             draw=lambda lane: start(keys[lane.seed]),
@@ -135,15 +136,18 @@ def run_images(config: Config, study) -> dict[str, Record]:
             steps=blocks,
             record_at=[blocks],
             key=jax.random.key(config.seed),
-            data=data,
+            data=used,
             label=label,
             stream=lambda at: number(at[axis], at["temperature"]) * usual.seeds + at["seed"],
         )
 
     alphas, temperatures, counts = len(usual.alpha), len(usual.temperature), len(usual.samples)
+    samples, most = config.samples, middle(config.samples)
     return {
-        "phase": train("phase", "alpha", config.alpha, lambda alpha, t: alpha * temperatures + t),
-        "samples": train("samples", "samples", config.samples, lambda p, t: alphas * temperatures + t * counts + p),
+        "phase": train("phase", "alpha", config.alpha, most, lambda i, j: i * temperatures + j),
+        "samples": train(
+            "samples", "samples", samples, samples[-1], lambda i, j: alphas * temperatures + j * counts + i
+        ),
     }
 
 
