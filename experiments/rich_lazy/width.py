@@ -22,12 +22,12 @@ import numpy as np
 
 from dynamics import config, stax
 from dynamics.config import Count
-from dynamics.empirical import empirical_ntk_fn, kernel_distance
+from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import Drawn, gradient_descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
+from dynamics.statistics import PowerLaw, kernel_distance, power_law
 from dynamics.tasks.sphere import sphere_quadratic
-from dynamics.theory.fits import PowerLaw, power_law
 from dynamics.theory.kernel_descent import kernel_descent
 from dynamics.types import Claim, Model, Objective, Observable, Record
 
