@@ -190,6 +190,8 @@ class Dynamics(NamedTuple):
             anchor); None elsewhere.
         preconditioner: ``state -> P``, a pytree like the parameters: the optimiser moves by ``P^-1`` times its
             (averaged) gradient. None where that is not known.
+        order: p, where its path at a fixed time ``dt * step`` tends to a flow as ``O(dt^p)``; None where there is no
+            such flow (minibatches, a schedule; moments that forget by the step) or ``dt`` is not the step's size.
     """
 
     init: Callable[[Params], PyTree]
@@ -199,6 +201,7 @@ class Dynamics(NamedTuple):
     objective: Objective | None = None
     objective_at: Callable[[PyTree], Objective] | None = None
     preconditioner: Callable[[PyTree], PyTree] | None = None
+    order: int | None = None
 
 
 class View(NamedTuple):

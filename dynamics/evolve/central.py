@@ -181,7 +181,9 @@ def _flow(landscape: Objective, process: Process, k: int, depth: int, seed: int,
             params=unravel(path), vectors=pairs.vectors, eigenvalues=pairs.values, step=state.step + 1
         )
 
-    return Dynamics(init, step, lambda state: state.params, process.eta, landscape)
+    return Dynamics(
+        init, step, lambda state: state.params, process.eta, landscape, order=None if process.adaptive else 1
+    )
 
 
 def _flat(name: str, tree: Any, params: Params, missing: float) -> Array:
