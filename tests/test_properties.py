@@ -193,7 +193,10 @@ def test_every_solver_and_flow_states_its_order():
     assert ORDERS["gradient_flow"] == 4
 
 
-@pytest.mark.parametrize("name", [name for name, order in ORDERS.items() if order is not None])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if "central" in name else ()) for name in ORDERS if ORDERS[name]],
+)
 def test_the_order_is_the_one_stated(name, key, x64):
     """At a fixed time the path at dt and dt/2 differ by ``c dt^p``: two halvings give p, to the next order's share."""
     batch, time, coarse = batch_of(key), 0.4, 16 if ORDERS[name] == 4 else 64
