@@ -3,7 +3,18 @@
 Reference: Novak et al. 2020, 'Neural Tangents: fast and easy infinite neural networks in Python'.
 """
 
-from dynamics.stax.activations import (
+from dynamics.stax.activations.piecewise_linear import ABRelu, Abs, LeakyRelu, RectifiedMonomial, Relu, Sign
+from dynamics.stax.activations.quadrature import (
+    Elementwise,
+    ElementwiseNumerical,
+    Series,
+    Sigmoid,
+    Silu,
+    Softplus,
+    Tanh,
+    hermite_series,
+)
+from dynamics.stax.activations.smooth import (
     Cos,
     Erf,
     Exp,
@@ -18,29 +29,18 @@ from dynamics.stax.activations import (
     Sigmoid_like,
     Sin,
 )
-from dynamics.stax.attention import GlobalSelfAttention
-from dynamics.stax.batching import batch
-from dynamics.stax.branching import FanInConcat, FanInProd, FanInSum, FanOut
-from dynamics.stax.combinators import Identity, parallel, repeat, serial
-from dynamics.stax.conv import Conv, ConvLocal, ConvTranspose
-from dynamics.stax.dense import Dense
-from dynamics.stax.embedding import Embedding
-from dynamics.stax.kernel import Kernel
-from dynamics.stax.monte_carlo import estimated_kernel_fn, monte_carlo_kernel_fn
-from dynamics.stax.norm import Dropout, LayerNorm, RMSNorm
-from dynamics.stax.pooling import AvgPool, Flatten, GlobalAvgPool, GlobalSumPool, SumPool
-from dynamics.stax.quadrature import (
-    Elementwise,
-    ElementwiseNumerical,
-    Series,
-    Sigmoid,
-    Silu,
-    Softplus,
-    Tanh,
-    hermite_series,
-)
-from dynamics.stax.relu import ABRelu, Abs, LeakyRelu, RectifiedMonomial, Relu, Sign
-from dynamics.stax.rnn import Rnn
+from dynamics.stax.kernel.batching import batch
+from dynamics.stax.kernel.kernel import Kernel
+from dynamics.stax.kernel.monte_carlo import estimated_kernel_fn, monte_carlo_kernel_fn
+from dynamics.stax.layers.attention import GlobalSelfAttention
+from dynamics.stax.layers.branching import FanInConcat, FanInProd, FanInSum, FanOut
+from dynamics.stax.layers.combinators import Identity, parallel, repeat, serial
+from dynamics.stax.layers.conv import Conv, ConvLocal, ConvTranspose
+from dynamics.stax.layers.dense import Dense
+from dynamics.stax.layers.embedding import Embedding
+from dynamics.stax.layers.norm import Dropout, LayerNorm, RMSNorm
+from dynamics.stax.layers.pooling import AvgPool, Flatten, GlobalAvgPool, GlobalSumPool, SumPool
+from dynamics.stax.layers.rnn import Rnn
 
 __all__ = [
     "ABRelu",

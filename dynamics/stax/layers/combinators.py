@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from dynamics.stax.checks import check_layers
-from dynamics.stax.layers import Needs, composed, kernel_layer
-from dynamics.stax.layers import layer as make_layer
+from dynamics.stax.layers.checks import check_layers
+from dynamics.stax.layers.layer import Needs, composed, kernel_layer
+from dynamics.stax.layers.layer import layer as make_layer
 from dynamics.types import Model
 
 

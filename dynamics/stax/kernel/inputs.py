@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.mesh import free_bytes
-from dynamics.stax.kernel import Kernel, pair_indices, safe_reciprocal, safe_sqrt, within_sides
+from dynamics.stax.kernel.algebra import pair_indices, safe_reciprocal, safe_sqrt, within_sides
+from dynamics.stax.kernel.kernel import Kernel
 from dynamics.types import Array
 
 
@@ -54,7 +55,6 @@ def kernel_from_inputs(
         within2=None if diagonal or x2 is None else _within_gap(second, var2),
         x1_is_x2=x2 is None,
         paired=paired,
-        is_input=True,
         diagonal_spatial=diagonal,
         shape1=shape1,
         shape2=shape2,

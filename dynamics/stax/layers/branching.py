@@ -8,18 +8,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dynamics.stax.checks import check_axes
-from dynamics.stax.kernel import (
-    Kernel,
-    deviations,
-    kernel_from_covariances,
-    safe_reciprocal,
-    safe_sqrt,
-    where_kept,
-    within_sides,
-)
-from dynamics.stax.layers import Needs, layer
-from dynamics.stax.spatial import gap_of, half_distance
+from dynamics.stax.kernel.algebra import safe_reciprocal, safe_sqrt, where_kept, within_sides
+from dynamics.stax.kernel.kernel import Kernel, deviations
+from dynamics.stax.kernel.spatial import gap_of, half_distance
+from dynamics.stax.layers.checks import check_axes
+from dynamics.stax.layers.layer import Needs, layer
 from dynamics.types import Model
 
 
@@ -192,7 +185,7 @@ def _stack_positions(ks, spatial_axis: int) -> Kernel:
         return jnp.concatenate(blocks, column)
 
     first = ks[0]
-    return kernel_from_covariances(
+    return Kernel.from_covariances(
         stack([k.nngp for k in ks], 2),
         stack([k.ntk for k in ks], 2),
         stack([k.cov1 for k in ks], 1),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.kernel import where_kept
+from dynamics.stax.kernel.algebra import where_kept
 from dynamics.types import Array
 
 

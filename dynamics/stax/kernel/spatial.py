@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from dynamics.stax.kernel import Kernel, deviations, own_sides
+from dynamics.stax.kernel.algebra import own_sides
+from dynamics.stax.kernel.kernel import Kernel, deviations
 from dynamics.types import Array
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")

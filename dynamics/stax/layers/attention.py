@@ -10,7 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.attention_kernels import (
+from dynamics.stax.kernel.algebra import where_kept
+from dynamics.stax.kernel.kernel import Kernel
+from dynamics.stax.kernel.spatial import spatial_shape
+from dynamics.stax.layers.attention_kernels import (
     Covariances,
     Scales,
     bilinear,
@@ -18,11 +21,9 @@ from dynamics.stax.attention_kernels import (
     position_covariance,
     sampled,
 )
-from dynamics.stax.checks import check_count, check_scales
-from dynamics.stax.kernel import Kernel, kernel_from_covariances, where_kept
-from dynamics.stax.layers import Needs, layer
-from dynamics.stax.scaling import along, resized
-from dynamics.stax.spatial import spatial_shape
+from dynamics.stax.layers.checks import check_count, check_scales
+from dynamics.stax.layers.layer import Needs, layer
+from dynamics.stax.layers.scaling import along, resized
 from dynamics.types import Array, Model
 
 _MECHANISMS: dict[str, Callable[[Array], Array]] = {
@@ -243,7 +244,7 @@ def _attended(options: _Options, plain: Covariances, embedded: Covariances, n_sa
 def _rebuilt(k: Kernel, new: Covariances, n_chan_out: int) -> Kernel:
     """The Kernel of the layer's outputs."""
     shape, axis = spatial_shape(k), k.channel_axis
-    return kernel_from_covariances(
+    return Kernel.from_covariances(
         _unflat(new.nngp, 2, shape),
         where_kept(_unflat, new.ntk, 2, shape),
         _unflat(new.cov1, 1, shape),

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from dynamics.stax.kernel import Deviations, Kernel, deviations, diagonal_of, where_kept, within_sides
-from dynamics.stax.layers import Needs, layer
-from dynamics.stax.spatial import (
+from dynamics.stax.kernel.algebra import diagonal_of, where_kept, within_sides
+from dynamics.stax.kernel.kernel import Deviations, Kernel, deviations
+from dynamics.stax.kernel.spatial import (
     Window,
     check_padding,
     gap_of,
@@ -25,6 +25,7 @@ from dynamics.stax.spatial import (
     sum_independent,
     windows,
 )
+from dynamics.stax.layers.layer import Needs, layer
 from dynamics.types import Array, Model
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.checks import check_axes
-from dynamics.stax.kernel import Kernel, deviations, safe_reciprocal, safe_sqrt, where_kept, within_sides
-from dynamics.stax.layers import Needs, layer
+from dynamics.stax.kernel.algebra import safe_reciprocal, safe_sqrt, where_kept, within_sides
+from dynamics.stax.kernel.kernel import Kernel, deviations
+from dynamics.stax.layers.checks import check_axes
+from dynamics.stax.layers.layer import Needs, layer
 from dynamics.types import Array, Model
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.inputs import kernel_from_inputs
-from dynamics.stax.kernel import Kernel, check_name, unpair
-from dynamics.stax.tiles import tile_limit
-from dynamics.stax.tokens import kernel_from_tokens
-from dynamics.stax.vectors import tiled_kernel
+from dynamics.stax.kernel.inputs import kernel_from_inputs
+from dynamics.stax.kernel.kernel import Kernel, unpair
+from dynamics.stax.kernel.read_out import names_of, read_out
+from dynamics.stax.kernel.tiles import tile_limit
+from dynamics.stax.kernel.tokens import kernel_from_tokens
+from dynamics.stax.kernel.vectors import tiled_kernel
 from dynamics.types import Model
 
 
@@ -76,7 +75,7 @@ class KernelFn:
                 order without a limit, and kernels above the free memory.
         """
         _refuse({"pattern": pattern, "mask_constant": mask_constant, "diagonal_batch": diagonal_batch})
-        names = _names(get)
+        names = names_of(get)
         compute_ntk = names is None or "ntk" in names
         batch_axis = 0 if self.needs.batch_axis is None else self.needs.batch_axis
         channel_axis = -1 if self.needs.channel_axis is None else self.needs.channel_axis
@@ -99,26 +98,6 @@ class KernelFn:
                 paired=x2 is None and full and self.needs.pairs,
             )
         return read_out(_unpaired(self.propagate(kernel, **kwargs)), get)
-
-
-@functools.cache
-def record(name: str, fields: tuple[str, ...]) -> type:
-    """A namedtuple class, the same one for the same arguments (pytrees compare classes)."""
-    return collections.namedtuple(name, fields)
-
-
-def _names(get) -> tuple[str, ...] | None:
-    if get is None:
-        return None
-    if isinstance(get, str):
-        return (check_name(get),)
-    if not isinstance(get, tuple | list):
-        raise ValueError(f"get must be None, a name or a tuple of names, got {get!r}")
-    for name in get:
-        check_name(name)
-    if len(set(get)) < len(get):
-        raise ValueError(f"get must name each attribute once, got {tuple(get)}")
-    return tuple(get)
 
 
 _REFUSED = {
@@ -161,18 +140,6 @@ def _all_kernels(x) -> bool:
 
 def _unpaired(kernel):
     return jax.tree.map(lambda k: unpair(k) if k.paired else k, kernel, is_leaf=_is_kernel)
-
-
-def read_out(kernel, get):
-    """Selects ``get`` from a Kernel (or from each of a list of them)."""
-    names = _names(get)
-    if names is None:
-        return kernel
-    if not isinstance(kernel, Kernel):
-        return type(kernel)(read_out(k, get) for k in kernel)
-    if isinstance(get, str):
-        return kernel.select(get)
-    return record("AnalyticKernel", names)(*(kernel.select(name) for name in names))
 
 
 def layer(init: Callable, apply: Callable, propagate: Callable, needs: Needs | None = None) -> Model:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from dynamics.stax.kernel import Kernel, pair_indices, within_sides
+from dynamics.stax.kernel.algebra import pair_indices, within_sides
+from dynamics.stax.kernel.kernel import Kernel
 from dynamics.types import Array
 
 
@@ -26,7 +27,6 @@ def kernel_from_tokens(x1, x2, *, full_spatial: bool, compute_ntk: bool, paired:
         within2=None if diagonal or x2 is None else _within(two),
         x1_is_x2=x2 is None,
         paired=paired,
-        is_input=True,
         diagonal_spatial=diagonal,
         shape1=one.shape,
         shape2=two.shape,

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynamics.stax.kernel import Kernel, channels, safe_sqrt, transpose_spatial, within_sides
-from dynamics.stax.layers import Needs, layer
-from dynamics.stax.scaling import Scaling, scaling
-from dynamics.stax.spatial import (
+from dynamics.stax.kernel.algebra import safe_sqrt, within_sides
+from dynamics.stax.kernel.kernel import Kernel, channels, transpose_spatial
+from dynamics.stax.kernel.spatial import (
     Window,
     check_padding,
     map_shared,
@@ -24,6 +23,8 @@ from dynamics.stax.spatial import (
     transposed_windows,
     windows,
 )
+from dynamics.stax.layers.layer import Needs, layer
+from dynamics.stax.layers.scaling import Scaling, scaling
 from dynamics.types import Array, ArrayLike, Model
 
 
@@ -191,7 +192,6 @@ def _layer(place: _Geometry, scaled: Scaling) -> Model:
             mapped = _independent_positions(mapped)
         mapped = mapped.replace(
             is_gaussian=True,
-            is_input=False,
             shape1=place.output_shape(k.shape1, scaled.units),
             shape2=place.output_shape(k.shape2, scaled.units),
             batch_axis=out.index("N"),
