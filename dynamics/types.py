@@ -7,7 +7,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,25 @@ __all__ = [
     "check_apply",
     "check_objective",
     "factory",
+    "gone",
     "scalar",
 ]
+
+
+def gone(module: str, *, now: Any = None, **lines: str) -> Callable[[str], Any]:
+    """A module's ``__getattr__``: what 0.1 had there is answered with the line to write instead.
+
+    ``now`` is the module that took its names over; ``lines`` gives the line of every other name.
+    """
+
+    def missing(name: str) -> Any:
+        if now is not None and name in now.__all__:
+            lines[name] = f"{now.__name__}.{name}"
+        if name in lines:
+            raise ImportError(f"{module}.{name} is gone since 0.2; write {lines[name]}")
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return missing
 
 
 class Model(NamedTuple):
@@ -394,3 +411,11 @@ def check_objective(objective: Any) -> None:
                 f"{name}: got {function!r}; allowed: a function, e.g. dynamics.losses.half_mse for a loss (f, y) -> "
                 "scalar"
             )
+
+
+if not TYPE_CHECKING:
+    __getattr__ = gone(
+        __name__,
+        Readout="the observables themselves: simulate(..., train=[loss(), ...])",
+        StatefulObservable="Observable(init, update), with init(view) and update(memory, view)",
+    )

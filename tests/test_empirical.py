@@ -19,8 +19,8 @@ from dynamics.empirical import (
     empirical_ntk_plan,
     empirical_ntk_vp_fn,
 )
-from dynamics.empirical.batching import splits_into_samples
 from dynamics.empirical.gram import mirrored, upper_blocks
+from dynamics.program.sample_axis import splits_into_samples
 
 # relative to the largest entry; float32: a few hundred roundings of 6e-8, float64 alike
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.empirical.api import empirical_ntk_fn
-from dynamics.empirical.batching import splits_into_samples
-from dynamics.empirical.kernels import Moving, Request, ntk_plans
+from dynamics.empirical.dispatch import Moving, Request, ntk_plans
+from dynamics.empirical.functions import empirical_ntk_fn
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan
 from dynamics.linalg import Eigenpairs, Estimate, eigenpairs, mean_and_error, spectral_density, trace
+from dynamics.program.sample_axis import splits_into_samples
 from dynamics.types import Array, Params, PyTree
 
 

@@ -14,8 +14,8 @@ from dynamics.evolve import Drawn, gradient_descent, log_steps
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import committee, quadratic
-from dynamics.observe import effective_rank, first_step, seldom, time_ratio
-from dynamics.observe.representation import label_alignment
+from dynamics.observe import seldom
+from dynamics.statistics import effective_rank, first_step, label_alignment, time_ratio
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory import lazy_to_rich as theory
 from dynamics.types import Batch, Dynamics, Model, Objective, Observable, Params, Record, View

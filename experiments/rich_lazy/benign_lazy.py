@@ -28,8 +28,7 @@ from dynamics.evolve import Drawn, gradient_descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, half_mse
 from dynamics.observe import scores, seldom
-from dynamics.observe.rank import weight_norm
-from dynamics.theory.fits import power_law
+from dynamics.statistics import power_law, weight_norm
 from dynamics.types import Batch, Claim, Data, Model, Objective, Record
 
 SOURCE = "Zhu, Liu, Chrysos, Locatello & Cevher 2023, 'Benign overfitting in deep neural networks under lazy training'"

@@ -20,14 +20,14 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Positive, Range
-from dynamics.empirical import empirical_ntk_fn, kernel_alignment, kernel_distance
+from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, cross_entropy
 from dynamics.models.rnn import rnn, states, truncated
 from dynamics.observe import since_start
+from dynamics.statistics import kernel_alignment, kernel_distance, mean_interval
 from dynamics.tasks.sequences import two_alternative_choice
-from dynamics.theory.fits import mean_interval
 from dynamics.theory.low_rank import low_rank_alignment
 from dynamics.types import Batch, Claim, Objective, Record
 

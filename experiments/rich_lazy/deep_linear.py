@@ -20,9 +20,10 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Positive, Range
-from dynamics.empirical import flat_kernel, kernel_alignment, kernel_distance
+from dynamics.empirical import flat_kernel
 from dynamics.evolve import Drawn, every, gradient_descent, gradient_flow, log_steps
 from dynamics.evolve import study as in_memory
+from dynamics.statistics import kernel_alignment, kernel_distance
 from dynamics.theory import deep_linear as theory
 from dynamics.types import Batch, Claim, Objective, Observable, Record
 

@@ -25,13 +25,12 @@ import numpy as np
 
 from dynamics import config, stax
 from dynamics.config import Count, Positive
-from dynamics.empirical import empirical_ntk_fn, kernel_distance
+from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import Drawn, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
-from dynamics.observe.rank import weight_norm
+from dynamics.statistics import kernel_distance, power_law, weight_norm
 from dynamics.tasks.sphere import sphere_quadratic
-from dynamics.theory.fits import power_law
 from dynamics.types import Claim, Dynamics, Model, Objective, Observable, Record
 from experiments.rich_lazy._hinge import until
 

@@ -25,9 +25,9 @@ from dynamics.evolve import Drawn, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.observe import loss, since_start
+from dynamics.statistics import power_law
 from dynamics.tasks.sphere import sphere_quadratic
 from dynamics.theory import abc
-from dynamics.theory.fits import power_law
 from dynamics.types import Claim, Dynamics, Objective, Record
 
 SOURCE = "Yang & Hu 2021, 'Tensor Programs IV: feature learning in infinite-width neural networks'"

@@ -22,7 +22,7 @@ from dynamics import config
 from dynamics.config import Count, Positive
 from dynamics.evolve import every, gradient_descent
 from dynamics.evolve import study as in_memory
-from dynamics.observe.rank import effective_rank
+from dynamics.statistics import effective_rank
 from dynamics.theory.deep_linear import saddle_losses
 from dynamics.types import Batch, Claim, Objective, Record
 

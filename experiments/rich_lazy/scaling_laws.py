@@ -23,8 +23,8 @@ from dynamics import config
 from dynamics.config import Count, Range
 from dynamics.evolve import every
 from dynamics.evolve import study as in_memory
+from dynamics.statistics import power_law
 from dynamics.theory import scaling_laws as theory
-from dynamics.theory.fits import power_law
 from dynamics.types import Claim, Observable, Record
 
 SOURCE = "Bordelon, Atanasov & Pehlevan 2024, 'A dynamical model of neural scaling laws'"

@@ -23,12 +23,11 @@ import numpy as np
 
 from dynamics import config, stax
 from dynamics.config import Count, Positive, Range
-from dynamics.empirical import empirical_ntk_fn, kernel_distance
+from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import Drawn
 from dynamics.evolve import study as in_memory
-from dynamics.observe.rank import weight_norm
+from dynamics.statistics import kernel_distance, power_law, weight_norm
 from dynamics.tasks.images import digits, mnist
-from dynamics.theory.fits import power_law
 from dynamics.types import Batch, Claim, Dynamics, Observable, Record
 from experiments.rich_lazy._hinge import hinge_sgd, run_perceptron
 

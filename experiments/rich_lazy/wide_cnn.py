@@ -21,7 +21,7 @@ import numpy as np
 from dynamics import config
 from dynamics.config import Count, Range
 from dynamics.evolve import study as in_memory
-from dynamics.theory.fits import power_law
+from dynamics.statistics import power_law
 from dynamics.theory.hierarchical import arc_cosine, hierarchical_ntk
 from dynamics.theory.random_features import random_feature_risk
 from dynamics.types import Claim, Observable, Record

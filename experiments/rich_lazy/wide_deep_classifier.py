@@ -22,7 +22,7 @@ import numpy as np
 from dynamics import config
 from dynamics.config import Count, Range
 from dynamics.evolve import study as in_memory
-from dynamics.theory.fits import mean_interval, power_law
+from dynamics.statistics import mean_interval, power_law
 from dynamics.theory.infinite_depth import dual_with_singularity, limiting_classifier, log_deep_ntk
 from dynamics.types import Claim, Observable, Record
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
-from dynamics.empirical import contract, jaxpr
+from dynamics.empirical import block_contraction as contract
 from dynamics.empirical.blocks import Block, Cost, Work, blocks_of, gram_cost, jacobian_cost
-from dynamics.empirical.replay import Survey, replay
-from dynamics.empirical.views import rearrange
+from dynamics.program import jaxpr
+from dynamics.program.tapped_replay import Survey, replay
+from dynamics.program.views import rearrange
 from dynamics.types import Array, Params, PyTree
 
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-from dynamics.empirical import jaxpr
-from dynamics.empirical.batch_rules import after_operation
-from dynamics.empirical.states import (
+from dynamics.program import jaxpr
+from dynamics.program.sample_axis_rules import after_operation
+from dynamics.program.sample_axis_states import (
     Follows,
     Known,
     Mixed,

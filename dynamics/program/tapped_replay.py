@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-from dynamics.empirical import jaxpr
-from dynamics.empirical.sites import Site, looped, meetings
-from dynamics.empirical.views import View, looked_through, reshaped, whole_leaf
+from dynamics.program import jaxpr
+from dynamics.program.meetings import Site, looped, meetings
+from dynamics.program.views import View, looked_through, reshaped, whole_leaf
 from dynamics.types import Array
 
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.empirical import contract
+from dynamics.empirical import block_contraction as contract
 from dynamics.empirical.axes import OutputAxes, arrange, traced_size
 from dynamics.empirical.blocks import Block
-from dynamics.empirical.engine import Task, from_opened, unit_cotangents
-from dynamics.empirical.kernels import Axes, Job, Moving, Request, compute, ntk_jobs
+from dynamics.empirical.dispatch import Axes, Job, Moving, Request, compute, ntk_jobs
+from dynamics.empirical.one_tile import Side, open_tile, sides
 from dynamics.empirical.plan import DEFAULT_BUDGET
-from dynamics.empirical.structured import Side, open_tile, sides
-from dynamics.empirical.views import rearrange
+from dynamics.empirical.tiles import Task, from_opened, unit_cotangents
+from dynamics.program.views import rearrange
 from dynamics.types import Array, Params, PyTree
 
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.empirical.axes import OutputAxes, arrange, check_shapes, output_axes, traced_size
-from dynamics.empirical.batching import splits_into_samples
-from dynamics.empirical.engine import Task, diagonal_kernel, pairs_kernel, work_of
+from dynamics.empirical.one_tile import Network, alike, network
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan, make_plan
-from dynamics.empirical.structured import Network, alike, network
+from dynamics.empirical.tiles import Task, diagonal_kernel, pairs_kernel, work_of
 from dynamics.mesh import free_bytes
+from dynamics.program.sample_axis import splits_into_samples
 from dynamics.types import Array, Params, PyTree
 
 Axes = int | Sequence[int]

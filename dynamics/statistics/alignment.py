@@ -1,4 +1,4 @@
-"""How alike two kernels are: centring, alignment, distance, effective dimension."""
+"""How alike two kernels are, or a kernel and labels: centring, alignment, distance, effective dimension."""
 
 from __future__ import annotations
 
@@ -46,6 +46,32 @@ def kernel_alignment(kernel1: Array, kernel2: Array, *, centre: bool = True) -> 
     if centre:
         kernel1, kernel2 = centred(kernel1), centred(kernel2)
     return jnp.sum(_unit(kernel1) * _unit(kernel2), (-2, -1))
+
+
+def label_alignment(kernel: Array, y: Array, *, centre: bool = True) -> Array:
+    """``kernel_alignment`` of a kernel, or of the Gram matrix of a representation, with its labels ``y y^T``.
+
+    Args:
+        kernel: ``[n, n]``, symmetric.
+        y: labels ``[n]`` or ``[n, c]``.
+        centre: False leaves out the centring.
+
+    Returns:
+        Scalar in [-1, 1]. A kernel of rank r that knows nothing of the labels reads about ``sqrt(r)/n``, not 0: the
+        diagonal counts.
+
+    Cost: O(n^2 c).
+
+    Reference: Cortes, Mohri & Rostamizadeh 2012, eq. 3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> y = jnp.array([1.0, -1.0, 2.0])
+        >>> round(float(label_alignment(jnp.outer(y, y) + 3.0, y)), 4)
+        1.0
+    """
+    y = jnp.reshape(y, (kernel.shape[0], -1))
+    return kernel_alignment(kernel, y @ y.T, centre=centre)
 
 
 def _unit(kernel: Array) -> Array:

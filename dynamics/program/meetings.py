@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from dynamics.empirical.views import Step, View, reshaped
+from dynamics.program.views import Step, View, reshaped
 from dynamics.types import Array
 
 

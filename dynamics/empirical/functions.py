@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from dynamics.empirical.axes import arrange, check_shapes, output_axes, traced_size
-from dynamics.empirical.kernels import Axes, Parts, Request, ntk_parts, ntk_plans
+from dynamics.empirical.dispatch import Axes, Parts, Request, ntk_parts, ntk_plans
 from dynamics.empirical.plan import DEFAULT_BUDGET
 from dynamics.types import Array, Params, PyTree
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from jax.extend.core import JaxprEqn
 
-from dynamics.empirical import jaxpr
-from dynamics.empirical.states import Follows, Known, Mixes, Same, Undecided, carry, same
+from dynamics.program import jaxpr
+from dynamics.program.sample_axis_states import Follows, Known, Mixes, Same, Undecided, carry, same
 
 _MAPPED = frozenset(
     """

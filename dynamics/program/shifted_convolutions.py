@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-from dynamics.empirical import jaxpr
+from dynamics.program import jaxpr
 from dynamics.types import Array
 
 

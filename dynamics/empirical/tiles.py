@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from dynamics.empirical.axes import OutputAxes
 from dynamics.empirical.blocks import Work
-from dynamics.empirical.jaxpr import has_convolutions
+from dynamics.empirical.one_tile import Network, Side, contract_block, open_tile, sides, slim
 from dynamics.empirical.plan import Plan
-from dynamics.empirical.structured import Network, Side, contract_block, open_tile, sides, slim
+from dynamics.program.jaxpr import has_convolutions
 from dynamics.types import Array, PyTree
 
 Kernels = dict[str, Array]

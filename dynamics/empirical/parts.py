@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynamics.empirical.kernels import Axes, Parts, Request, ntk_parts
+from dynamics.empirical.dispatch import Axes, Parts, Request, ntk_parts
 from dynamics.empirical.plan import DEFAULT_BUDGET
 from dynamics.types import Array, Params, PyTree
 
