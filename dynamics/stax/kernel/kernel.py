@@ -212,10 +212,15 @@ class Kernel:
             var2=var2,
             within1=where_kept(lambda x: x[n1_slice], self.within1),
             within2=second(self.within1, self.within2),
+            mask1=self._of_samples(self.mask1, n1_slice),
+            mask2=None if same else self._of_samples(self.other(self.mask1, self.mask2), n2_slice),
             x1_is_x2=same,
             shape1=shapes[0],
             shape2=shapes[1],
         )
+
+    def _of_samples(self, mask: Any, index: Any) -> Any:
+        return where_kept(lambda mask: mask[(slice(None),) * self.batch_axis + (index,)], mask)
 
     def transpose(self, axes: Sequence[int] | None = None) -> Kernel:
         """Spatial axes reordered: axis ``i`` of the result is axis ``axes[i]``; ``shape1`` and ``shape2`` stay."""
@@ -241,7 +246,8 @@ class Kernel:
 
 _REFUSED = {
     "reverse": "spatial axes are always in the order of the inputs (is_reversed is False)",
-    "dot_general": "apply the linear map to the inputs before the network",
+    "dot_general": "DotGeneral(...).kernel maps a Kernel",
+    "mask": "masks come with the inputs, kernel_fn(x1, x2, mask_constant=...)",
 }
 _ORIGINAL = ("nngp", "ntk", "cov1", "cov2", "x1_is_x2", "is_gaussian", "is_reversed", "is_input", "diagonal_batch")
 _ORIGINAL += ("diagonal_spatial", "shape1", "shape2", "batch_axis", "channel_axis", "mask1", "mask2")

@@ -72,7 +72,7 @@ def Embedding(vocabulary: int, out_dim: int, W_std: ArrayLike = 1.0, parameteriz
         )
         return out if k.ntk is None else out.replace(ntk=scaled.own_ntk(k.nngp, out.nngp, 1))
 
-    return layer(init, apply, propagate, Needs(0, -1, tokens=True))
+    return layer(init, apply, propagate, Needs(0, -1, tokens=True), lambda mask, shape: mask[..., None])
 
 
 def _check_range(tokens: Array, vocabulary: int) -> None:

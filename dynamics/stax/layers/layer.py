@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dynamics.stax.kernel.inputs import kernel_from_inputs
 from dynamics.stax.kernel.kernel import Kernel, unpair
+from dynamics.stax.kernel.masks import MaskedArray, any_masked, cleared, is_masked, masked
 from dynamics.stax.kernel.read_out import names_of, read_out
 from dynamics.stax.kernel.tiles import tile_limit
 from dynamics.stax.kernel.tokens import kernel_from_tokens
@@ -25,6 +26,7 @@ class Needs(NamedTuple):
         batch_axis, channel_axis: axes of the layer's input, or None where any will do.
         pairs: whether the layer acts on each pair of inputs by itself, so that pairs ``i <= j`` suffice.
         tokens: whether the inputs of the network are integer tokens without a channel axis.
+        branches: what each of several inputs has to be, where a network takes several.
         spatial: whether full spatial covariances are needed at the input, given whether they are at the output.
     """
 
@@ -33,6 +35,11 @@ class Needs(NamedTuple):
     spatial: Callable[[bool], bool] = bool
     pairs: bool = True
     tokens: bool = False
+    branches: tuple[Any, ...] = ()
+
+    def of_input(self, i: int) -> Needs:
+        """What input ``i`` of several has to be."""
+        return self.branches[i] if i < len(self.branches) else self
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,8 +71,11 @@ class KernelFn:
             x2: other inputs, or None for ``x1``. Both are taken to the default floating precision.
             get: None for the whole Kernel, a name ('ntk', 'nngp', 'cov1', ...) for one array, or a tuple of names for
                 a namedtuple.
-            pattern, mask_constant: None only; diagonal_batch: True or None only (neural-tangents' arguments).
-            diagonal_spatial: keep only equal positions of ``x1`` and ``x2``; inferred from the layers when None.
+            pattern: the graphs ``(pattern1, pattern2)`` of ``Aggregate``. diagonal_batch: True or None only.
+            mask_constant: entries of the inputs equal to it are masked (NaN too); None for no masks.
+            diagonal_spatial: True keeps only equal positions of ``x1`` and ``x2`` (pooling then takes different ones to
+                be uncorrelated), False keeps all; inferred from the layers when None.
+            **kwargs: handed to every layer.
 
         Returns:
             A Kernel, an array or a namedtuple. Cost: ``O(n1 n2 d)`` for vectors of size ``d``, ``O(n1 n2)`` a layer.
@@ -74,53 +84,53 @@ class KernelFn:
             ValueError: for unknown names in ``get``, shapes and axes that do not fit, complex inputs, layers in an
                 order without a limit, and kernels above the free memory.
         """
-        _refuse({"pattern": pattern, "mask_constant": mask_constant, "diagonal_batch": diagonal_batch})
-        names = names_of(get)
-        compute_ntk = names is None or "ntk" in names
-        batch_axis = 0 if self.needs.batch_axis is None else self.needs.batch_axis
-        channel_axis = -1 if self.needs.channel_axis is None else self.needs.channel_axis
-        x1 = x1_or_kernel
+        if diagonal_batch is False:
+            raise ValueError(
+                "diagonal_batch: got False; allowed: True, None (cov1 and cov2 hold each input with itself)"
+            )
+        names, x1 = names_of(get), x1_or_kernel
+        if pattern is not None:
+            kwargs["pattern"] = pattern
         if _all_kernels(x1):
             if x2 is not None:
                 raise ValueError(f"x2 must be None where x1_or_kernel is a Kernel, got {type(x2).__name__}")
             kernel = x1
-        elif self.needs.pairs and not (kwargs or self.needs.tokens) and _many_vectors(x1, x2, batch_axis):
-            return read_out(tiled_kernel(self.propagate, x1, x2, batch_axis, channel_axis, _pairwise(names)), get)
+        elif self.needs.pairs and not (kwargs or self.needs.tokens) and mask_constant is None and _many_vectors(x1, x2):
+            axes = self.needs.batch_axis or 0, _or(self.needs.channel_axis, -1)
+            return read_out(tiled_kernel(self.propagate, x1, x2, *axes, _pairwise(names)), get)
         else:
-            full = self.needs.spatial(True) if diagonal_spatial is None else not diagonal_spatial
-            kernel = (kernel_from_tokens if self.needs.tokens else kernel_from_inputs)(
+            kernel = _input_kernel(
+                self.needs,
                 x1,
                 x2,
-                full_spatial=full,
-                compute_ntk=compute_ntk,
-                batch_axis=batch_axis,
-                channel_axis=channel_axis,
-                paired=x2 is None and full and self.needs.pairs,
+                full_spatial=self.needs.spatial(True) if diagonal_spatial is None else not diagonal_spatial,
+                compute_ntk=names is None or "ntk" in names,
+                paired=self.needs.pairs and mask_constant is None,
+                mask_constant=mask_constant,
             )
         return read_out(_unpaired(self.propagate(kernel, **kwargs)), get)
 
 
-_REFUSED = {
-    "mask_constant": "masks are not offered: zero the masked entries of the inputs (biases still reach them)",
-    "pattern": "Aggregate is not offered: multiply the inputs by the graph's adjacency matrix before the network",
-}
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
-def _refuse(given: dict[str, Any]) -> None:
-    """Names arguments of neural-tangents that would otherwise be dropped without a word."""
-    for name, instead in _REFUSED.items():
-        if given.get(name) is not None:
-            raise ValueError(f"{name} must be None or left out, got {given[name]!r}: {instead}")
-    if given.get("diagonal_batch") is False:
-        raise ValueError("diagonal_batch must be True or None, got False: cov1 and cov2 hold each input with itself")
+def _input_kernel(needs: Needs, x1, x2, **options) -> Any:
+    """The Kernel of inputs, one for each where there are several."""
+    if isinstance(x1, list | tuple):
+        others = [None] * len(x1) if x2 is None else x2
+        pairs = enumerate(zip(x1, others, strict=True))
+        return type(x1)(_input_kernel(needs.of_input(i), one, two, **options) for i, (one, two) in pairs)
+    axes = {"batch_axis": needs.batch_axis or 0, "channel_axis": _or(needs.channel_axis, -1)}
+    return (kernel_from_tokens if needs.tokens else kernel_from_inputs)(x1, x2, **options, **axes)
 
 
-def _many_vectors(x1, x2, batch_axis: int) -> bool:
-    """Whether both sides are matrices and one holds more inputs than a tile."""
+def _many_vectors(x1, x2) -> bool:
+    """Whether both sides are matrices and one is larger than a tile."""
     sides = [x for x in (x1, x2) if x is not None]
-    if any(isinstance(x, list | tuple | Kernel) or jnp.ndim(x) != 2 for x in sides) or not -2 <= batch_axis < 2:
+    if any(isinstance(x, list | tuple | Kernel) or jnp.ndim(x) != 2 for x in sides):
         return False
-    return max(jnp.shape(x)[batch_axis] for x in sides) > tile_limit()
+    return max(max(jnp.shape(x)) for x in sides) > tile_limit()
 
 
 def _pairwise(names) -> tuple[str, ...]:
@@ -142,20 +152,71 @@ def _unpaired(kernel):
     return jax.tree.map(lambda k: unpair(k) if k.paired else k, kernel, is_leaf=_is_kernel)
 
 
-def layer(init: Callable, apply: Callable, propagate: Callable, needs: Needs | None = None) -> Model:
-    """A Model from ``init(rng, input_shape)``, ``apply(params, inputs, **kwargs)``, ``propagate(kernel, **kwargs)``."""
+def same_mask(mask: Any, shape: Any) -> Any:
+    """Outputs are masked where inputs are."""
+    return mask
+
+
+def layer(
+    init: Callable,
+    apply: Callable,
+    propagate: Callable,
+    needs: Needs | None = None,
+    output_mask: Callable[[Any, Any], Any] = same_mask,
+    clears: bool = True,
+) -> Model:
+    """A Model from ``init(rng, input_shape)``, ``apply(params, inputs, **kwargs)``, ``propagate(kernel, **kwargs)``.
+
+    Args:
+        init, apply, propagate: the layer; ``apply`` may take ``mask``, None without masks.
+        needs: what it asks of its input.
+        output_mask: ``(mask, shape)`` of the input to the mask of the output (lists for several inputs).
+        clears: whether covariances of masked outputs have to be set to zero, because they might not be already.
+    """
     needs = Needs() if needs is None else needs
 
-    def checked(params, inputs, *, mask_constant=None, **kwargs):
-        _refuse({"mask_constant": mask_constant, "pattern": kwargs.get("pattern")})
-        return apply(params, inputs, **kwargs)
+    def masking(params, inputs, *, mask_constant=None, **kwargs):
+        if mask_constant is None and not any_masked(inputs):
+            return apply(params, inputs, **kwargs)
+        found = jax.tree.map(lambda x: masked(x, mask_constant), inputs, is_leaf=is_masked)
+        inputs, mask = (_each(lambda x, n=name: getattr(x, n), found) for name in ("masked_value", "mask"))
+        outputs = apply(params, inputs, mask=mask, **kwargs)
+        if all(x is None for x in _list(mask)):
+            return outputs
+        new = output_mask(mask, _each(jnp.shape, inputs))
+        return type(outputs)(map(MaskedArray, outputs, new)) if isinstance(new, list) else MaskedArray(outputs, new)
 
     def placed(k, **kwargs):
         if isinstance(k, Kernel):
             _check_placed(k, needs)
-        return propagate(k, **kwargs)
+        out = propagate(k, **kwargs)
+        masks = [_each(lambda k, n=name: getattr(k, n), k) for name in ("mask1", "mask2")]
+        if all(x is None for mask in masks for x in _list(mask)):
+            return out
+        shapes = [_each(lambda k, n=name: getattr(k, n), k) for name in ("shape1", "shape2")]
+        new = [
+            None if all(x is None for x in _list(mask)) else output_mask(mask, shape)
+            for mask, shape in zip(masks, shapes, strict=True)
+        ]
+        if isinstance(out, Kernel):
+            out = out.replace(mask1=new[0], mask2=new[1])
+            return cleared(out) if clears else out
+        return type(out)(k.replace(mask1=_at(new[0], i), mask2=_at(new[1], i)) for i, k in enumerate(out))
 
-    return Model(init, checked, KernelFn(placed, needs))
+    return Model(init, masking, KernelFn(placed, needs))
+
+
+def _list(x: Any) -> Any:
+    return x if isinstance(x, list | tuple) else [x]
+
+
+def _each(fn: Callable, x: Any) -> Any:
+    """``fn`` of ``x``, or of each of several."""
+    return [fn(each) for each in x] if isinstance(x, list | tuple) else fn(x)
+
+
+def _at(x: Any, i: int) -> Any:
+    return None if x is None else x[i]
 
 
 def _check_placed(k: Kernel, needs: Needs) -> None:

@@ -11,6 +11,7 @@ from jax import lax
 
 from dynamics.stax.kernel.algebra import own_sides, root, where_kept
 from dynamics.stax.kernel.kernel import Kernel, channels, deviations
+from dynamics.stax.kernel.masks import check_no_mask
 from dynamics.stax.kernel.spatial import gap_of, half_distance
 from dynamics.stax.layers.checks import check_count, check_scales
 from dynamics.stax.layers.layer import Needs, kernel_layer, layer
@@ -72,6 +73,7 @@ def Rnn(
         return ((n, steps, units) if return_sequences else (n, units)), params
 
     def apply(params, inputs, **kwargs):
+        check_no_mask("Rnn", kwargs.get("mask"))
         recurrent, feed, bias = params
         driven = U_std / inputs.shape[-1] ** 0.5 * (inputs @ feed)
         if bias is not None:
@@ -87,6 +89,7 @@ def Rnn(
 
     def propagate(k: Kernel, **kwargs):
         _check(k.spatial_ndim)
+        check_no_mask("Rnn", k.mask1, k.mask2)
         channels(k)
         states = _unrolled(k, scales, kernel_layer(activation).propagate)
         shapes = {name: (*getattr(k, name)[:2], units) for name in ("shape1", "shape2")}
