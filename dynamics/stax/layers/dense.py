@@ -5,9 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.kernel import Kernel, affine_gap, channels, deviations, own_sides, rapidity, where_kept
-from dynamics.stax.layers import Needs, layer
-from dynamics.stax.scaling import along, resized, scaling
+from dynamics.stax.kernel.algebra import affine_gap, own_sides, rapidity, where_kept
+from dynamics.stax.kernel.kernel import Kernel, channels, deviations
+from dynamics.stax.kernel.masks import whole_positions
+from dynamics.stax.layers.layer import Needs, layer
+from dynamics.stax.layers.scaling import along, resized, scaling
 from dynamics.types import ArrayLike, Model
 
 
@@ -63,9 +65,12 @@ def Dense(
         if k.ntk is not None:
             out = out.replace(ntk=scaled.own_ntk(k.nngp, out.nngp, fan_in) + scale * k.ntk)
         shapes = {name: resized(getattr(k, name), k.channel_axis, scaled.units) for name in ("shape1", "shape2")}
-        return out.replace(is_gaussian=True, is_input=False, **shapes)
+        return out.replace(is_gaussian=True, **shapes)
 
-    return layer(init, apply, propagate, Needs(batch_axis, channel_axis))
+    def output_mask(mask, shape):
+        return whole_positions(mask, channel_axis)
+
+    return layer(init, apply, propagate, Needs(batch_axis, channel_axis), output_mask)
 
 
 def affine(k: Kernel, scale, shift) -> Kernel:

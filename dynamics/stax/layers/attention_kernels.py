@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.kernel import where_kept
+from dynamics.stax.kernel.algebra import where_kept
 from dynamics.types import Array
 
 
@@ -29,14 +29,16 @@ class Scales(NamedTuple):
     b_std: float | None
 
 
-def deterministic(plain: Covariances, embedded: Covariances, zeta, scales: Scales, val_pos_emb: bool) -> Covariances:
+def deterministic(
+    plain: Covariances, embedded: Covariances, one: Array, two: Array | None, scales: Scales, val_pos_emb: bool
+) -> Covariances:
     """Scores over ``d``: attention matrices ``G`` without noise, ``k' = G1 k G2^T``, ``Theta' = G1 Theta G2^T + 2 k'``.
 
-    ``plain`` are the covariances of the inputs and ``embedded`` those with positional embeddings.
+    ``plain`` are the covariances of the inputs and ``embedded`` those with positional embeddings; ``one [n1, P, P]``
+    and ``two`` (None when ``x2`` is ``x1``) are ``G1`` and ``G2``.
     """
     cov1, cov2, nngp, ntk = embedded if val_pos_emb else plain
-    one = zeta(scales.scores * embedded.cov1)
-    two = one if embedded.cov2 is None else zeta(scales.scores * embedded.cov2)
+    two = one if two is None else two
 
     def weigh(cov, left, right, equation) -> Any:
         return where_kept(lambda c: _affine(jnp.einsum(equation, left, c, right), scales.values, scales.b_std), cov)

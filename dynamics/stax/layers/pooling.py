@@ -11,13 +11,16 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from dynamics.stax.kernel import Deviations, Kernel, deviations, diagonal_of, where_kept, within_sides
-from dynamics.stax.layers import Needs, layer
-from dynamics.stax.spatial import (
+from dynamics.stax.kernel.algebra import diagonal_of, where_kept, within_sides
+from dynamics.stax.kernel.kernel import Deviations, Kernel, deviations
+from dynamics.stax.kernel.masks import check_positions, visible, visible_mean
+from dynamics.stax.kernel.positions import map_positions
+from dynamics.stax.kernel.spatial import (
     Window,
-    check_padding,
     gap_of,
     half_distance,
+    map_shared,
+    mask_at_centres,
     output_sizes,
     pad,
     pad_all,
@@ -25,6 +28,8 @@ from dynamics.stax.spatial import (
     sum_independent,
     windows,
 )
+from dynamics.stax.layers.checks import Padding, choice
+from dynamics.stax.layers.layer import Needs, layer
 from dynamics.types import Array, Model
 
 
@@ -58,6 +63,38 @@ def SumPool(
     return _pool(window_shape, strides, padding, False, False, batch_axis, channel_axis)
 
 
+def _shares(k: Kernel, average: bool) -> tuple[Array, Array]:
+    """``[n1, *S]`` and ``[n2, *S]`` what a position weighs in a mean over those that count, or in a sum."""
+    counts = (visible(k) if average else None) or [jnp.ones((1, *spatial_shape(k)))] * 2
+    counts = [c.astype(k.gap.dtype) for c in counts]
+    axes = tuple(range(1, k.var1.ndim))
+    one, two = (c / jnp.maximum(jnp.sum(c, axes, keepdims=True), 1) if average else c for c in counts)
+    return one, two
+
+
+def _sum_of_equal(k: Kernel, one: Array, two: Array) -> Kernel:
+    """``k' = sum_p a_p b_p k[p, p]``, where different positions are uncorrelated: the sum as a single position."""
+    axes = tuple(range(1, k.var1.ndim))
+
+    def total(x: Array, start: int = 1) -> Array:
+        return jnp.sum(x, tuple(range(start, x.ndim)), keepdims=True)
+
+    var2 = where_kept(lambda var: total(var * two**2), k.var2)
+    out = k.replace(var1=jnp.sum(k.var1 * one**2, axes, keepdims=True), var2=var2)
+    (a, b), (q1, q2) = k.sides(one, two), k.sides(k.var1, k.other(k.var1, k.var2))
+    distance = a * b * half_distance(k.gap, *k.sides(*deviations(k))) + 0.5 * (a - b) * (a * q1 - b * q2)
+    return out.replace(
+        gap=gap_of(total(distance, 2), *out.sides(*deviations(out))),
+        ntk=where_kept(lambda ntk: total(a * b * ntk, 2), k.ntk),
+    )
+
+
+def _sum_of_visible(k: Kernel, one: Array, two: Array) -> Kernel:
+    """``k' = sum_pq a_p b_q k[p, q]`` as a single position."""
+    axes = tuple(range(1, k.var1.ndim))
+    return map_positions(k, *(lambda x, w=w: jnp.sum(x * w[..., None], axes, keepdims=True) for w in (one, two)))
+
+
 def _spatial_axes(ndim: int, batch_axis: int, channel_axis: int) -> list[int]:
     return [i for i in range(ndim) if i not in (batch_axis % ndim, channel_axis % ndim)]
 
@@ -86,6 +123,13 @@ class _Pool(NamedTuple):
         found = self.windows(shape)
         return sum_independent(pad_all(jnp.ones(shape), 0, found, False), 0, found, False)
 
+    def output_mask(self, mask: Array, shape: Sequence[int]) -> Array:
+        """Masked outputs: those at the centre of whose window the input is masked."""
+        check_positions(mask, self.channel_axis, "pooling")
+        axes = _spatial_axes(mask.ndim, self.batch_axis, self.channel_axis)
+        found = windows([shape[i] for i in axes], self.sizes, self.strides, self.padding)
+        return mask_at_centres(mask, axes, found)
+
     def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         axes = _spatial_axes(len(input_shape), self.batch_axis, self.channel_axis)
         spatial = [input_shape[i] for i in axes]
@@ -94,7 +138,7 @@ class _Pool(NamedTuple):
 
 
 def _pool(window_shape, strides, padding, average, normalize_edges, batch_axis, channel_axis) -> Model:
-    sizes, padding = tuple(window_shape), check_padding(getattr(padding, "name", padding))
+    sizes, padding = tuple(window_shape), choice("padding", padding, Padding)
     strides = (1,) * len(sizes) if strides is None else tuple(strides)
     asked = _Pool(sizes, strides, padding, average, normalize_edges, batch_axis, channel_axis)
 
@@ -106,6 +150,7 @@ def _pool(window_shape, strides, padding, average, normalize_edges, batch_axis, 
         functools.partial(_apply_pool, asked),
         functools.partial(_propagate_pool, asked),
         Needs(batch_axis, channel_axis, lambda full: True),
+        asked.output_mask,
     )
 
 
@@ -122,7 +167,6 @@ def _apply_pool(asked: _Pool, params, inputs, **kwargs):
 
 
 def _propagate_pool(asked: _Pool, k: Kernel, **kwargs) -> Kernel:
-    _need_positions(k)
     found = asked.windows(spatial_shape(k))
     scale = 1 / asked.counts(spatial_shape(k)).astype(k.gap.dtype)[None]
 
@@ -132,9 +176,9 @@ def _propagate_pool(asked: _Pool, k: Kernel, **kwargs) -> Kernel:
     def contract(x, start):
         return sum_independent(x, start, found, True)
 
-    out = sum_positions(k, contract, padded)
+    out = map_shared(k, found, 1.0, None) if k.diagonal_spatial else sum_positions(k, contract, padded)
     row, column = out.sides(scale, scale)
-    inside = math.prod(within_sides(scale))
+    inside = functools.reduce(operator.mul, within_sides(scale))
     return out.replace(
         gap=out.gap * (row * column),
         ntk=None if out.ntk is None else out.ntk * (row * column),
@@ -162,18 +206,26 @@ def _global_pool(average: bool, batch_axis: int, channel_axis: int) -> Model:
         axes = _spatial_axes(len(input_shape), batch_axis, channel_axis)
         return tuple(size for i, size in enumerate(input_shape) if i not in axes)
 
-    def apply(params, inputs, **kwargs):
+    def apply(params, inputs, mask=None, **kwargs):
         axes = tuple(_spatial_axes(inputs.ndim, batch_axis, channel_axis))
-        return jnp.mean(inputs, axes) if average else jnp.sum(inputs, axes)
+        if not average:
+            return jnp.sum(inputs, axes)
+        return jnp.mean(inputs, axes) if mask is None else visible_mean(inputs, axes, ~mask).squeeze(axes)
 
     def propagate(k: Kernel, **kwargs):
-        _need_positions(k)
-        weight = 1.0 / math.prod(spatial_shape(k)) ** 2 if average else 1.0
+        if k.spatial_ndim == 0:
+            return k
+        if k.diagonal_spatial:
+            out = _sum_of_equal(k, *_shares(k, average))
+        elif average and (k.mask1 is not None or k.mask2 is not None):
+            out = _sum_of_visible(k, *_shares(k, average))
+        else:
+            weight = 1.0 / math.prod(spatial_shape(k)) ** 2 if average else 1.0
 
-        def contract(x, start):
-            return weight * jnp.sum(x, tuple(range(start, x.ndim)), keepdims=True)
+            def contract(x, start):
+                return weight * jnp.sum(x, tuple(range(start, x.ndim)), keepdims=True)
 
-        out = sum_positions(k, contract)
+            out = sum_positions(k, contract)
         batch_first = k.batch_axis < k.channel_axis
         return drop_positions(out).replace(
             shape1=output_shape(k.shape1),
@@ -182,13 +234,12 @@ def _global_pool(average: bool, batch_axis: int, channel_axis: int) -> Model:
             channel_axis=1 if batch_first else 0,
         )
 
+    def output_mask(mask, shape):
+        check_positions(mask, channel_axis, "pooling")
+        return jnp.all(mask, tuple(_spatial_axes(mask.ndim, batch_axis, channel_axis)))
+
     needs = Needs(batch_axis, channel_axis, lambda full: True)
-    return layer(lambda rng, shape: (output_shape(shape), ()), apply, propagate, needs)
-
-
-def _need_positions(k: Kernel) -> None:
-    if k.spatial_ndim == 0 or k.within1 is None:
-        raise ValueError("pooling needs inputs with spatial axes and full spatial covariances (diagonal_spatial=False)")
+    return layer(lambda rng, shape: (output_shape(shape), ()), apply, propagate, needs, output_mask, clears=False)
 
 
 def sum_positions(k: Kernel, contract, padded=lambda x, start, full=True: x) -> Kernel:
@@ -289,6 +340,8 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Model:
             channel_axis=1 if samples_first else 0,
         )
 
-    return layer(
-        lambda rng, shape: (output_shape(shape), ()), apply, propagate, Needs(batch_axis, None, lambda full: False)
-    )
+    def output_mask(mask, shape):
+        return apply((), jnp.broadcast_to(mask, shape))
+
+    needs = Needs(batch_axis, None, lambda full: False)
+    return layer(lambda rng, shape: (output_shape(shape), ()), apply, propagate, needs, output_mask, clears=False)

@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics.stax.elementwise import Dual, elementwise
-from dynamics.stax.kernel import safe_sqrt
+from dynamics.stax.activations.elementwise import Dual, elementwise
+from dynamics.stax.kernel.algebra import safe_sqrt
 from dynamics.types import Array, Model
 
 _NEGLIGIBLE = 1e-18

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynamics.stax.checks import check_count, check_scales
-from dynamics.stax.kernel import Kernel, channels, deviations, own_sides, root, where_kept
-from dynamics.stax.layers import Needs, kernel_layer, layer
-from dynamics.stax.spatial import gap_of, half_distance
+from dynamics.stax.kernel.algebra import own_sides, root, where_kept
+from dynamics.stax.kernel.kernel import Kernel, channels, deviations
+from dynamics.stax.kernel.masks import check_no_mask
+from dynamics.stax.kernel.spatial import gap_of, half_distance
+from dynamics.stax.layers.checks import check_count, check_scales
+from dynamics.stax.layers.layer import Needs, kernel_layer, layer
 from dynamics.types import Array, ArrayLike, Model
 
 
@@ -71,6 +73,7 @@ def Rnn(
         return ((n, steps, units) if return_sequences else (n, units)), params
 
     def apply(params, inputs, **kwargs):
+        check_no_mask("Rnn", kwargs.get("mask"))
         recurrent, feed, bias = params
         driven = U_std / inputs.shape[-1] ** 0.5 * (inputs @ feed)
         if bias is not None:
@@ -86,10 +89,11 @@ def Rnn(
 
     def propagate(k: Kernel, **kwargs):
         _check(k.spatial_ndim)
+        check_no_mask("Rnn", k.mask1, k.mask2)
         channels(k)
         states = _unrolled(k, scales, kernel_layer(activation).propagate)
         shapes = {name: (*getattr(k, name)[:2], units) for name in ("shape1", "shape2")}
-        states = states.replace(is_gaussian=False, is_input=False, batch_axis=0, channel_axis=2, **shapes)
+        states = states.replace(is_gaussian=False, batch_axis=0, channel_axis=2, **shapes)
         return states if return_sequences else _last(states)
 
     needs = Needs(0, -1, lambda full: return_sequences and full)

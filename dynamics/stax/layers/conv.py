@@ -11,19 +11,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynamics.stax.kernel import Kernel, channels, safe_sqrt, transpose_spatial, within_sides
-from dynamics.stax.layers import Needs, layer
-from dynamics.stax.scaling import Scaling, scaling
-from dynamics.stax.spatial import (
+from dynamics.stax.kernel.algebra import safe_sqrt, within_sides
+from dynamics.stax.kernel.kernel import Kernel, channels, transpose_spatial
+from dynamics.stax.kernel.masks import whole_positions
+from dynamics.stax.kernel.spatial import (
     Window,
-    check_padding,
     map_shared,
+    mask_at_centres,
     output_sizes,
-    pad,
+    pad_all_axes,
+    shifted_sum,
     spatial_shape,
     transposed_windows,
     windows,
 )
+from dynamics.stax.layers.checks import Padding, choice
+from dynamics.stax.layers.layer import Needs, layer
+from dynamics.stax.layers.scaling import Scaling, scaling
 from dynamics.types import Array, ArrayLike, Model
 
 
@@ -144,11 +148,25 @@ class _Geometry(NamedTuple):
         weight = {"O": units, "I": count, **dict(zip(self.names, self.filter_shape, strict=True))}
         return [weight[c] for c in rhs], [units if c == "C" else 1 for c in out]
 
+    def output_mask(self, mask: Array, shape: Sequence[int]) -> Array:
+        """Masked outputs: those at the centre of whose window the input is masked, or that a masked input reaches."""
+        lhs, _, out = self.layouts
+        mask = whole_positions(mask, lhs.index("C"))
+        axes = [i for i, c in enumerate(lhs) if c not in "NC"]
+        found = self._replace(padding="VALID" if self.padding == "VALID" else "SAME").windows([shape[i] for i in axes])
+        if self.flavour == "transpose":
+            reached = pad_all_axes(mask.astype(jnp.int32), axes, found)
+            for axis, window in zip(axes, found, strict=True):
+                reached = shifted_sum(reached, (axis,), window)
+            mask = reached > 0
+        else:
+            mask = mask_at_centres(mask, axes, found)
+        return jnp.transpose(mask, [lhs.index(c) for c in out])
+
     def convolve(self, inputs: ArrayLike, weight: Array) -> Array:
         """The finite layer without scales and bias."""
         inputs, axes = jnp.asarray(inputs), [i for i, c in enumerate(self.layouts[0]) if c not in "NC"]
-        for axis, window in zip(axes, self.windows([inputs.shape[i] for i in axes]), strict=True):
-            inputs = pad(inputs, (axis,), window)
+        inputs = pad_all_axes(inputs, axes, self.windows([inputs.shape[i] for i in axes]))
         if self.flavour == "local":
             return lax.conv_general_dilated_local(
                 inputs, weight, self.strides, "VALID", self.filter_shape, dimension_numbers=self.layouts
@@ -165,9 +183,7 @@ def _geometry(filter_shape, strides, padding, dimension_numbers, flavour) -> _Ge
     if dimension_numbers is None:
         names = "".join(c for c in string.ascii_uppercase if c not in "NCIO")[: len(filter_shape)]
         dimension_numbers = "N" + names + "C", names + "IO", "N" + names + "C"
-    return _Geometry(
-        dimension_numbers, filter_shape, strides, check_padding(getattr(padding, "name", padding)), flavour
-    )
+    return _Geometry(dimension_numbers, filter_shape, strides, choice("padding", padding, Padding), flavour)
 
 
 def _layer(place: _Geometry, scaled: Scaling) -> Model:
@@ -191,7 +207,6 @@ def _layer(place: _Geometry, scaled: Scaling) -> Model:
             mapped = _independent_positions(mapped)
         mapped = mapped.replace(
             is_gaussian=True,
-            is_input=False,
             shape1=place.output_shape(k.shape1, scaled.units),
             shape2=place.output_shape(k.shape2, scaled.units),
             batch_axis=out.index("N"),
@@ -199,7 +214,7 @@ def _layer(place: _Geometry, scaled: Scaling) -> Model:
         )
         return transpose_spatial(mapped, [place.spatial(0).index(c) for c in place.spatial(2)])
 
-    return layer(init, apply, propagate, Needs(lhs.index("N"), lhs.index("C")))
+    return layer(init, apply, propagate, Needs(lhs.index("N"), lhs.index("C")), place.output_mask)
 
 
 def _convolved(k: Kernel, place: _Geometry, scaled: Scaling) -> Kernel:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics.stax.elementwise import Dual, elementwise, smooth_dual
-from dynamics.stax.kernel import safe_reciprocal, safe_sqrt
+from dynamics.stax.activations.elementwise import Dual, elementwise, smooth_dual
+from dynamics.stax.kernel.algebra import safe_reciprocal, safe_sqrt
 from dynamics.types import Array, Model
 
 

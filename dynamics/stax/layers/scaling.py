@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from dynamics.stax.checks import check_count, check_scales
-from dynamics.stax.kernel import where_kept
+from dynamics.stax.kernel.algebra import where_kept
+from dynamics.stax.layers.checks import check_count, check_scales
 from dynamics.types import Array, ArrayLike
 
 KINDS = ("ntk", "standard", "mup")

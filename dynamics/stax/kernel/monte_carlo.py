@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.batching import batch
-from dynamics.stax.layers import record
+from dynamics.stax.kernel.batching import batch
+from dynamics.stax.kernel.read_out import record
 
 _ERROR = "_standard_error"
 

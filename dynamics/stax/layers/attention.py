@@ -10,7 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.attention_kernels import (
+from dynamics.stax.kernel.algebra import where_kept
+from dynamics.stax.kernel.kernel import Kernel
+from dynamics.stax.kernel.masks import visible, whole_positions
+from dynamics.stax.kernel.spatial import spatial_shape
+from dynamics.stax.layers.attention_kernels import (
     Covariances,
     Scales,
     bilinear,
@@ -18,11 +22,9 @@ from dynamics.stax.attention_kernels import (
     position_covariance,
     sampled,
 )
-from dynamics.stax.checks import check_count, check_scales
-from dynamics.stax.kernel import Kernel, kernel_from_covariances, where_kept
-from dynamics.stax.layers import Needs, layer
-from dynamics.stax.scaling import along, resized
-from dynamics.stax.spatial import spatial_shape
+from dynamics.stax.layers.checks import AttentionMechanism, PositionalEmbedding, check_count, check_scales, choice
+from dynamics.stax.layers.layer import Needs, layer
+from dynamics.stax.layers.scaling import along, resized
 from dynamics.types import Array, Model
 
 _MECHANISMS: dict[str, Callable[[Array], Array]] = {
@@ -31,6 +33,7 @@ _MECHANISMS: dict[str, Callable[[Array], Array]] = {
     "ABS": jnp.abs,
     "RELU": lambda x: jnp.maximum(x, 0),
 }
+_NO_WEIGHT = -1e20
 
 
 def GlobalSelfAttention(
@@ -87,8 +90,8 @@ def GlobalSelfAttention(
         W_key_std=W_key_std, W_value_std=W_value_std, W_query_std=W_query_std, W_out_std=W_out_std, b_std=b_std
     )
     options = _Options(
-        _choice("attention_mechanism", attention_mechanism, tuple(_MECHANISMS)),
-        _choice("pos_emb_type", pos_emb_type, ("NONE", "SUM", "CONCAT")),
+        choice("attention_mechanism", attention_mechanism, AttentionMechanism),
+        choice("pos_emb_type", pos_emb_type, PositionalEmbedding),
         linear_scaling,
         Scales(W_query_std * W_key_std, W_out_std * W_value_std, b_std),
         _Positions(pos_emb_p_norm, pos_emb_decay_fn, n_chan_pos_emb, W_pos_emb_std, val_pos_emb),
@@ -98,16 +101,21 @@ def GlobalSelfAttention(
         raise ValueError(f"n_samples must be an integer above 1, got {n_samples}")
 
     def propagate(k: Kernel, **kwargs):
-        if k.spatial_ndim == 0 or k.within1 is None:
-            raise ValueError("GlobalSelfAttention needs inputs with spatial axes and full spatial covariances")
+        if k.spatial_ndim and k.within1 is None:
+            raise ValueError("diagonal_spatial: got True; GlobalSelfAttention needs full spatial covariances")
+        k = k.replace(mask1=output_mask(k.mask1, None), mask2=output_mask(k.mask2, None))
+        counts = tuple(c.reshape(c.shape[0], -1) for c in visible(k) or ()) or None
         plain = Covariances(
             _flat(k.cov1, 1), where_kept(_flat, k.cov2, 1), _flat(k.nngp, 2), where_kept(_flat, k.ntk, 2)
         )
-        new = _attended(options, plain, _embedded(options, k, plain), n_samples, key)
+        new = _attended(options, plain, _embedded(options, k, plain, counts), counts, n_samples, key)
         return _rebuilt(k, new, n_chan_out)
 
+    def output_mask(mask, shape):
+        return where_kept(lambda mask: whole_positions(mask, channel_axis), mask)
+
     needs = Needs(batch_axis, channel_axis, lambda full: True, pairs=False)
-    return layer(functools.partial(_init, options), functools.partial(_apply, options), propagate, needs)
+    return layer(functools.partial(_init, options), functools.partial(_apply, options), propagate, needs, output_mask)
 
 
 class _Positions(NamedTuple):
@@ -144,16 +152,11 @@ class _Options(NamedTuple):
     positions: _Positions
     sizes: _Sizes
 
-    @property
-    def zeta(self) -> Callable[[Array], Array]:
-        return _MECHANISMS[self.mechanism]
-
-
-def _choice(name: str, value, allowed: tuple[str, ...]) -> str:
-    found = str(getattr(value, "name", value)).upper()
-    if found not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    return found
+    def zeta(self, scores: Array, counts: Array | None = None) -> Array:
+        """Weights of scores ``[..., P, P]``, none for positions where ``counts`` is False."""
+        if counts is not None:
+            scores = jnp.where(counts, scores, _NO_WEIGHT if self.mechanism == "SOFTMAX" else 0)
+        return _MECHANISMS[self.mechanism](scores)
 
 
 def _init(options: _Options, rng, input_shape):
@@ -178,27 +181,31 @@ def _init(options: _Options, rng, input_shape):
     return resized(input_shape, axis, sizes.out), (queries, keys, values, out, bias, position)
 
 
-def _apply(options: _Options, params, inputs, **kwargs):
+def _apply(options: _Options, params, inputs, mask=None, **kwargs):
     queries, keys, values, out, bias, position = params
     sizes, scales = options.sizes, options.scales
     x = jnp.moveaxis(inputs, (sizes.batch_axis, sizes.channel_axis), (0, -1))
     spatial = x.shape[1:-1]
     x = x.reshape(x.shape[0], -1, x.shape[-1])
-    score_input = x if position is None else _with_positions(options, x, position, spatial)
+    counts = None
+    if mask is not None:
+        counts = ~jnp.all(jnp.moveaxis(mask, (sizes.batch_axis, sizes.channel_axis), (0, -1)), -1)
+        counts = jnp.broadcast_to(counts, (x.shape[0], *spatial)).reshape(x.shape[:2])
+    score_input = x if position is None else _with_positions(options, x, position, spatial, counts)
     value_input = score_input if options.positions.in_values else x
     k = jnp.einsum("npc,hcd->hnpd", score_input, keys)
     q = k if queries is None else jnp.einsum("npc,hcd->hnpd", score_input, queries)
     v = jnp.einsum("npc,hcd->hnpd", value_input, values)
     power = 1 if options.linear_scaling else 0.5
     scores = jnp.einsum("hnpd,hnqd->hnpq", q, k) * (scales.scores / (score_input.shape[-1] * sizes.key**power))
-    heads = jnp.einsum("hnpq,hnqd->npdh", options.zeta(scores), v)
+    heads = jnp.einsum("hnpq,hnqd->npdh", options.zeta(scores, where_kept(lambda c: c[:, None], counts)), v)
     y = heads.reshape(*heads.shape[:2], -1) @ out
     y = y * (scales.values / (sizes.value * sizes.heads * value_input.shape[-1]) ** 0.5)
     y = jnp.moveaxis(y.reshape(y.shape[0], *spatial, sizes.out), (0, -1), (sizes.batch_axis, sizes.channel_axis))
     return y if bias is None else y + scales.b_std * bias
 
 
-def _with_positions(options: _Options, x: Array, position: Array, spatial: tuple[int, ...]) -> Array:
+def _with_positions(options: _Options, x: Array, position: Array, spatial: tuple[int, ...], counts) -> Array:
     """``x [n, P, C]`` with positional embeddings added or appended."""
     sizes, asked = options.sizes, options.positions
     p = jnp.moveaxis(position, (sizes.batch_axis, sizes.channel_axis), (0, -1))
@@ -206,13 +213,13 @@ def _with_positions(options: _Options, x: Array, position: Array, spatial: tuple
     if asked.decay_fn is not None:
         root = jnp.linalg.cholesky(position_covariance(spatial, asked.p_norm, asked.decay_fn, x.dtype))
         p = jnp.einsum("pq,nqc->npc", root, p)
-    p = asked.std * p
+    p = asked.std * p if counts is None else jnp.where(counts[..., None], asked.std * p, 0)
     if options.embedding == "SUM":
         return x + p
     return jnp.concatenate([x, jnp.broadcast_to(p, (*x.shape[:-1], p.shape[-1]))], -1)
 
 
-def _embedded(options: _Options, k: Kernel, plain: Covariances) -> Covariances:
+def _embedded(options: _Options, k: Kernel, plain: Covariances, counts) -> Covariances:
     """The covariances with positional embeddings."""
     if options.embedding == "NONE":
         return plain
@@ -223,13 +230,27 @@ def _embedded(options: _Options, k: Kernel, plain: Covariances) -> Covariances:
         extra = asked.width(channels)
         own, added = channels / (channels + extra), added * extra / (channels + extra)
     positions = position_covariance(spatial_shape(k), asked.p_norm, asked.decay_fn, plain.cov1.dtype)
-    return Covariances(*(where_kept(lambda cov: own * cov + added * positions, cov) for cov in plain))
+    if counts is None:
+        return Covariances(*(where_kept(lambda cov: own * cov + added * positions, cov) for cov in plain))
+    one, two = counts
+    cross = one[:, None, :, None] & two[None, :, None, :]
+    seen = *(c[:, :, None] & c[:, None, :] for c in counts), cross, cross
+    return Covariances(
+        *(
+            where_kept(lambda c, s=s: own * c + added * jnp.where(s, positions, 0), c)
+            for c, s in zip(plain, seen, strict=True)
+        )
+    )
 
 
-def _attended(options: _Options, plain: Covariances, embedded: Covariances, n_samples, key) -> Covariances:
+def _attended(options: _Options, plain: Covariances, embedded: Covariances, counts, n_samples, key) -> Covariances:
     in_values = options.positions.in_values
     if options.linear_scaling:
-        return deterministic(plain, embedded, options.zeta, options.scales, in_values)
+        weights = [
+            where_kept(lambda cov, i=i: options.zeta(options.scales.scores * cov, counts and counts[i][:, None]), cov)
+            for i, cov in enumerate(embedded[:2])
+        ]
+        return deterministic(plain, embedded, *weights, options.scales, in_values)
     if options.mechanism == "IDENTITY":
         return bilinear(plain, embedded, options.scales, in_values)
     if n_samples is None or key is None:
@@ -237,13 +258,17 @@ def _attended(options: _Options, plain: Covariances, embedded: Covariances, n_sa
             f"linear_scaling must be True for attention_mechanism={options.mechanism!r} without n_samples and key: "
             "square-root scaling has a closed kernel for 'IDENTITY' only, the others are averaged over n_samples draws"
         )
+    if counts is not None:
+        raise ValueError(
+            "mask_constant: got masked inputs; allowed with n_samples: none (linear_scaling=True takes masks)"
+        )
     return sampled(plain, embedded, options.zeta, options.scales, in_values, key, n_samples).mean
 
 
 def _rebuilt(k: Kernel, new: Covariances, n_chan_out: int) -> Kernel:
     """The Kernel of the layer's outputs."""
     shape, axis = spatial_shape(k), k.channel_axis
-    return kernel_from_covariances(
+    return Kernel.from_covariances(
         _unflat(new.nngp, 2, shape),
         where_kept(_unflat, new.ntk, 2, shape),
         _unflat(new.cov1, 1, shape),
@@ -252,6 +277,8 @@ def _rebuilt(k: Kernel, new: Covariances, n_chan_out: int) -> Kernel:
         is_gaussian=True,
         shape1=resized(k.shape1, axis, n_chan_out),
         shape2=resized(k.shape2, axis, n_chan_out),
+        mask1=k.mask1,
+        mask2=k.mask2,
         batch_axis=k.batch_axis,
         channel_axis=axis,
     )

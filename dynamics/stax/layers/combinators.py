@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from dynamics.stax.checks import check_layers
-from dynamics.stax.layers import Needs, composed, kernel_layer
-from dynamics.stax.layers import layer as make_layer
+from dynamics.stax.kernel.masks import any_masked
+from dynamics.stax.layers.checks import check_layers
+from dynamics.stax.layers.layer import Needs, composed, kernel_layer
+from dynamics.stax.layers.layer import layer as make_layer
 from dynamics.types import Model
 
 
@@ -60,9 +61,9 @@ def _serial_needs(needs: Sequence[Needs]) -> Needs:
     def first(name):
         return next((value for each in needs if (value := getattr(each, name)) is not None), None)
 
-    return Needs(
-        first("batch_axis"), first("channel_axis"), spatial, all(n.pairs for n in needs), any(n.tokens for n in needs)
-    )
+    branches = next((each.branches for each in needs if each.branches), ())
+    pairs, tokens = all(n.pairs for n in needs), any(n.tokens for n in needs)
+    return Needs(first("batch_axis"), first("channel_axis"), spatial, pairs, tokens, branches)
 
 
 def parallel(*layers: Any) -> Model:
@@ -107,9 +108,8 @@ def _parallel_needs(needs: Sequence[Needs]) -> Needs:
         found = {value for each in needs if (value := getattr(each, name)) is not None}
         return next(iter(found)) if len(found) == 1 else max(found, default=None)
 
-    return Needs(
-        common("batch_axis"), common("channel_axis"), spatial, all(n.pairs for n in needs), any(n.tokens for n in needs)
-    )
+    pairs, tokens = all(n.pairs for n in needs), any(n.tokens for n in needs)
+    return Needs(common("batch_axis"), common("channel_axis"), spatial, pairs, tokens, tuple(needs))
 
 
 def repeat(layer: Sequence, n: int) -> Model:
@@ -140,8 +140,12 @@ def repeat(layer: Sequence, n: int) -> Model:
             p, r = layer_params
             return apply_fn(p, x, rng=r, **kwargs), None
 
-        rngs = None if rng is None else jax.random.split(rng, n)
-        return jax.lax.scan(one, inputs, (params, rngs), n)[0]
+        each, left = (params, None if rng is None else jax.random.split(rng, n)), n
+        if n and (kwargs.get("mask_constant") is not None or any_masked(inputs)):
+            # The first copy may collapse the mask's channels; after it shapes are fixed.
+            inputs, left = one(inputs, jax.tree.map(lambda x: x[0], each))[0], n - 1
+            each = jax.tree.map(lambda x: x[1:], each)
+        return jax.lax.scan(one, inputs, each, left)[0]
 
     if kernel_fn is None:
         return Model(init, apply, None)
@@ -159,4 +163,5 @@ def repeat(layer: Sequence, n: int) -> Model:
 
 def Identity() -> Model:
     """``f(x) = x``."""
-    return make_layer(lambda rng, shape: (shape, ()), lambda params, x, **kwargs: x, lambda k, **kwargs: k)
+    init, apply = lambda rng, shape: (shape, ()), lambda params, x, **kwargs: x
+    return make_layer(init, apply, lambda k, **kwargs: k, clears=False)

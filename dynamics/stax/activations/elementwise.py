@@ -8,9 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.kernel import Kernel, deviations, root, safe_sqrt, within_sides
-from dynamics.stax.layers import layer
-from dynamics.stax.spatial import gap_of
+from dynamics.stax.kernel.algebra import root, safe_sqrt, within_sides
+from dynamics.stax.kernel.kernel import Kernel, deviations
+from dynamics.stax.kernel.spatial import gap_of
+from dynamics.stax.layers.layer import layer
 from dynamics.types import Array, Model
 
 

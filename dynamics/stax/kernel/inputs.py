@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.mesh import free_bytes
-from dynamics.stax.kernel import Kernel, pair_indices, safe_reciprocal, safe_sqrt, within_sides
+from dynamics.stax.kernel.algebra import pair_indices, safe_reciprocal, safe_sqrt, within_sides
+from dynamics.stax.kernel.kernel import Kernel
+from dynamics.stax.kernel.masks import is_masked, masked
 from dynamics.types import Array
 
 
@@ -23,25 +25,17 @@ def kernel_from_inputs(
     batch_axis: int = 0,
     channel_axis: int = -1,
     paired: bool = False,
-) -> Kernel | list | tuple:
-    """``k = <x1, x2> / channels`` as a Kernel; lists of inputs give lists of kernels."""
-    if isinstance(x1, list | tuple):
-        others = [None] * len(x1) if x2 is None else x2
-        options: dict[str, Any] = dict(
-            full_spatial=full_spatial,
-            compute_ntk=compute_ntk,
-            batch_axis=batch_axis,
-            channel_axis=channel_axis,
-            paired=paired,
-        )
-        return type(x1)(kernel_from_inputs(a, b, **options) for a, b in zip(x1, others, strict=True))
+    mask_constant: Any = None,
+) -> Kernel:
+    """``k = <x1, x2> / channels`` as a Kernel; entries of the inputs equal to ``mask_constant`` are masked."""
+    (x1, mask1), (x2, mask2) = (_unmasked(x, mask_constant) for x in (x1, x2))
     first = canonical(x1, batch_axis, channel_axis, "x1")
     second = first if x2 is None else canonical(x2, batch_axis, channel_axis, "x2")
     shape1, shape2 = tuple(jnp.shape(x1)), tuple(jnp.shape(x1 if x2 is None else x2))
     diagonal = not full_spatial or first.ndim == 2
     check_pair(first, second, diagonal)
     var1, var2 = variance(first), variance(second)
-    paired = paired and not diagonal
+    paired = paired and x2 is None and not diagonal
     itself = jnp.eye(len(first), dtype=bool) if x2 is None else jnp.zeros((1, 1), bool)
     gap = _pair_gap(first, var1) if paired else _cross_gap(first, second, var1, var2, diagonal, itself)
     ndim = first.ndim
@@ -52,15 +46,26 @@ def kernel_from_inputs(
         var2=None if x2 is None else var2,
         within1=None if diagonal else _within_gap(first, var1),
         within2=None if diagonal or x2 is None else _within_gap(second, var2),
+        mask1=mask1,
+        mask2=mask2,
         x1_is_x2=x2 is None,
         paired=paired,
-        is_input=True,
         diagonal_spatial=diagonal,
         shape1=shape1,
         shape2=shape2,
         batch_axis=batch_axis % ndim,
         channel_axis=channel_axis % ndim,
     )
+
+
+def _unmasked(x, mask_constant: Any) -> tuple[Any, Any]:
+    """The input with zeros where it is masked, and its mask or None."""
+    if x is None:
+        return None, None
+    if mask_constant is None and not is_masked(x):
+        return x, None
+    found = masked(x, mask_constant)
+    return found.masked_value, found.mask
 
 
 def canonical(x, batch_axis: int, channel_axis: int, name: str) -> Array:

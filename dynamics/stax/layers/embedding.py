@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from dynamics.stax.checks import check_count
-from dynamics.stax.kernel import Kernel
-from dynamics.stax.layers import Needs, layer
-from dynamics.stax.scaling import scaling
-from dynamics.stax.tokens import integers
+from dynamics.stax.kernel.kernel import Kernel
+from dynamics.stax.kernel.tokens import integers
+from dynamics.stax.layers.checks import check_count
+from dynamics.stax.layers.layer import Needs, layer
+from dynamics.stax.layers.scaling import scaling
 from dynamics.types import Array, ArrayLike, Model
 
 
@@ -66,14 +66,13 @@ def Embedding(vocabulary: int, out_dim: int, W_std: ArrayLike = 1.0, parameteriz
             var1=variance * k.var1,
             var2=None if k.var2 is None else variance * k.var2,
             is_gaussian=True,
-            is_input=False,
             shape1=(*k.shape1, out_dim),
             shape2=(*k.shape2, out_dim),
             **{name: variance * value for name, value in full.items()},
         )
         return out if k.ntk is None else out.replace(ntk=scaled.own_ntk(k.nngp, out.nngp, 1))
 
-    return layer(init, apply, propagate, Needs(0, -1, tokens=True))
+    return layer(init, apply, propagate, Needs(0, -1, tokens=True), lambda mask, shape: mask[..., None])
 
 
 def _check_range(tokens: Array, vocabulary: int) -> None:

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from dynamics.stax.kernel import Kernel, deviations, own_sides
+from dynamics.stax.kernel.algebra import own_sides
+from dynamics.stax.kernel.kernel import Kernel, deviations
 from dynamics.types import Array
-
-PADDINGS = ("SAME", "VALID", "CIRCULAR")
 
 
 class Window(NamedTuple):
@@ -27,13 +26,6 @@ class Window(NamedTuple):
     high: int
     dilation: int = 1
     circular: bool = False
-
-
-def check_padding(padding: str) -> str:
-    """The padding's name in capitals."""
-    if str(padding).upper() not in PADDINGS:
-        raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
-    return str(padding).upper()
 
 
 def windows(shape: Sequence[int], sizes: Sequence[int], strides: Sequence[int], padding: str) -> list[Window]:
@@ -89,6 +81,26 @@ def pad(x: Array, axes: Sequence[int], window: Window) -> Array:
     for axis in axes:
         wrap[axis] = (window.low, window.high)
     return jnp.pad(x, wrap, mode="wrap")
+
+
+def pad_all_axes(x: Array, axes: Sequence[int], found: Sequence[Window]) -> Array:
+    """Pads each of ``axes`` by its window."""
+    for axis, window in zip(axes, found, strict=True):
+        x = pad(x, (axis,), window)
+    return x
+
+
+def mask_at_centres(mask: Array, axes: Sequence[int], found: Sequence[Window]) -> Array:
+    """``mask`` at the centre of each window, unchanged where windows do not change its shape."""
+    shape = [mask.shape[axis] for axis in axes]
+    after = output_sizes(shape, found)
+    if tuple(shape) == after:
+        return mask
+    index = [slice(None)] * mask.ndim
+    for axis, window, size in zip(axes, found, after, strict=True):
+        start = (window.size - 1) // 2 - window.low
+        index[axis] = slice(start, start + 1 + (size - 1) * window.stride, window.stride)
+    return mask[tuple(index)]
 
 
 def shifted_sum(x: Array, axes: Sequence[int], window: Window) -> Array:

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+
+def _choices(name: str, *values: str) -> type[enum.Enum]:
+    return enum.Enum(name, [(value, value) for value in values], module=__name__)
+
+
+Padding = _choices("Padding", "CIRCULAR", "SAME", "VALID")
+AttentionMechanism = _choices("AttentionMechanism", "SOFTMAX", "IDENTITY", "ABS", "RELU")
+PositionalEmbedding = _choices("PositionalEmbedding", "NONE", "SUM", "CONCAT")
+AggregateImplementation = _choices("AggregateImplementation", "DENSE", "SPARSE")
+
+
+def choice(name: str, value: Any, allowed: type[enum.Enum]) -> str:
+    """The name in capitals of one of ``allowed``, from a member or a string."""
+    found = str(getattr(value, "name", value)).upper()
+    if found not in allowed.__members__:
+        raise ValueError(f"{name} must be one of {', '.join(allowed.__members__)}, got {value!r}")
+    return found
 
 
 def check_count(name: str, value: Any) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.checks import check_axes
-from dynamics.stax.kernel import Kernel, deviations, safe_reciprocal, safe_sqrt, where_kept, within_sides
-from dynamics.stax.layers import Needs, layer
+from dynamics.stax.kernel.algebra import safe_reciprocal, safe_sqrt, where_kept, within_sides
+from dynamics.stax.kernel.kernel import Kernel, deviations
+from dynamics.stax.kernel.masks import visible, visible_mean
+from dynamics.stax.layers.checks import check_axes
+from dynamics.stax.layers.layer import Needs, layer
 from dynamics.types import Array, Model
 
 
@@ -36,23 +38,29 @@ def _norm(axis, eps, batch_axis, channel_axis, centre) -> Model:
         raise ValueError(f"eps must be at least 0, got {eps}")
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
 
-    def apply(params, inputs, **kwargs):
+    def apply(params, inputs, mask=None, **kwargs):
         check_axes("axis", axes, inputs.ndim)
         chosen = tuple(a % inputs.ndim for a in axes)
+
+        def mean(x):
+            return visible_mean(x, chosen, None if mask is None else ~mask)
+
         if centre:
-            inputs = inputs - jnp.mean(inputs, chosen, keepdims=True)
-        return inputs / jnp.sqrt(eps + jnp.mean(inputs**2, chosen, keepdims=True))
+            inputs = inputs - mean(inputs)
+        return inputs / jnp.sqrt(eps + mean(inputs**2))
 
     def propagate(k: Kernel, **kwargs):
         if not k.is_gaussian:
             raise ValueError("a normalisation needs Gaussian inputs: put a Dense or Conv layer before it")
         reduced = _reduced(axes, len(k.shape1), batch_axis, channel_axis)
 
-        def scale(var: Array) -> Array:
-            total = jnp.mean(var, reduced, keepdims=True) if reduced else var
+        counted = (visible(k) or (None, None)) if reduced else (None, None)
+
+        def scale(var: Array, counts: Array | None) -> Array:
+            total = visible_mean(var, reduced, counts) if reduced else var
             return jnp.broadcast_to(safe_reciprocal(safe_sqrt(eps + total)), var.shape)
 
-        return _scaled(k, scale(k.var1), where_kept(scale, k.var2))
+        return _scaled(k, scale(k.var1, counted[0]), where_kept(lambda var: scale(var, counted[1]), k.var2))
 
     return layer(lambda rng, shape: (shape, ()), apply, propagate, Needs(batch_axis, channel_axis))
 
@@ -134,7 +142,7 @@ def Dropout(rate: float, mode: str = "train") -> Model:
             is_gaussian=False,
         )
 
-    return layer(lambda rng, shape: (shape, ()), apply, propagate, Needs(pairs=False))
+    return layer(lambda rng, shape: (shape, ()), apply, propagate, Needs(pairs=False), clears=False)
 
 
 def _same_position(k: Kernel) -> Array:

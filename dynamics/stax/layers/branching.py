@@ -8,18 +8,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dynamics.stax.checks import check_axes
-from dynamics.stax.kernel import (
-    Kernel,
-    deviations,
-    kernel_from_covariances,
-    safe_reciprocal,
-    safe_sqrt,
-    where_kept,
-    within_sides,
-)
-from dynamics.stax.layers import Needs, layer
-from dynamics.stax.spatial import gap_of, half_distance
+from dynamics.stax.kernel.algebra import safe_reciprocal, safe_sqrt, where_kept, within_sides
+from dynamics.stax.kernel.kernel import Kernel, deviations
+from dynamics.stax.kernel.spatial import gap_of, half_distance
+from dynamics.stax.layers.checks import check_axes
+from dynamics.stax.layers.layer import Needs, layer
 from dynamics.types import Model
 
 
@@ -28,7 +21,11 @@ def FanOut(num: int) -> Model:
     if num < 1:
         raise ValueError(f"num must be a positive integer, got {num}")
     return layer(
-        lambda rng, shape: ([shape] * num, ()), lambda params, x, **kwargs: [x] * num, lambda k, **kwargs: [k] * num
+        lambda rng, shape: ([shape] * num, ()),
+        lambda params, x, **kwargs: [x] * num,
+        lambda k, **kwargs: [k] * num,
+        output_mask=lambda mask, shape: [mask] * num,
+        clears=False,
     )
 
 
@@ -47,7 +44,7 @@ def FanInSum() -> Model:
     def apply(params, inputs, **kwargs):
         return functools.reduce(jnp.add, inputs)
 
-    return layer(lambda rng, shapes: (_one_shape(shapes, "FanInSum"), ()), apply, propagate)
+    return layer(lambda rng, shapes: (_one_shape(shapes, "FanInSum"), ()), apply, propagate, None, _shared_mask, False)
 
 
 def _one_shape(shapes, name: str) -> tuple[int, ...]:
@@ -55,6 +52,11 @@ def _one_shape(shapes, name: str) -> tuple[int, ...]:
     if any(tuple(shape) != tuple(shapes[0]) for shape in shapes[1:]):
         raise ValueError(f"{name} needs branches of equal shapes, got {list(shapes)}")
     return shapes[0]
+
+
+def _shared_mask(masks, shapes):
+    """Masked in every branch that has a mask."""
+    return functools.reduce(jnp.logical_and, [mask for mask in masks if mask is not None])
 
 
 def _add(a: Kernel, b: Kernel) -> Kernel:
@@ -92,7 +94,7 @@ def FanInProd() -> Model:
     def apply(params, inputs, **kwargs):
         return functools.reduce(jnp.multiply, inputs)
 
-    return layer(lambda rng, shapes: (_one_shape(shapes, "FanInProd"), ()), apply, propagate)
+    return layer(lambda rng, shapes: (_one_shape(shapes, "FanInProd"), ()), apply, propagate, None, _shared_mask, False)
 
 
 def _multiply(a: Kernel, b: Kernel) -> Kernel:
@@ -133,21 +135,30 @@ def FanInConcat(axis: int = -1) -> Model:
         position = axis % len(ks[0].shape1)
         if position == ks[0].channel_axis:
             out = _mix(ks, [k.shape1[position] for k in ks]).replace(is_gaussian=False)
-        elif position == ks[0].batch_axis:
-            raise ValueError(f"axis must not be the batch axis {position}: concatenate the inputs instead")
         elif not all(k.is_gaussian for k in ks):
             raise ValueError(
                 f"axis must be the channel axis {ks[0].channel_axis} for non-Gaussian branches, got {axis}"
             )
         else:
-            spatial = [i for i in range(len(ks[0].shape1)) if i not in (ks[0].batch_axis, ks[0].channel_axis)]
-            out = _stack_positions(ks, spatial.index(position))
+            kept = [i for i in range(len(ks[0].shape1)) if i != ks[0].channel_axis and i != ks[0].batch_axis]
+            out = _stack(ks, 1 + kept.index(position) if position in kept else 0)
         return out.replace(shape1=output_shape([k.shape1 for k in ks]), shape2=output_shape([k.shape2 for k in ks]))
 
     def apply(params, inputs, **kwargs):
         return jnp.concatenate(inputs, axis)
 
-    return layer(lambda rng, shapes: (output_shape(shapes), ()), apply, propagate, Needs(pairs=False))
+    def output_mask(masks, shapes):
+        position = axis % len(shapes[0])
+        sizes = [max(each) for each in zip(*(mask.shape for mask in masks if mask is not None), strict=True)]
+
+        def whole(mask, shape):
+            size = (*sizes[:position], shape[position], *sizes[position + 1 :])
+            return jnp.zeros(size, bool) if mask is None else jnp.broadcast_to(mask, size)
+
+        return jnp.concatenate([whole(mask, shape) for mask, shape in zip(masks, shapes, strict=True)], position)
+
+    needs = Needs(pairs=False)
+    return layer(lambda rng, shapes: (output_shape(shapes), ()), apply, propagate, needs, output_mask, clears=False)
 
 
 def _mix(ks, widths) -> Kernel:
@@ -175,24 +186,25 @@ def _mix(ks, widths) -> Kernel:
     )
 
 
-def _stack_positions(ks, spatial_axis: int) -> Kernel:
-    """Covariances concatenated along a spatial axis, zero between the branches."""
+def _stack(ks, axis: int) -> Kernel:
+    """Covariances concatenated along ``axis`` (0 for samples, then positions), zero between the branches."""
 
     def stack(arrays, start) -> Any:
         if arrays[0] is None:
             return None
-        if ks[0].diagonal_spatial:
-            return jnp.concatenate(arrays, start + spatial_axis)
-        row, column = start + 2 * spatial_axis, start + 2 * spatial_axis + 1
+        paired = start == 2 if axis == 0 else not ks[0].diagonal_spatial
+        if not paired:
+            return jnp.concatenate(arrays, 0 if axis == 0 else start + axis - 1)
+        row = 0 if axis == 0 else start + 2 * (axis - 1)
         sizes, blocks = [a.shape[row] for a in arrays], []
         for i, array in enumerate(arrays):
             pads = [(0, 0)] * array.ndim
             pads[row] = (sum(sizes[:i]), sum(sizes[i + 1 :]))
             blocks.append(jnp.pad(array, pads))
-        return jnp.concatenate(blocks, column)
+        return jnp.concatenate(blocks, row + 1)
 
     first = ks[0]
-    return kernel_from_covariances(
+    return Kernel.from_covariances(
         stack([k.nngp for k in ks], 2),
         stack([k.ntk for k in ks], 2),
         stack([k.cov1 for k in ks], 1),

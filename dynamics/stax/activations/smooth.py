@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf
 
-from dynamics.stax.elementwise import Dual, alike, distance_dual, elementwise, settled, smooth_dual
-from dynamics.stax.kernel import safe_reciprocal
-from dynamics.stax.lifted import Lifted, self_angle
+from dynamics.stax.activations.elementwise import Dual, alike, distance_dual, elementwise, settled, smooth_dual
+from dynamics.stax.activations.lifted import Lifted, self_angle
+from dynamics.stax.kernel.algebra import safe_reciprocal
 from dynamics.types import Array, Model
 
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dynamics.stax.inputs import (
+from dynamics.stax.kernel.algebra import root, safe_reciprocal
+from dynamics.stax.kernel.inputs import (
     canonical,
     check_pair,
     close_versine,
@@ -24,8 +25,8 @@ from dynamics.stax.inputs import (
     inner_products,
     variance,
 )
-from dynamics.stax.kernel import Kernel, root, safe_reciprocal
-from dynamics.stax.tiles import Grid, Place, get, grid_of, itself, mirrored, put, tile_limit
+from dynamics.stax.kernel.kernel import Kernel
+from dynamics.stax.kernel.tiles import Grid, Place, get, grid_of, itself, mirrored, put, tile_limit
 from dynamics.types import Array
 
 
@@ -123,7 +124,6 @@ def _kernel(gap: Array, pairs: _Pairs, axes: tuple[int, int], keep: tuple[str, .
         pairs.one.var,
         None if same else pairs.two.var,
         x1_is_x2=same,
-        is_input=True,
         diagonal_spatial=True,
         shape1=shape(pairs.one.x),
         shape2=shape(pairs.two.x),

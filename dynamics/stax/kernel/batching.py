@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.kernel import Kernel
+from dynamics.stax.kernel.kernel import Kernel
 from dynamics.types import Array
 
 
