@@ -23,6 +23,7 @@ from dynamics import config
 from dynamics.config import Count, Range
 from dynamics.evolve import every
 from dynamics.evolve import study as in_memory
+from dynamics.runs.figures import measured_style, new_figure, ticks_at
 from dynamics.statistics import power_law
 from dynamics.theory import scaling_laws as theory
 from dynamics.types import Claim, Observable, Record
@@ -178,8 +179,6 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Loss against time for each size, resting loss against size, and the compute frontier, over theory."""
-    from dynamics.runs.figures import measured_style, new_figure, ticks_at
-
     cfg, records = result.config, result.records
     fig, (along, rest, frontier) = new_figure(1, 3, width=4.0, height=3.8)
     t = records["features"].time[:-1]

@@ -26,6 +26,7 @@ from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import Drawn, gradient_descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
+from dynamics.runs.figures import new_figure
 from dynamics.statistics import PowerLaw, kernel_distance, power_law
 from dynamics.tasks.sphere import sphere_quadratic
 from dynamics.theory.predict import gradient_descent_mse_steps
@@ -162,8 +163,6 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """The four quantities against width with their predicted slopes, and one network beside both theories."""
-    from dynamics.runs.figures import new_figure
-
     cfg = result.config
     fig, (scaling, along) = new_figure(1, 2, width=5.0, height=4.0)
     widths = np.asarray(cfg.width)
