@@ -44,7 +44,7 @@ ARGUMENTS = {
     "outputs": 2,
     "phi": jnp.tanh,
     "prefix": "a",
-    "read": lambda start, params, batch: {"moved": jnp.sum((params["w"] - start["w"]) ** 2)},
+    "read": lambda start, params, batch: {"moved": optax.global_norm(jax.tree.map(jnp.subtract, params, start))},
     "tokens": 5,
     "width": 8,
 }
