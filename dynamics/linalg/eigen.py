@@ -37,8 +37,9 @@ class Eigenpairs(NamedTuple):
         vectors: ``[k, P]``, orthonormal rows.
         residuals: ``[k]``, ``|A v - value v|`` or a bound on it; an eigenvalue of ``A`` lies within it of ``value``.
         matvecs: int32, matvecs spent.
-        limit: at most k eigenvalues of ``A``, counted with multiplicity, exceed it (lie below it, for the smallest),
-            except with a small probability: where it is ``values[-1]``, no copy was missed. None where none was asked.
+        limit: no eigenvector orthogonal to all that was found, so no missed copy, has an eigenvalue beyond it, except
+            with a small probability: near ``values[-1]`` the count is complete; infinite where nothing is known. None
+            where none was asked. Without a fresh start (k = 1) a bound on the extreme eigenvalue itself.
     """
 
     values: Array
@@ -83,12 +84,11 @@ def eigenpairs(
     A Krylov space of one vector holds one copy of every eigenvalue. When all k residuals are at most ``tolerance *
     max|theta|``, a fresh random vector z, orthogonal to the Ritz vectors V that were found, therefore starts another
     Lanczos run on ``A' = (1 - V V^T) A (1 - V V^T)``. Either it brings more eigenvalues, and another one follows, or it
-    certifies that nothing is left: with its Ritz values theta_i and norms beta_j, ``lambda_max(A') <= u`` where
-    ``prod_i (u - theta_i) delta = prod_j beta_j`` (see ``extreme_eigenvalues``), and by Cauchy's interlacing
+    certifies that nothing is left: with its Ritz values theta_i and norms beta_j (see ``extreme_eigenvalues``)
 
-        lambda_{k+1}(A) <= x,    x - sum_{i > k} rho_i^2 / (x - theta_i) = u,
+        lambda_max(A') <= x    where    prod_i (x - theta_i) delta = prod_j beta_j.
 
-    with rho_i the residuals of the pairs in V beyond the first k. One pair needs no count: no fresh start follows.
+    Copies that V misses are eigenvectors of A' too. One pair needs no count: no fresh start follows.
 
     Args:
         matvec: ``v [P] -> A v [P]``, ``A`` symmetric.
@@ -340,7 +340,7 @@ def _afresh(state: _State, k: int, held: int, slack: Array, key: Array) -> _Stat
     settled = ~jnp.isfinite(mark) | (spilled <= 0.5 * (mark + slack - state.values))
     keep = (rows < state.count) & ((rows < k) | settled)
     keep = keep & (jnp.cumsum(keep) <= held)
-    order, locked = jnp.argsort(~keep, stable=True), jnp.sum(keep)
+    order, locked = jnp.argsort(~keep, stable=True), jnp.sum(keep, dtype=jnp.int32)
     here = rows < locked
     rotation = jnp.where(here, state.rotation[:, order], 0)
     basis = jnp.zeros_like(state.basis).at[:held].set(combine(rotation[:, :held], state.basis))
