@@ -53,7 +53,6 @@ def load(path: str | Path) -> LoadedRun:
 
     Cost: reads the journal; no checkpoint.
     """
-    from dynamics.types import Claim
 
     path = Path(path)
     with contextlib.closing(Journal(require_run(path), readonly=True)) as journal, understood(path):
@@ -73,7 +72,7 @@ def load(path: str | Path) -> LoadedRun:
             {label: record for label, record in records.items() if record is not None},
             journal.get("provenance", {}),
             journal.get("diverged", {}),
-            [tuple(map(str, row)) for row in events],
+            [(str(when), str(kind), str(text)) for when, kind, text in events],
         )
 
 
@@ -87,7 +86,9 @@ def damaged_files(path: Path, held: dict[str, str] | None = None) -> list[str]:
     if held is None:
         with contextlib.closing(Journal(path / "run.sqlite", readonly=True)) as journal:
             held = journal.get("files", {})
-    return [name for name, known in held.items() if Path(name).name != name or file_digest(path / name) != known]
+    return [
+        name for name, known in (held or {}).items() if Path(name).name != name or file_digest(path / name) != known
+    ]
 
 
 def _record(journal: Journal, label: str) -> Record | None:
