@@ -372,7 +372,11 @@ def check_apply(apply: Any) -> None:
 
 
 def scalar(loss: Array) -> Array:
-    """``loss`` itself; raises TypeError when it is no scalar."""
+    """``loss`` itself; raises TypeError when it is no real scalar."""
+    if jnp.iscomplexobj(loss):
+        raise TypeError(
+            f"loss: got {jnp.result_type(loss)}; allowed: a real scalar, e.g. the mean of jnp.abs(f - y)**2"
+        )
     if jnp.shape(loss):
         raise TypeError(f"loss: got shape {jnp.shape(loss)}; allowed: a scalar; take the mean over samples")
     return loss

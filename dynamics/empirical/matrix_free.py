@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.empirical.dispatch import Moving, Request, ntk_plans
+from dynamics.empirical.dispatch import Moving, Request, check_real, ntk_plans
 from dynamics.empirical.functions import empirical_ntk_fn
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan
 from dynamics.linalg import Eigenpairs, Estimate, eigenpairs, mean_and_error, spectral_density, trace
@@ -63,6 +63,7 @@ def ntk_operator(
     if batch_size is not None and not splits_into_samples(f, params, x, "refuse"):
         raise ValueError("batch_size: f has no batch axis that can be cut for certain; allowed: None")
     output = jax.eval_shape(f, params, x)
+    check_real(output)
     size, rest = math.prod(output.shape), output.shape[1:]
     tile = n if batch_size is None else min(batch_size, n)
     count = -(-n // tile)

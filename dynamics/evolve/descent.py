@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import split_real_and_imaginary
 
 from dynamics.evolve.checks import check_learning_rate, check_optimizer, check_params
 from dynamics.evolve.views import training_part
+from dynamics.program import real_view
 from dynamics.stability import adam_preconditioner, preconditioner_of
 from dynamics.types import (
     Array,
@@ -58,6 +60,9 @@ def descent(
 ) -> Dynamics:
     """Training by ``optimizer``: ``theta <- theta + u(grad L(theta))``.
 
+    A complex leaf is two real ones: its gradient is ``dL/dRe + i dL/dIm``, and the optimiser sees the pair
+    (``opt_state`` is then that of ``optax.contrib.split_real_and_imaginary``; its P holds ``P_re + i P_im``).
+
     Args:
         objective: L. With a ``StatefulModel`` in it, this dynamics' ``init`` takes ``(params, model_state)``, which the
             model's ``init`` gives, steps are those of its training mode, with dropout keys from the step's key, and
@@ -90,9 +95,9 @@ def descent(
     def init(params) -> DescentState:
         params, model_state = (params, ()) if model is None else params
         check_params(params)
-        dtype = jnp.result_type(*jax.tree.leaves(params))
+        dtype = jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).dtype
         step, loss = jnp.zeros((), jnp.int32), jnp.array(jnp.inf, dtype)
-        return DescentState(params, optimizer.init(params), model_state, step, loss)
+        return DescentState(params, real_view_optimizer(optimizer, params).init(params), model_state, step, loss)
 
     def loss_of(params, model_state, batch, key):
         if model is None:
@@ -105,10 +110,11 @@ def descent(
         batch_key, model_key = jax.random.split(key)
         batch = training_part(data) if objective.apply is None else training_batch(data)
         batch = minibatch(batch_key, batch, batch_size, replace=replace)
-        (value, model_state), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+        (value, model_state), slope = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.model_state, batch, model_key
         )
-        update, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        mover = real_view_optimizer(optimizer, state.params)
+        update, opt_state = mover.update(real_view.gradient(slope), state.opt_state, state.params)
         params = optax.apply_updates(state.params, update)
         return DescentState(params, opt_state, model_state, state.step + 1, value.astype(state.loss.dtype))
 
@@ -119,10 +125,21 @@ def descent(
     at = None if model is None else (lambda state: objective.at(state.model_state))
 
     def known(state: DescentState) -> PyTree:
-        found = (preconditioner or preconditioner_of(optimizer))(state.opt_state)
-        return jax.tree.map(jnp.ones_like, state.params) if isinstance(found, float) else found
+        params, opt_state = state.params, state.opt_state
+        pairs = any(map(real_view.is_complex, jax.tree.leaves(params)))
+        found = (preconditioner or preconditioner_of(optimizer))(opt_state.inner_state if pairs else opt_state)
+        if isinstance(found, float):
+            return jax.tree.map(lambda w: real_view.merge(list(map(jnp.ones_like, real_view.split(w)))), params)
+        return jax.tree.map(lambda w, p: real_view.merge(jax.tree.leaves(p)), params, found)
 
     return Dynamics(init, step, params, dt, objective, at, known)
+
+
+def real_view_optimizer(optimizer: Any, params: Params) -> optax.GradientTransformation:
+    """The optimiser itself, or for complex parameters the same on their real and imaginary parts, as two leaves."""
+    if any(map(real_view.is_complex, jax.tree.leaves(params))):
+        return split_real_and_imaginary(optimizer)
+    return optimizer
 
 
 def _check_state(state: Any) -> None:

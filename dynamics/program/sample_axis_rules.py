@@ -14,9 +14,9 @@ from dynamics.program.sample_axis_states import Follows, Known, Mixes, Same, Und
 _MAPPED = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt
-    ceil clamp clz convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor
-    ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg
-    nextafter not or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem round
+    ceil clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc
+    exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma
+    log log1p logistic lt max min mul name ne neg nextafter not or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem round
     rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
     square stop_gradient sub tan tanh xor
     """.split()  # noqa: SIM905

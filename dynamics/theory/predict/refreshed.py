@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics.empirical import empirical_ntk_fn
+from dynamics.program.real_view import gradient
 from dynamics.theory.predict.layout import matrix, outputs
 from dynamics.theory.predict.modes import spectrum_of
 from dynamics.theory.predict.steps import step_counts, step_gain
@@ -86,7 +87,7 @@ def refreshed_gradient_descent_mse(
         moves = spectrum.apply(gain.astype(k.dtype), error) / size  # [m, n c, 1]
         path = f + (k @ moves).reshape(len(offsets), *f.shape)
         pull = jax.vjp(lambda p: apply_fn(p, x_train), params)[1]
-        shift = pull(moves[-1].reshape(y_train.shape).astype(f.dtype))[0]
+        shift = gradient(pull(moves[-1].reshape(y_train.shape).astype(f.dtype))[0])
         return jax.tree.map(jnp.add, params, shift), path
 
     def predict_fn(t, x_test=None):
