@@ -16,6 +16,7 @@ from dynamics.program.sample_axis import splits_into_samples
 
 N = 4
 ROWS = np.arange(N**3, dtype=np.float32).reshape(N, N, N) / N**3
+ORDER = np.array([[1], [0], [3], [2]])
 NHW = ("NHC", "HIO", "NHC")
 
 
@@ -238,11 +239,10 @@ def verdict(f, p, x):
     try:
         return splits_into_samples(f, p, x, "refuse")
     except ValueError as error:
-        assert "depend on other samples" in str(error)
+        assert "depend on other samples" in str(error)  # noqa: PT017
         return None
 
 
-CASES = list(itertools.product(PROGRAMS, range(3), range(3)))
 QUICK = ("top_k itself", "sort beside rows", "take of rows", "another function alone")
 
 

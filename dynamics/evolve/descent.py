@@ -14,7 +14,7 @@ from optax.contrib import split_real_and_imaginary
 from dynamics.evolve.checks import check_learning_rate, check_optimizer, check_params
 from dynamics.evolve.views import training_part
 from dynamics.program import real_view
-from dynamics.stability import adam_preconditioner, preconditioner_of
+from dynamics.stability import adam_preconditioner, check_preconditioner, preconditioner_of
 from dynamics.types import (
     Array,
     Batch,
@@ -72,7 +72,8 @@ def descent(
         batch_size: samples a step, drawn anew each step; None for the full batch.
         replace: draw the minibatch with replacement.
         preconditioner: ``opt_state -> P``, what ``preconditioned_sharpness`` reads, or 1.0 for none; by default that of
-            ``stability.preconditioner_of``, found when it is first asked for.
+            ``stability.preconditioner_of``, found when it is first asked for. What is given must agree with the
+            optimiser's updates (ValueError).
 
     Returns:
         A ``Dynamics`` on ``DescentState``; ``data`` is a ``Batch`` or ``Data`` (whose ``train`` is used).
@@ -124,15 +125,36 @@ def descent(
 
     at = None if model is None else (lambda state: objective.at(state.model_state))
 
-    def known(state: DescentState) -> PyTree:
+    def known(params: Params) -> Callable[[PyTree], PyTree]:
+        if preconditioner is None:
+            return preconditioner_of(optimizer, params)
+        check_preconditioner(optimizer, preconditioner, params)
+        return preconditioner
+
+    return Dynamics(init, step, params, dt, objective, at, _preconditioner(known))
+
+
+def _preconditioner(known: Callable[[Params], Callable[[PyTree], PyTree]]) -> Callable[[DescentState], PyTree]:
+    """``state -> P``, from what is known of it where the parameters are, complex ones as pairs."""
+
+    def at(state: DescentState) -> PyTree:
         params, opt_state = state.params, state.opt_state
-        pairs = any(map(real_view.is_complex, jax.tree.leaves(params)))
-        found = (preconditioner or preconditioner_of(optimizer))(opt_state.inner_state if pairs else opt_state)
-        if isinstance(found, float):
-            return jax.tree.map(lambda w: real_view.merge(list(map(jnp.ones_like, real_view.split(w)))), params)
+        if any(map(real_view.is_complex, jax.tree.leaves(params))):
+            pairs = split_real_and_imaginary(optax.GradientTransformation(lambda tree: tree, optax.identity().update))
+            found = known(pairs.init(params).inner_state)(opt_state.inner_state)
+        else:
+            found = known(params)(opt_state)
+        if callable(found):
+            return found
+        if jax.tree.structure(found).num_leaves == 1 and not jnp.shape(jax.tree.leaves(found)[0]):
+            (one,) = jax.tree.leaves(found)
+            return jax.tree.map(lambda w: real_view.merge([jnp.full_like(p, one) for p in real_view.split(w)]), params)
         return jax.tree.map(lambda w, p: real_view.merge(jax.tree.leaves(p)), params, found)
 
-    return Dynamics(init, step, params, dt, objective, at, known)
+    return at
+
+
+_plain = _preconditioner(lambda params: lambda opt_state: 1.0)
 
 
 def real_view_optimizer(optimizer: Any, params: Params) -> optax.GradientTransformation:
@@ -162,8 +184,8 @@ def gradient_descent(
     """
     check_learning_rate(learning_rate)
     optimizer = optax.sgd(learning_rate, momentum=momentum)
-    plain = {"preconditioner": lambda opt_state: 1.0}
-    return descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size, **plain)
+    run = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size)
+    return run._replace(preconditioner=_plain)
 
 
 @factory("adam(L, learning_rate)")
@@ -180,7 +202,8 @@ def adam(
     check_learning_rate(learning_rate)
     known = partial(adam_preconditioner, b1=b1, b2=b2, eps=eps)
     optimizer = optax.adam(learning_rate, b1, b2, eps)
-    return descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size, preconditioner=known)
+    run = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size)
+    return run._replace(preconditioner=_preconditioner(lambda params: known))
 
 
 def _time_step(learning_rate: Any) -> Any:
