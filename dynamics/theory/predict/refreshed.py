@@ -84,6 +84,7 @@ def refreshed_gradient_descent_mse(
         spectrum = spectrum_of(0.5 * (train + train.T), size)
         error = (y_train - f[:n]).reshape(-1, 1).astype(k.dtype)
         gain = spectrum.work(eta * offsets) if flow else eta * step_gain(eta * spectrum.rates, offsets)
+        gain = jnp.where(spectrum.rates > 0, gain, 0)
         moves = spectrum.apply(gain.astype(k.dtype), error) / size  # [m, n c, 1]
         path = f + (k @ moves).reshape(len(offsets), *f.shape)
         pull = jax.vjp(lambda p: apply_fn(p, x_train), params)[1]
