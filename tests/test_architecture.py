@@ -15,8 +15,8 @@ ROOT = pathlib.Path(dynamics.__file__).parent
 FLOORS = (
     ("record",),
     ("types",),
-    ("config", "linalg", "losses", "mesh", "program", "statistics", "tasks", "taylor"),
-    ("empirical",),
+    ("config", "linalg", "losses", "mesh", "program", "statistics", "tasks"),
+    ("empirical", "taylor"),
     ("operators", "stax"),
     ("models", "stability"),
     ("interop", "observe"),

@@ -11,6 +11,7 @@ import jax
 from dynamics.empirical.axes import arrange, check_shapes, output_axes, traced_size
 from dynamics.empirical.dispatch import Axes, Moving, Parts, Request, check_real, ntk_parts, ntk_plans
 from dynamics.empirical.plan import DEFAULT_BUDGET
+from dynamics.program.forward import pushed
 from dynamics.types import Array, Params, PyTree
 
 
@@ -212,7 +213,7 @@ def empirical_ntk_vp_fn(
 
     def product(cotangents: PyTree) -> PyTree:
         (direction,) = jax.vjp(f2, moving.leaves)[1](cotangents)
-        return jax.jvp(f1, (moving.leaves,), (direction,))[1]
+        return pushed(f1, moving.leaves, direction)[1]
 
     return product
 

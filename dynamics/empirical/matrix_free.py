@@ -13,6 +13,7 @@ from dynamics.empirical.dispatch import Moving, Request, check_real, ntk_plans
 from dynamics.empirical.functions import empirical_ntk_fn
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan
 from dynamics.linalg import Eigenpairs, Estimate, eigenpairs, mean_and_error, spectral_density, trace
+from dynamics.program.forward import pushed
 from dynamics.program.sample_axis import splits_into_samples
 from dynamics.types import Array, Params, PyTree
 
@@ -79,7 +80,7 @@ def ntk_operator(
             return jax.tree.map(jnp.add, direction, gradient), None
 
         def push(samples):
-            return jax.jvp(lambda leaves: f(moving.merge(leaves), samples), (moving.leaves,), (direction,))[1]
+            return pushed(lambda leaves: f(moving.merge(leaves), samples), moving.leaves, direction)[1]
 
         direction, _ = jax.lax.scan(pull, jax.tree.map(jnp.zeros_like, moving.leaves), (tiles, cotangents))
         return jnp.reshape(jnp.reshape(jax.lax.map(push, tiles), (count * tile, *rest))[:n], -1)
