@@ -13,13 +13,14 @@ import pytest
 
 from dynamics import config
 from dynamics.config import Count, Positive
-from dynamics.runs import cli, load, specs
-from dynamics.runs.cli import listing
-from dynamics.runs.commands import run_main
-from dynamics.runs.directory import default_name
-from dynamics.runs.discover import flagship, gallery
-from dynamics.runs.flags import parse
-from dynamics.runs.lock import Lock
+from dynamics.runs import cli, load
+from dynamics.runs.command.discover import flagship, gallery
+from dynamics.runs.command.flags import parse
+from dynamics.runs.command.folder import run_main
+from dynamics.runs.command.gallery import listing
+from dynamics.runs.durable.lock import Lock
+from dynamics.runs.durable.run import default_name
+from dynamics.runs.sweep import specs
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOY = str(pathlib.Path(__file__).parent / "programs" / "toy.py")
@@ -64,7 +65,7 @@ def test_the_same_command_shows_the_stored_claims(command, tmp_path):
     assert command()[0] == 0
     (folder,) = (tmp_path / "runs" / "toy").iterdir()
     before = (folder / "run.sqlite").read_bytes()
-    code, out, _ = command("--resume")
+    code, out, _ = command()
     assert code == 0
     assert "already finished before" in out
     assert (folder / "run.sqlite").read_bytes() == before
@@ -210,7 +211,7 @@ def test_a_sweep_on_the_command_line(command, tmp_path):
     assert (folder / "figure.svg").read_text() != drawn
     code, _, errors = command(*flags, "--steps", "30")
     assert (code, "steps: 20 -> 30" in errors) == (4, True)
-    code, _, errors = command(*flags[:4], "--sweep", "curvature=1,3", "--name", "s")
+    code, _, errors = command(*flags[:2], "--sweep", "curvature=1,3", "--name", "s")
     assert (code, "{'curvature': [1.0, 2.0]} -> {'curvature': [1.0, 3.0]}" in errors) == (4, True)
     code, _, errors = command("--name", "s", "--fork", "t", "--steps", "30", "--quiet")
     assert (code, errors.count("'decay' continues in the fork from step 20")) == (0, 2)
@@ -275,7 +276,7 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
     assert run("export", root / "toy" / "a", tmp_path / "a.pkl")[0] == 2
     assert run("show", root / "toy" / "broken")[0] == 4
     for name, records in (("a", 1), ("c", 2)):
-        code, out = run("repeat", root / "toy" / name)
+        code, out = run("repeat", root / "toy" / name, "--trust")
         assert (code, out.count("the same bits")) == (0, records)
     assert run("index", root) == (0, f"{root / 'index.html'}\n")
     assert run("index", root / "nothing")[0] == 2
@@ -323,7 +324,7 @@ def test_every_flagship_is_repeated_from_its_directory_alone(family, tmp_path):
 
 
 def test_listing_loads_no_jax(tmp_path):
-    code = f"import sys; from dynamics.runs.commands import run_main; run_main(['list', {str(tmp_path)!r}]); "
+    code = f"import sys; from dynamics.runs.command.folder import run_main; run_main(['list', {str(tmp_path)!r}]); "
     code += "print('jax' in sys.modules, 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
@@ -350,7 +351,7 @@ def test_bash_completes_modules_flags_and_presets(completion, words, found):
 
 @pytest.fixture(scope="module")
 def completion(tmp_path_factory):
-    from dynamics.runs.completion import script
+    from dynamics.runs.command.completion import script
 
     path = tmp_path_factory.mktemp("shell") / "completion.sh"
     path.write_text(script("bash"))

@@ -8,7 +8,7 @@ import pytest
 
 from dynamics.evolve import every, ode
 from dynamics.runs import load, open_run
-from dynamics.runs.commands import run_main
+from dynamics.runs.command.folder import run_main
 
 xarray = pytest.importorskip("xarray", reason="the extra xarray is not installed")
 
@@ -35,8 +35,8 @@ def test_a_run_in_npz(run, tmp_path):
     held = dict(np.load(tmp_path / "a.npz"))
     for label, record in load(run).records.items():
         for name, value in {**record.values, "time": record.time, "step": record.step}.items():
-            np.testing.assert_array_equal(held[f"{label}/{name}"], np.asarray(value))
-    assert held["first / second/small"].dtype == np.float32
+            np.testing.assert_array_equal(held[f"{label.replace('/', '%2F')}/{name}"], np.asarray(value))
+    assert held["first %2F second/small"].dtype == np.float32
 
 
 def test_a_run_in_netcdf(run, tmp_path):
@@ -78,10 +78,10 @@ def test_a_study_on_its_axes_in_npz(study, tmp_path):
     assert run_main(["export", str(study), str(tmp_path / "a.npz")]) == 0
     held, record = np.load(tmp_path / "a.npz"), load(study).records["a / b"]
     for name, value in {**record.values, "time": record.time}.items():
-        np.testing.assert_array_equal(held[f"a / b/{name}"], value)
-    assert held["a / b/x/y"].shape == (2, 2, 2, 2, 3)
-    assert held["a / b/axes/start"].tolist() == ["one", "two"]
-    assert held["a / b/lengths/x/y"][:, 0, 0].tolist() == [2, 3]
+        np.testing.assert_array_equal(held[f"a %2F b/{name}"], value)
+    assert held["a %2F b/x/y"].shape == (2, 2, 2, 2, 3)
+    assert held["a %2F b/axes/start"].tolist() == ["one", "two"]
+    assert held["a %2F b/lengths/x/y"][:, 0, 0].tolist() == [2, 3]
 
 
 def test_a_study_on_its_axes_in_netcdf(study, tmp_path):
@@ -123,3 +123,20 @@ def test_a_run_without_curves_is_refused(tmp_path, capsys, suffix):
     assert run_main(["export", str(tmp_path / "toy" / "bare"), str(tmp_path / f"a.{suffix}")]) == 2
     assert "recorded no curves" in capsys.readouterr().err
     assert not list(tmp_path.glob("*a*"))
+
+
+def test_no_reading_is_lost_and_no_name_leads_out_of_the_archive(tmp_path, capsys):
+    """Call "a/b" reading "c" beside call "a" reading "b/c"; names that would be paths of their own."""
+    decay, path, names = ode(lambda x, rate: -x, 0.1), tmp_path / "toy" / "a", {}
+    reads = {"a/b": ["c", "axes/eta"], "a": ["b/c", "..", "/x", "../../y", "step2"], "../../x": ["c"], "..": ["c"]}
+    with open_run(path, {"rate": 1.0}) as held:
+        for at, (label, readings) in enumerate(reads.items()):
+            read = lambda x, rate: {name: x + at for name in readings}  # noqa: B023, E731
+            held.simulate(decay, jnp.ones(()), jnp.array(1.0), train=read, steps=2, label=label)
+    assert run_main(["export", str(path), str(tmp_path / "a.npz")]) == 0
+    assert "4 records, 17 arrays written" in capsys.readouterr().out
+    names = np.load(tmp_path / "a.npz").files
+    assert len(names) == len(set(names)) == 17
+    assert not any(part in ("", ".", "..") for name in names for part in name.split("/"))
+    assert "a%2Fb/c" in names
+    assert "a/b/c" in names

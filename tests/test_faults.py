@@ -14,9 +14,10 @@ import time
 import numpy as np
 import pytest
 
-from dynamics.runs import checkpoint, load, open_run
-from dynamics.runs.errors import Unusable
-from dynamics.runs.journal import Journal, root
+from dynamics.runs import load, open_run
+from dynamics.runs.durable import checkpoint
+from dynamics.runs.durable.errors import Unusable
+from dynamics.runs.durable.journal import Journal, root
 
 PROGRAM = pathlib.Path(__file__).parent / "programs" / "durable.py"
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dynamics.runs import load
-from dynamics.runs.journal import Journal
+from dynamics.runs.durable.journal import Journal
 
 PROGRAM = pathlib.Path(__file__).parent / "programs" / "hosts.py"
 DURABLE = PROGRAM.with_name("durable_hosts.py")

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from dynamics.runs.errors import Damaged
-from dynamics.runs.files import digest, json_text
-from dynamics.runs.journal import Journal, root
-from dynamics.runs.salvage import open_journal
+from dynamics.runs.durable.errors import Damaged
+from dynamics.runs.durable.files import digest, json_text
+from dynamics.runs.durable.journal import Journal, root
+from dynamics.runs.durable.salvage import open_journal
 
 CONFIG = {"steps": 10}
 LABELS = "abcd"

@@ -87,7 +87,9 @@ def test_wheel_and_sdist_hold_what_they_should(built):
     }
     assert code <= inside
     assert "dynamics/py.typed" in inside
-    assert {"dynamics/runs/assets/page.css", "dynamics/runs/assets/report.js"} <= inside
+    assert {
+        f"dynamics/runs/report/{name}" for name in ("assets/page.css", "assets/report.js", "templates/run.html.j2")
+    } <= inside
     assert any(name.endswith("licenses/LICENSE") for name in inside)
     assert {name.partition("/")[0] for name in inside if "dist-info" not in name} == {"dynamics", "experiments"}
     with tarfile.open(sdist) as archive:

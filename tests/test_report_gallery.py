@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dynamics.runs.discover import gallery
-from dynamics.runs.gallery import filled, table, update, verdicts
-from dynamics.runs.page import read_json
+from dynamics.runs.command.discover import gallery
+from dynamics.runs.command.gallery import filled, table, update, verdicts
+from dynamics.runs.durable.files import read_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def test_readme_table_is_up_to_date():
     content = table(gallery(), read_json(ROOT / "docs" / "gallery.json", {}))
     readme = (ROOT / "README.md").read_text()
-    assert filled(readme, content) == readme, "run: python -m dynamics.runs.gallery"
+    assert filled(readme, content) == readme, "run: python -m dynamics.runs.command.gallery"
 
 
 def run(root, experiment, name, holds, started, **about):

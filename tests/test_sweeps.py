@@ -1,6 +1,7 @@
 """Studies in pieces and sweeps: shared by workers, killed, stopped and resumed to the same bits; failures, devices."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -21,25 +22,25 @@ from dynamics.runs import (
     Interrupted,
     LoadedRun,
     Unusable,
-    checkpoint,
-    cli,
-    driver,
     load,
     open_run,
-    specs,
-    swept,
-    worker,
 )
-from dynamics.runs.commands import run_main
-from dynamics.runs.errors import BadInput
-from dynamics.runs.journal import Journal
-from dynamics.runs.lock import Lock, holder
-from dynamics.runs.phase import chosen, final_values, phase_diagram
+from dynamics.runs.command.experiment import execute
+from dynamics.runs.command.folder import run_main
+from dynamics.runs.durable import checkpoint, driver
+from dynamics.runs.durable.errors import BadInput
+from dynamics.runs.durable.journal import Journal
+from dynamics.runs.durable.lock import Lock, holder
+from dynamics.runs.report import outcome
+from dynamics.runs.sweep import cells, specs
+from dynamics.runs.sweep.module import module_named
+from dynamics.runs.sweep.phase import chosen, final_values, phase_diagram
+from dynamics.runs.sweep.worker import work
 from dynamics.runs.trackers import Tracker
 from dynamics.types import Record
 
 TOY = pathlib.Path(__file__).parent / "programs" / "toy.py"
-toy = cli.module_named(str(TOY))
+toy = module_named(str(TOY))
 ABOUT = {"experiment": "toy", "module": str(TOY), "device": None, "command": ["toy"]}
 
 
@@ -49,19 +50,19 @@ pytestmark = pytest.mark.usefixtures("compiled")
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Figures are drawn where they are tested."""
-    monkeypatch.setattr(cli, "_draw", lambda module, result, run: None)
+    monkeypatch.setattr(outcome, "draw", lambda module, result, run: None)
 
 
 def program(sweep=(), module=toy, **settings):
     """What is run, and its settings: the toy, or a sweep of it."""
-    return swept.program(module, toy.Config(**settings), specs.parse_sweep(toy.Config, tuple(sweep)))
+    return cells.program(module, toy.Config(**settings), specs.parse_sweep(toy.Config, tuple(sweep)))
 
 
 def run(path, sweep=(), workers=1, tracker=None, module=toy, **settings):
     """The run at ``path`` by this process alone, in pieces for ``workers``; claims as JSON objects."""
     module, config = program(sweep, module, **settings)
     with open_run(path, config, workers=workers, tracker=tracker, **ABOUT) as held:
-        return cli.run_to_the_end(module, config, held)
+        return outcome.run_to_the_end(module, config, held)
 
 
 def begun(path, sweep=(), size=None, **settings):
@@ -126,7 +127,7 @@ def looped_run(tmp_path_factory):
 def test_looped_axes_keep_their_order_names_and_lengths(looped_run, monkeypatch):
     """In the run's record, which is then read back without a step."""
     path, record = looped_run
-    monkeypatch.setattr(driver, "advance", None)
+    monkeypatch.setattr(driver._Written, "drive", None)
     assert list(record.axes) == ["width", "start", "eta"]
     assert record.lengths["all"][:, 0, 0].tolist() == [2, 3]
     assert record.lengths["steps"][:, 0, 0].tolist() == [8, 12]
@@ -184,8 +185,8 @@ def test_a_worker_takes_up_pieces_and_the_run_reads_them(tmp_path, monkeypatch):
     """What is there is not computed again, neither for a record nor for a record that was lost."""
     run(tmp_path / "alone", workers=2)
     path = begun(tmp_path / "run", size=5)
-    assert worker.work(path) == 0
-    monkeypatch.setattr(driver, "advance", None)
+    assert work(path) == 0
+    monkeypatch.setattr(driver._Written, "drive", None)
     for _ in range(2):
         run(path)
         assert_same(load(path).records, load(tmp_path / "alone").records)
@@ -194,7 +195,7 @@ def test_a_worker_takes_up_pieces_and_the_run_reads_them(tmp_path, monkeypatch):
     victim = next((path / "pieces").glob("*/00001/checkpoints/*.ckpt"))
     victim.write_bytes(victim.read_bytes()[:-1])
     monkeypatch.undo()
-    monkeypatch.setattr(cli, "_draw", lambda *given: None)
+    monkeypatch.setattr(outcome, "draw", lambda *given: None)
     run(path)
     assert "falling back to its start" in load(victim.parents[1]).events[-1][2]
     assert_same(load(path).records, load(tmp_path / "alone").records)
@@ -224,7 +225,7 @@ def test_a_killed_workers_part_is_done_once_by_the_other(tmp_path, sweep):
     assert len(list(path.glob("*/**/run.sqlite"))) == 3
     assert all(load(file.parent).status == "finished" for file in path.glob("*/**/run.sqlite"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "advance", None)
+        patch.setattr(driver._Written, "drive", None)
         run(path, sweep, **settings)
     assert_same(load(path).records, load(tmp_path / "alone").records)
 
@@ -233,7 +234,7 @@ def test_workers_of_the_command_line_share_a_study(tmp_path, monkeypatch, capsys
     """It is repeated in the same pieces, and needs their checkpoints no more once it is finished."""
     module, config = program(seeds=6)
     path = tmp_path / "toy" / "run"
-    claims, _ = cli.execute(module, config, path, dict(ABOUT), quiet=True, workers=2)
+    claims, _ = execute(module, config, path, dict(ABOUT), quiet=True, workers=2)
     assert [claim["holds"] for claim in claims] == [True, True, None]
     assert_same(load(path).records, toy.run(config).records)
     assert run_main(["repeat", str(path)]) == 0
@@ -242,7 +243,7 @@ def test_workers_of_the_command_line_share_a_study(tmp_path, monkeypatch, capsys
         assert len(list((tmp_path / "toy" / name / "pieces").glob("*/*"))) == 2
     assert run_main(["gc", str(tmp_path), "--delete"]) == 0
     assert not list(tmp_path.rglob("*.ckpt"))
-    monkeypatch.setattr(driver, "advance", None)
+    monkeypatch.setattr(driver._Written, "drive", None)
     run(path, seeds=6)
     assert_same(load(path).records, toy.run(config).records)
 
@@ -250,38 +251,39 @@ def test_workers_of_the_command_line_share_a_study(tmp_path, monkeypatch, capsys
 def test_a_worker_beside_no_run_leaves_at_once(tmp_path, capsys):
     """Also one that finds a run which is not under way, or which is over; it says what it found."""
     began = time.monotonic()
-    assert worker.work(begun(tmp_path / "idle")) == 0
+    assert work(begun(tmp_path / "idle")) == 0
     assert "is not under way; start or resume it, and workers beside it" in capsys.readouterr().err
     run(tmp_path / "over")
-    assert worker.work(tmp_path / "over") == 0
+    assert work(tmp_path / "over") == 0
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "grid.json").write_text("{}")
     with open_run(tmp_path / "bare", {}):
         pass
     for name, words in (("none", "no run here"), ("old", "a sweep of dynamics 0.1"), ("bare", "which experiment")):
         with pytest.raises(Unusable, match=words):
-            worker.work(tmp_path / name)
+            work(tmp_path / name)
     assert time.monotonic() - began < 60  # seconds alone, more beside other tests
 
 
 def test_workers_through_submitit(tmp_path):
     pytest.importorskip("submitit", reason="the extra slurm is not installed")
-    from dynamics.runs.cluster import submit
+    from dynamics.runs.sweep.cluster import submit
 
     path = begun(tmp_path / "run", size=5)
-    jobs = submit(path, 1, "local:timeout_min=2,cpus_per_task=1")
+    jobs = submit(functools.partial(work, path), path / "jobs", 1, "local:timeout_min=2,cpus_per_task=1")
     assert [job.result() for job in jobs] == [0]
     assert len(list((path / "pieces").glob("*/*/run.sqlite"))) == 2
     with pytest.raises(BadInput, match="cluster: got 'pbs'"):
-        submit(path, 1, "pbs")
+        submit(print, path / "jobs", 1, "pbs")
 
 
 def test_four_devices_give_what_one_gives(tmp_path, capsys):
     """Seven lanes fill up to eight; the run goes on with one device, with a warning."""
     run_on_four_devices(f"""
         import pathlib
-        from dynamics.runs import cli, open_run
-        toy = cli.module_named({str(TOY)!r})
+        from dynamics.runs import open_run
+        from dynamics.runs.sweep.module import module_named
+        toy = module_named({str(TOY)!r})
         with open_run(pathlib.Path({str(tmp_path)!r}) / "four", {{}}, workers=2) as held:
             toy.run(toy.Config(eta=(0.1, 9.9), seeds=7, steps=400), held.study)
         print("equal")
@@ -308,7 +310,7 @@ def whole(tmp_path_factory):
     """A sweep over a shape and a number, of cells with two axes."""
     path = tmp_path_factory.mktemp("toy") / "swept"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_draw", lambda *given: None)
+        patch.setattr(outcome, "draw", lambda *given: None)
         run(path, SWEEP, eta=(0.01, 0.1, 1.0), seeds=2)
     return path
 
@@ -338,7 +340,7 @@ def test_claims_are_counted_over_cells(whole):
     assert [(claim.measured, claim.holds) for claim in found.claims[:3]] == [("4 of 4 cells", True)] * 3
     assert (found.claims[3].holds, found.claims[3].note) == (None, "in none of 4 cells")
     cell = load(whole / "cells" / "000002").claims[1]
-    record = found.records[swept.CLAIMS]
+    record = found.records[cells.CLAIMS]
     assert record.at(width=3, curvature=1).values[cell.name].tolist() == [cell.measured]
 
 
@@ -353,11 +355,11 @@ def test_a_finished_sweep_is_not_computed_again_and_damage_is(whole, tmp_path, m
     path = tmp_path / "swept"
     shutil.copytree(whole, path)
     settings = {"eta": (0.01, 0.1, 1.0), "seeds": 2}
-    monkeypatch.setattr(driver, "advance", None)
+    monkeypatch.setattr(driver._Written, "drive", None)
     run(path, SWEEP, **settings)
     assert_same(load(path).records, load(whole).records)
     monkeypatch.undo()
-    monkeypatch.setattr(cli, "_draw", lambda *given: None)
+    monkeypatch.setattr(outcome, "draw", lambda *given: None)
     victim = path / "cells" / "000001"
     shutil.rmtree(victim)
     run(path, SWEEP, **settings)
@@ -518,11 +520,11 @@ def test_records_of_a_sweep_need_not_have_the_same_axes():
     """Then they have those of the sweep alone, and the rest of each array is its own."""
     record = Record(np.array([0, 5]), np.array([0.0, 0.5]), {"x": np.ones((2, 3))}, {"eta": [1, 2, 3]})
     other = record._replace(values={"x": 2 * np.ones((2, 2))}, axes={"eta": [1, 2]})
-    cells = {
+    held_cells = {
         at: LoadedRun(pathlib.Path(), "finished", {}, [], {"a": held}, {}, {}, [])
         for at, held in enumerate((record, other))
     }
-    whole = swept._records(cells, {"width": [7, 8]})["a"]
+    whole = cells._records(held_cells, {"width": [7, 8]})["a"]
     assert (list(whole.axes), whole.lengths["x"].tolist()) == (["width"], [3, 2])
     np.testing.assert_array_equal(whole.values["x"][0], [[1, 1, 1], [2, 2, np.nan]])
     assert whole.time.tolist() == [0.0, 0.5]

@@ -68,24 +68,45 @@ def test_a_study_is_tracked_by_lane_pure_or_durable(tmp_path):
         seen, tracker = listener()
         with open_run(tmp_path / "run", {}, tracker=None if loop else tracker) as run:
             lanes(tracked(study, tracker) if loop else run.study)
-        assert seen == [("b", step, {"w/0": w[at, 0], "w/1": w[at, 1]}) for at, step in enumerate((0, 2))]
+        assert seen == [("b", step, {"w/eta=0.1": w[at, 0], "w/eta=0.2": w[at, 1]}) for at, step in enumerate((0, 2))]
     seen, tracker = listener()
     with open_run(tmp_path / "shared", {}, tracker=tracker, workers=2) as run:
         lanes(run.study)
-    assert seen == [(f"b {i + 1} of 2", step, {"w/0": w[at, i]}) for i in range(2) for at, step in enumerate((0, 2))]
+    assert seen == [
+        (f"b {i + 1} of 2", step, {f"w/eta=0.{i + 1}": w[at, i]}) for i in range(2) for at, step in enumerate((0, 2))
+    ]
 
 
-def test_a_failing_tracker_is_dropped_with_one_warning():
+def test_of_many_lanes_the_mean_arrives():
+    """Over the finite ones; of few, each under its own name; what fills a piece up is no lane."""
+    seen, tracker = listener()
+    values = {"loss": np.arange(130.0).reshape(1, 130), "pair": np.ones((1, 130, 2))}
+    values["loss"][0, :2] = np.nan
+    log_record(tracker, Record(np.array([3]), None, values), "a", cells=[f"seed={i}" for i in range(129)])
+    assert seen == [("a", 3, {"loss/mean": np.arange(2.0, 129).mean(), "pair/mean/0": 1.0, "pair/mean/1": 1.0})]
+    log_record(tracker, Record(np.array([3]), None, {"w": np.ones((1, 4))}), "a", cells=["seed=0", "seed=1"])
+    assert seen[1:] == [("a", 3, {"w/seed=0": 1.0, "w/seed=1": 1.0})]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_failing_tracker_is_dropped_with_one_warning(tmp_path, durable, capsys):
+    """Also in an open run, whose bits are those without one."""
     calls = []
 
     def log(*arguments):
         calls.append(arguments)
         raise OSError("disk full")
 
-    loop = tracked(simulate, Tracker(log, lambda: None))
-    with pytest.warns(UserWarning, match="tracker dropped: OSError: disk full"):
+    if durable:
+        with open_run(tmp_path / "run", {}, tracker=Tracker(log, lambda: None)) as held:
+            np.testing.assert_array_equal(lanes(held.study).values["w"], lanes(study).values["w"])
+            run(held.simulate)
+        assert capsys.readouterr().err == "warning: tracker dropped: OSError: disk full\n"
+    else:
+        loop = tracked(simulate, Tracker(log, lambda: None))
+        with pytest.warns(UserWarning, match="tracker dropped: OSError: disk full"):
+            run(loop)
         run(loop)
-    run(loop)
     assert len(calls) == 1
 
 
@@ -133,3 +154,23 @@ def test_a_missing_tracker_names_the_extra(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX", "wandb": "wandb"}[name], None)
     with pytest.raises(ImportError, match=r"dynamics\[trackers\]"):
         getattr(trackers, name)(tmp_path)
+
+
+def test_the_command_line_tracks_into_the_runs_folder(tmp_path, monkeypatch, capsys):
+    """Lanes by their settings; a tracker that is not installed is refused before any file is made."""
+    import pathlib
+
+    from dynamics.runs import cli, trackers
+
+    toy, told = str(pathlib.Path(__file__).parent / "programs" / "toy.py"), listener()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(trackers.MAKERS, "tensorboard", ("json", lambda folder: told[1]))
+    monkeypatch.setitem(trackers.MAKERS, "wandb", ("no_such_package", None))
+    flags = ["--quiet", "--eta", "0.1", "--seeds", "2", "--name", "a", "--track"]
+    for kind, code in (("wandb", 2), ("tensorboard", 0)):
+        with pytest.raises(SystemExit, match=str(code)):
+            cli.main(toy, [*flags, kind])
+        assert (tmp_path / "runs").exists() == (kind == "tensorboard")
+    assert "pip install 'dynamics[trackers]'" in capsys.readouterr().err
+    assert told[0][0][:2] == ("decay", 0)
+    assert {"x/eta=0.1 seed=0", "x/eta=0.1 seed=1", "all/eta=0.1 seed=1/2"} <= told[0][0][2].keys()

@@ -1,5 +1,8 @@
 """Kernels of finite networks: the empirical NTK and NNGP, exact, for any pure function."""
 
+from typing import TYPE_CHECKING
+
+from dynamics import statistics
 from dynamics.empirical.functions import (
     EmpiricalKernel,
     NtkImplementation,
@@ -22,6 +25,7 @@ from dynamics.empirical.matrix_free import (
 from dynamics.empirical.parts import class_blocks, empirical_ntk_parts_fn
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan
 from dynamics.program.shifted_convolutions import shifted_convolutions
+from dynamics.types import gone
 
 __all__ = [
     "DEFAULT_BUDGET",
@@ -46,3 +50,6 @@ __all__ = [
     "ntk_trace",
     "shifted_convolutions",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = gone(__name__, now=statistics)

@@ -13,6 +13,7 @@ from dynamics.empirical.axes import OutputAxes
 from dynamics.empirical.blocks import Work
 from dynamics.empirical.one_tile import Network, Side, contract_block, open_tile, sides, slim
 from dynamics.empirical.plan import Plan
+from dynamics.mesh import tiles
 from dynamics.program.jaxpr import has_convolutions
 from dynamics.types import Array, PyTree
 
@@ -135,8 +136,8 @@ def _tiled(task: Task, x1: PyTree, x2: PyTree | None) -> Kernels:
     tile, symmetric = task.plan.tile, x2 is None
     n = _count(x1)
     m = n if x2 is None else _count(x2)
-    rows = _cut(x1, tile)
-    columns = rows if x2 is None else _cut(x2, tile)
+    rows = tiles(x1, tile)
+    columns = rows if x2 is None else tiles(x2, tile)
     count1, count2 = _count(rows), _count(columns)
     pairs = [(i, j) for i in range(count1) for j in range(i if symmetric else 0, count2)]
     compute = _pair_function(task, rows, columns, symmetric)
@@ -184,17 +185,5 @@ def _pair_function(task: Task, rows: PyTree, columns: PyTree, symmetric: bool) -
     return contracted
 
 
-def _tile_at(tiles: PyTree, index: Array) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[index], tiles)
-
-
-def _cut(x: PyTree, tile: int) -> PyTree:
-    """``[n, ...]`` as ``[tiles, tile, ...]``, the last tile filled up with copies of the first sample."""
-    n = _count(x)
-    count = -(-n // tile)
-
-    def cut(leaf: Array) -> Array:
-        filler = jnp.broadcast_to(leaf[:1], (count * tile - n, *leaf.shape[1:]))
-        return jnp.reshape(jnp.concatenate([leaf, filler]), (count, tile, *leaf.shape[1:]))
-
-    return jax.tree.map(cut, x)
+def _tile_at(cut: PyTree, index: Array) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[index], cut)

@@ -185,7 +185,8 @@ def gradient_descent(
     check_learning_rate(learning_rate)
     optimizer = optax.sgd(learning_rate, momentum=momentum)
     run = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size)
-    return run._replace(preconditioner=_plain)
+    order = None if callable(learning_rate) or batch_size is not None else 1
+    return run._replace(preconditioner=_plain, order=order)
 
 
 @factory("adam(L, learning_rate)")

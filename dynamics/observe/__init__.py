@@ -1,5 +1,8 @@
 """What to read while a state moves: a file a topic, each factory giving an ``Observable``."""
 
+from typing import TYPE_CHECKING
+
+from dynamics import statistics
 from dynamics.observe.compose import joined, prefixed, since_start
 from dynamics.observe.curvature import (
     WarmStart,
@@ -16,6 +19,7 @@ from dynamics.observe.ntk import NtkReadings, ntk, ntk_of_state
 from dynamics.observe.rank import end_to_end, movement, weight_ranks
 from dynamics.observe.seldom import seldom
 from dynamics.observe.watch import Watch, watch
+from dynamics.types import gone
 
 __all__ = [
     "NtkReadings",
@@ -48,3 +52,11 @@ __all__ = [
     "watch",
     "weight_ranks",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = gone(
+        __name__,
+        now=statistics,
+        as_stateful="the function itself: plain functions of (params, batch) are lifted",
+        readout="dynamics.types.Observable.of_view(lambda view: {...})",
+    )

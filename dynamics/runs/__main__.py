@@ -2,6 +2,6 @@
 
 import sys
 
-from dynamics.runs.commands import run_main
+from dynamics.runs.command.folder import run_main
 
 sys.exit(run_main(sys.argv[1:]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,30 +83,23 @@ def ticks_at(axis: Any, values: Any) -> None:
     axis.set_ticks([], minor=True)
 
 
-def save_figure(figure: Any, folder: Path) -> list[Path]:
-    """Writes ``figure.png`` and ``figure.svg`` (same bytes for the same figure) into ``folder``."""
-    import io
-
+def drawn(figure: Any) -> dict[str, bytes]:
+    """A figure as ``figure.png`` and ``figure.svg``: the same bytes for the same figure."""
     import matplotlib
 
-    from dynamics.runs.files import write_bytes
-
+    files = {}
     with matplotlib.rc_context(STYLE):
         for panel in list(figure.axes):
             _legend_as_bar(panel)
         _settle(figure)
-    paths = []
-    for suffix, options in (
-        ("png", {"dpi": 150, "metadata": {"Software": None}}),
-        ("svg", {"metadata": {"Date": None}}),
-    ):
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
+        for suffix, options in (
+            ("png", {"dpi": 150, "metadata": {"Software": None}}),
+            ("svg", {"metadata": {"Date": None}}),
+        ):
+            buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, **options)
-        path = folder / f"figure.{suffix}"
-        write_bytes(path, buffer.getvalue())
-        paths.append(path)
-    return paths
+            files[f"figure.{suffix}"] = buffer.getvalue()
+    return files
 
 
 _ENTRY = re.compile(r"^(?:(?P<kind>.*), )?(?P<name>[^,=]+) = (?P<value>[-+0-9.eE]+)$")

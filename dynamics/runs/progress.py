@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
-import numpy as np
+from tqdm.auto import tqdm
 
-from dynamics.evolve.simulate import advance, prepare, simulate, times
+from dynamics.evolve.simulate import prepare, simulate, times
 from dynamics.evolve.study import planned, study
-from dynamics.runs.pacing import Pace
+from dynamics.runs.durable.driver import paced
+from dynamics.runs.durable.pacing import Pace
+from dynamics.runs.durable.resume import joined
 from dynamics.types import Dynamics, PyTree, Record
 
 
@@ -36,23 +37,15 @@ def simulate_with_progress(
         >>> int(state.step)
         9
     """
-    from tqdm.auto import tqdm
-
     call = prepare(dynamics, params, data, old, train, test, steps, record_at, key, stop, state)
-    carry, ends, count, now = call.start(), call.ends(), len(call.targets), 0
-    pace, pieces = Pace(), []
+    now, pieces, carry = 0, [], call.start()
     with tqdm(total=call.steps, unit="step", desc=label) as bar:
-        while count or now < call.steps:
-            piece = pace.piece(now, ends, count)
-            began = bar.format_dict["elapsed"]
-            carry, values = jax.block_until_ready(advance(call, carry, piece.targets, piece.read))
-            pace.learn(bar.format_dict["elapsed"] - began)
-            pieces.append({name: np.asarray(value)[piece.read] for name, value in values.items()})
-            passed, reached = int(piece.read.sum()), int(piece.targets[-1])
+        for moved, rows, reached, _ in paced(call, carry, call.targets, Pace()):
+            carry = moved
+            pieces.append(rows)
             bar.update(reached - now)
-            ends, count, now = ends[passed:], count - passed, reached
-    names = pieces[0] if pieces else ()
-    values = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+            now = reached
+    values = {name: value for name, value in joined(pieces).items() if name != "step"}
     return carry.state, Record(call.targets, times(dynamics.dt, call.targets), values)
 
 

@@ -7,10 +7,12 @@ the run goes on.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -88,26 +90,68 @@ def wandb(
     return Tracker(log, run.finish)
 
 
-def log_record(tracker: Tracker, record: Record, label: str = "", *, most: int = 64) -> None:
+MAKERS = {"tensorboard": ("tensorboardX", tensorboard), "wandb": ("wandb", wandb)}
+"""What ``--track`` takes, each with the package that it needs; a new tracker is one function and one line here."""
+
+
+def required(kind: str) -> None:
+    """Refuses a tracker whose package is missing; raises ImportError, naming the extra ``trackers``."""
+    if importlib.util.find_spec(MAKERS[kind][0]) is None:
+        raise ImportError(f"{kind} needs {MAKERS[kind][0]}: pip install 'dynamics[trackers]'")
+
+
+def made(kind: str, directory: Path, config: Mapping[str, Any]) -> Tracker:
+    """A tracker by its name in ``MAKERS``, for the run whose folder holds ``directory``."""
+    if kind != "wandb":
+        return MAKERS[kind][1](directory)
+    return wandb(directory, name="/".join(directory.parts[-3:-1]), config=config)
+
+
+def log_record(
+    tracker: Tracker, record: Record, label: str = "", *, cells: Sequence[str] | None = None, most: int = 64
+) -> None:
     """Sends a whole Record, step by step.
+
+    Of at most ``most`` numbers a step, each goes by its cell and place, ``loss/eta=0.1 seed=2`` or ``pair/1``; of more,
+    the mean over the cells, ``loss/mean``. Larger arrays in a cell and complex numbers stay in the Record alone, and
+    so do numbers that are not finite.
 
     Args:
         tracker: where to.
-        record: readings ``{name: [T, ...]}``.
+        record: readings ``{name: [T, *axes, ...]}``.
         label: put before each name.
-        most: a reading with up to this many entries a step is sent entry by entry, as ``name/0``, ``name/1``, ...;
-            larger and complex ones stay in the Record alone. Entries that are not finite are left out.
+        cells: names of the lanes of readings ``[T, lanes, ...]``, which may be fewer than lanes; by default those of
+            the record's axes.
+        most: see above.
     """
+    depth = 1
+    if cells is None and record.axes:
+        depth = len(record.axes)
+        held = [[f"{name}={short(value)}" for value in values] for name, values in record.axes.items()]
+        cells = [" ".join(words) for words in itertools.product(*held)]
     columns: dict[str, np.ndarray] = {}
     for name, value in record.values.items():
-        size = math.prod(np.shape(value)[1:])
-        if size <= most and np.asarray(value).dtype.kind != "c":
-            flat = np.asarray(value, dtype=float).reshape(len(record.step), size)
-            single = np.ndim(value) == 1
-            columns.update({name if single else f"{name}/{index}": column for index, column in enumerate(flat.T)})
+        array, own = np.asarray(value), 1 + (depth if cells is not None else 0)
+        inner = math.prod(array.shape[own:])
+        if array.dtype.kind == "c" or inner > most or not array.size:
+            continue
+        flat = array.astype(float).reshape(len(array), -1, inner)[:, : None if cells is None else len(cells)]
+        words = [""] if cells is None else [f"/{cell}" if cell else "" for cell in cells]
+        if flat.shape[1] * inner > most:
+            finite = np.isfinite(flat)
+            total = np.sum(flat, axis=1, where=finite) / np.maximum(finite.sum(1), 1)
+            flat, words = np.where(finite.any(1), total, np.nan)[:, None], ["/mean"]
+        for at, word in enumerate(words):
+            columns |= {f"{name}{word}" + (f"/{i}" if array.ndim > own else ""): flat[:, at, i] for i in range(inner)}
     for row, step in enumerate(np.asarray(record.step)):
         values = {name: float(column[row]) for name, column in columns.items() if np.isfinite(column[row])}
-        tracker.log(label, int(step), values)
+        if values:
+            tracker.log(label, int(step), values)
+
+
+def short(value: Any) -> str:
+    """The value of an axis in a name."""
+    return f"{float(value):.6g}" if isinstance(value, (float, np.floating)) else str(value)
 
 
 def tracked(loop: Callable[..., T], tracker: Tracker) -> Callable[..., T]:

@@ -29,6 +29,7 @@ from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import Drawn, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
+from dynamics.runs.figures import new_figure
 from dynamics.statistics import kernel_distance, power_law, weight_norm
 from dynamics.tasks.sphere import sphere_quadratic
 from dynamics.types import Claim, Dynamics, Model, Objective, Observable, Record
@@ -206,8 +207,6 @@ def draw_boundary(ax, result: Result, line: np.ndarray) -> None:
 
 def figure(result: Result):
     """The (alpha, n) phase diagram with the boundary, and the kernel's movement along alpha over the theory."""
-    from dynamics.runs.figures import new_figure
-
     cfg = result.config
     fig, (diagram, curves) = new_figure(1, 2, width=5.0, height=4.0)
     distance = np.stack([trained(cfg, result.records[f"width {n}"], "kernel_distance") for n in cfg.width])

@@ -16,7 +16,8 @@ import optax
 from dynamics.evolve import descent, every, gradient_descent, gradient_flow, log_steps, ode
 from dynamics.losses import half_mse
 from dynamics.observe import loss
-from dynamics.runs import RunError, open_run, pacing
+from dynamics.runs import RunError, open_run
+from dynamics.runs.durable import pacing
 from dynamics.types import Batch, Data, Objective, Observable
 
 

@@ -19,7 +19,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynamics.evolve import every, gradient_descent
 from dynamics.observe import loss
-from dynamics.runs import Interrupted, Unusable, driver, open_run, pacing
+from dynamics.runs import Interrupted, Unusable, open_run
+from dynamics.runs.durable import driver, pacing
 from dynamics.types import Batch, Data
 
 
@@ -53,19 +54,19 @@ def go(folder, steps, fork_of=None):
 
 def stopped(folder, steps, process):
     """A signal to the second process alone, after the third piece, stops both with everything saved."""
-    keep, count = driver._Call._keep, []
+    keep, count = driver._Written.keep, []
 
-    def keep_and_stop(call, piece, values):
-        count.append(piece)
+    def keep_and_stop(call, rows):
+        count.append(rows)
         if process == 1 and len(count) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return keep(call, piece, values)
+        return keep(call, rows)
 
-    driver._Call._keep = keep_and_stop
+    driver._Written.keep = keep_and_stop
     try:
         go(folder, steps)
     except Interrupted:
-        driver._Call._keep = keep
+        driver._Written.keep = keep
         return
     raise AssertionError("not interrupted")
 

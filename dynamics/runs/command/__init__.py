@@ -1,0 +1,1 @@
+"""Command lines: of experiments, of the gallery, and of folders of runs."""

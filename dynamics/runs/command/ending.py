@@ -1,0 +1,55 @@
+"""How a command ends: its exit code, and one sentence on stderr where it could not do what was asked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+
+from dynamics.runs.durable.errors import ERROR, HOLDS, BadInput, Interrupted, RunError
+from dynamics.runs.durable.files import printable
+
+
+def ended(command: Callable[[], int]) -> int:
+    """The exit code of a command; errors that no user can help are raised.
+
+    A closed stdout or stderr is one that nobody reads.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    try:
+        try:
+            code = command()
+        except SystemExit as stopped:  # the parser's, after --help or a flag that it does not know
+            code = stopped.code if isinstance(stopped.code, int) else HOLDS
+        sys.stdout.flush()
+        return code
+    except RunError as error:
+        return _said(error, error.code)
+    except ImportError as error:
+        if "dynamics[" not in str(error):
+            raise
+        return _said(error, BadInput.code)
+    except KeyboardInterrupt:
+        return _said("interrupted", Interrupted.code)
+    except BrokenPipeError:  # the reader of our output, `head` or a pager, has left
+        _give_up_stdout()
+        return HOLDS
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _give_up_stdout()  # a full disk behind it, say
+        return _said(f"stdout: cannot be written: {error.strerror}", ERROR)
+
+
+def _said(error: object, code: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        print("\n".join(map(printable, f"error: {error}".splitlines())), file=sys.stderr, flush=True)
+    return code
+
+
+def _give_up_stdout() -> None:
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,60 @@
+"""``python -m dynamics.runs COMMAND``: looks after a folder of runs. Each command loads what it needs, and no more."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+from dynamics.runs.command.ending import ended
+
+PATHS = {
+    "path": "a run's folder, RUNS/EXPERIMENT/NAME",
+    "other": "the folder of the run to compare with",
+    "target": "file to write, ending in .npz or .nc",
+    "root": "folder of runs (default: runs)",
+    "shell": "bash or zsh; append the output to ~/.bashrc or ~/.zshrc",
+}
+COMMANDS = {
+    "list": ("report.listing:print_list", "every run, its status and its claims", ["root"]),
+    "show": ("report.compare:print_show", "one run: settings, claims, records, warnings", ["path"]),
+    "compare": ("report.compare:print_compare", "where two runs differ", ["path", "other"]),
+    "export": ("report.export:export", "a run's records as .npz or .nc", ["path", "target"]),
+    "index": ("report.index_page:print_index", "write index.html, the page that lists every run", ["root"]),
+    "gc": ("report.listing:tidy", "free the checkpoints of finished runs, and half-written files", ["root"]),
+    "repeat": ("command.repeat:repeat", "run it again from its directory alone and report the difference", ["path"]),
+    "work": ("sweep.worker:work", "take up the open parts of a run, beside it and other workers", ["path"]),
+    "completion": (
+        "command.completion:print_script",
+        "print a shell's completion of `python -m experiments`",
+        ["shell"],
+    ),
+}
+FLAGS = {
+    "gc": ("--delete", "delete them; without it, only say how much there is"),
+    "repeat": ("--trust", "run the code that it names, also where that lies outside the current folder"),
+    "work": ("--trust", "run the code that it names, also where that lies outside the current folder"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """``python -m dynamics.runs COMMAND``; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dynamics.runs", description="Look after a folder of runs.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, text, arguments) in COMMANDS.items():
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        for argument in arguments:
+            default: dict[str, Any] = {"nargs": "?", "default": "runs"} if argument == "root" else {}
+            made.add_argument(argument, type=str if argument == "shell" else Path, help=PATHS[argument], **default)
+        if name in FLAGS:
+            flag, words = FLAGS[name]
+            made.add_argument(flag, action="store_true", help=words)
+    given = vars(parser.parse_args(argv))
+    module, _, function = COMMANDS[given.pop("command")][0].partition(":")
+    return getattr(importlib.import_module(f"dynamics.runs.{module}"), function)(**given)
+
+
+def run_main(argv: list[str]) -> int:
+    """``main`` with every refusal as one sentence on stderr and its exit code."""
+    return ended(lambda: main(argv))

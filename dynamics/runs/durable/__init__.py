@@ -1,0 +1,1 @@
+"""The durable core: journal, checkpoints, locks, and loops that commit as they go."""

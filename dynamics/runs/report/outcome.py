@@ -1,0 +1,87 @@
+"""An experiment from its ``run`` to its claims, figure and report, in an open run directory."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import traceback
+from typing import Any
+
+from dynamics.runs.durable.directory import Directory
+from dynamics.runs.durable.errors import BadInput, Interrupted, RunError, Unusable
+from dynamics.runs.durable.files import json_text, plain
+from dynamics.runs.durable.provenance import now
+from dynamics.runs.figures import drawn
+from dynamics.runs.report.page import measured, number, rejects
+from dynamics.runs.report.run_page import report_page
+
+GIVEN = ("study", "simulate", "run")
+"""What an experiment's ``run`` may take beside its settings."""
+
+
+def call(function: Any, config: Any, run: Any) -> Any:
+    """``function(config)`` with what it asks for by the names of its parameters: ``study``, ``simulate`` or ``run``."""
+    names = inspect.signature(function).parameters
+    return function(config, **{name: run if name == "run" else getattr(run, name) for name in GIVEN if name in names})
+
+
+def run_to_the_end(module: Any, config: Any, run: Directory) -> list[dict[str, Any]]:
+    """Runs the experiment and writes claims, figure and report."""
+    began, before = time.perf_counter(), run.journal.get("seconds", 0.0)
+
+    def close(status: str, **entries) -> None:
+        run.journal.set(status=status, seconds=before + time.perf_counter() - began, **entries)
+
+    try:
+        run.journal.set(status="running")
+        result = call(module.run, config, run)
+        if run.stopping:
+            raise Interrupted("interrupted after the last step; all of it is saved")
+        claims = plain([claim._asdict() for claim in module.claims(result)])
+        run.write("claims.json", json_text(claims))
+        draw(module, result, run)
+    except (Interrupted, KeyboardInterrupt) as error:
+        close("interrupted")
+        raise Interrupted(str(error) or "interrupted") from error
+    except BadInput:
+        close("interrupted")
+        raise
+    except RunError:
+        raise
+    except OSError as error:
+        raise Unusable(f"{run.path}: {error}") from error
+    except Exception:
+        close("failed")
+        run.journal.event(now(), "error", traceback.format_exc())
+        raise
+    lost = run.journal.get("diverged", {})
+    status = "diverged" if any(len(found["lanes"]) == found["of"] for found in lost.values()) else "finished"
+    seconds = round(before + time.perf_counter() - began, 1)
+    facts = {**run.journal.get("provenance"), "status": status, "seconds": seconds, "diverged": lost}
+    run.write("provenance.json", json_text(facts))
+    run.write("report.html", report_page(run.path))
+    close(status, claims=claims)
+    return claims
+
+
+def draw(module: Any, result: Any, run: Directory) -> None:
+    """Writes an experiment's figure as PNG and SVG."""
+    for name, data in drawn(module.figure(result)).items():
+        run.write(name, data)
+
+
+def claims_table(claims: list[dict[str, Any]]) -> str:
+    """Claims as aligned text: verdict, name, measured, predicted, tolerance, rivals, note."""
+    words = {True: "holds", False: "FAILS", None: "n/a"}
+    rows: list[tuple[str, ...]] = [("", "claim", "measured", "predicted", "tolerance", "rejects")]
+    for claim in claims:
+        numbers = (number(claim, key) for key in ("predicted", "tolerance"))
+        rows.append((words[claim["holds"]], claim["name"], measured(claim), *numbers, rejects(claim)))
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    for at, claim in enumerate(claims):
+        if claim["note"]:
+            lines[at + 1] += f"  ({claim['note']})"
+    return "\n".join(lines)
