@@ -1,3 +1,4 @@
+# ruff: noqa: E501 one program a line
 """Networks that people bring, times everything read off them: equal to dense float64, or a refusal that says why."""
 
 import re
@@ -303,7 +304,7 @@ def readings(f, p, x, y):
         view = View(p, batch, L)
         return observable.update(observable.init(view), view)[1]
 
-    ones = jax.tree.map(jnp.ones_like, p)
+    ones = jax.tree.map(lambda leaf: (1 + 1j if jnp.iscomplexobj(leaf) else 1) * jnp.ones_like(leaf), p)
     cotangents = jax.tree.map(
         lambda leaf: jnp.sin(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape).astype(leaf.dtype), y
     )

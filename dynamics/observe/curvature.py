@@ -291,7 +291,7 @@ def sharpness_drift(*, num_matvecs: int = 20, seed: int = 0) -> Observable:
             return view.objective(merge(v), view.batch)
 
         def curvature(v):
-            return jax.jvp(lambda q: jax.jvp(objective, (q,), (top.vector,))[1], (v,), (top.vector,))[1]
+            return jnp.vdot(top.vector, jax.jvp(jax.grad(objective), (v,), (top.vector,))[1])
 
         moved = unravel(-jax.grad(curvature)(theta) * jax.grad(objective)(theta))
         parts = jax.tree.map(lambda leaf: jnp.sum(leaf.real) + jnp.sum(leaf.imag), moved)
