@@ -192,6 +192,7 @@ class Dynamics(NamedTuple):
             (averaged) gradient. None where that is not known.
         order: p, where its path at a fixed time ``dt * step`` tends to a flow as ``O(dt^p)``; None where there is no
             such flow (minibatches, a schedule; moments that forget by the step) or ``dt`` is not the step's size.
+        optimizer: the optax transformation that moves the parameters, None elsewhere.
     """
 
     init: Callable[[Params], PyTree]
@@ -202,6 +203,7 @@ class Dynamics(NamedTuple):
     objective_at: Callable[[PyTree], Objective] | None = None
     preconditioner: Callable[[PyTree], PyTree] | None = None
     order: int | None = None
+    optimizer: Any = None
 
 
 class View(NamedTuple):

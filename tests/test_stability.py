@@ -7,6 +7,10 @@ import optax
 import pytest
 
 from dynamics import stability
+from dynamics.evolve import descent, simulate
+from dynamics.losses import half_mse
+from dynamics.observe import preconditioned_sharpness
+from dynamics.types import Batch, Objective
 
 
 def growth(optimizer, curvature, steps=400):
@@ -276,3 +280,17 @@ def test_steps_of_many_batches_and_live_settings_are_followed(x64):
     state.hyperparams["eps"] = jnp.asarray(0.5)
     p = stability.preconditioner_of(injected, PARAMS)(state)
     np.testing.assert_allclose(p["v"], 0.1 * (1.0 + 0.5), rtol=1e-6)
+
+
+def test_a_look_alike_s_preconditioner_is_refused_in_a_run():
+    L, batch = Objective(lambda w, x: x @ w, half_mse), Batch(jnp.eye(3), jnp.ones((3, 1)))
+    for optimizer, ok in ((optax.adamax(0.1), False), (optax.adamw(0.1), True)):
+        run, read = descent(L, optimizer), preconditioned_sharpness(stability.adam_preconditioner)
+        if ok:
+            values = simulate(run, jnp.ones((3, 1)), batch, train=read, steps=3)[1].values
+            assert np.isfinite(values["preconditioned_sharpness"][-1])
+            continue
+        with pytest.raises(ValueError, match=r"^preconditioner: got a P that is not the optimiser's"):
+            simulate(run, jnp.ones((3, 1)), batch, train=read, steps=3)
+        with pytest.raises(ValueError, match=r"^optimizer: got one \(ScaleByAdamState\)"):
+            simulate(run, jnp.ones((3, 1)), batch, train=preconditioned_sharpness(), steps=3)

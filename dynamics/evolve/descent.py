@@ -131,7 +131,7 @@ def descent(
         check_preconditioner(optimizer, preconditioner, params)
         return preconditioner
 
-    return Dynamics(init, step, params, dt, objective, at, _preconditioner(known))
+    return Dynamics(init, step, params, dt, objective, at, _preconditioner(known), optimizer=optimizer)
 
 
 def _preconditioner(known: Callable[[Params], Callable[[PyTree], PyTree]]) -> Callable[[DescentState], PyTree]:
