@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 
 from dynamics.empirical.axes import arrange, check_shapes, output_axes, traced_size
-from dynamics.empirical.dispatch import Axes, Parts, Request, ntk_parts, ntk_plans
+from dynamics.empirical.dispatch import Axes, Moving, Parts, Request, check_real, ntk_parts, ntk_plans
 from dynamics.empirical.plan import DEFAULT_BUDGET
+from dynamics.program.forward import pushed
 from dynamics.types import Array, Params, PyTree
 
 
@@ -57,9 +58,10 @@ def empirical_ntk_fn(
         the defaults and ``f [n, c]`` the kernel is ``[n1, n2]``, the mean over outputs.
 
     Raises:
-        ValueError: at the call, for a function that mixes its batch, axes that do not fit its output, or complex
-            parameters or outputs (integer and boolean leaves are constants); before anything is allocated, when kernel
-            and temporaries by estimate exceed the free memory of all devices together: it says how many samples fit.
+        ValueError: at the call, for a function that mixes its batch, axes that do not fit its output, or complex or
+            integer outputs (a complex leaf counts as two real ones, integer and boolean leaves are constants); before
+            anything is allocated, when kernel and temporaries by estimate exceed the
+            free memory of all devices together: it says how many samples fit.
 
     Exact for any pure ``f``: where parameters meet data in a product, convolution or lookup (inside ``jit``,
     ``jax.checkpoint`` and ``scan`` too) the kernel is contracted from Grams of inputs and cotangents, or from gradients
@@ -137,6 +139,7 @@ def empirical_nngp_fn(
         outputs2 = outputs1 if _absent(x2) else f(params, x2, **kwargs2)
 
         def contract(output1: Array, output2: Array) -> Array:
+            check_real(output1)
             axes = output_axes(output1.ndim, trace_axes, diagonal_axes)
             check_shapes(output1.shape, output2.shape, axes)
             dims = ((axes.trace, axes.trace), (axes.diagonal, axes.diagonal))
@@ -198,16 +201,19 @@ def empirical_ntk_vp_fn(
         [4.0, 4.0]
     """
     kwargs1, kwargs2 = _split_kwargs(kwargs, x1, x2)
+    moving = Moving(params, Request())
 
-    def f1(p):
-        return f(p, x1, **kwargs1)
+    def f1(leaves):
+        outputs = f(moving.merge(leaves), x1, **kwargs1)
+        jax.tree.map(check_real, outputs)
+        return outputs
 
-    def f2(p):
-        return f1(p) if _absent(x2) else f(p, x2, **kwargs2)
+    def f2(leaves):
+        return f1(leaves) if _absent(x2) else f(moving.merge(leaves), x2, **kwargs2)
 
     def product(cotangents: PyTree) -> PyTree:
-        (direction,) = jax.vjp(f2, params)[1](cotangents)
-        return jax.jvp(f1, (params,), (direction,))[1]
+        (direction,) = jax.vjp(f2, moving.leaves)[1](cotangents)
+        return pushed(f1, moving.leaves, direction)[1]
 
     return product
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 
 from dynamics.types import Array
 
@@ -48,12 +49,12 @@ def kernel_alignment(kernel1: Array, kernel2: Array, *, centre: bool = True) -> 
     return jnp.sum(_unit(kernel1) * _unit(kernel2), (-2, -1))
 
 
-def label_alignment(kernel: Array, y: Array, *, centre: bool = True) -> Array:
+def label_alignment(kernel: Array, y: Array | np.ndarray, *, centre: bool = True) -> Array:
     """``kernel_alignment`` of a kernel, or of the Gram matrix of a representation, with its labels ``y y^T``.
 
     Args:
         kernel: ``[n, n]``, symmetric.
-        y: labels ``[n]`` or ``[n, c]``.
+        y: labels ``[n]`` or ``[n, c]``; integers ``[n]`` are classes, alike or not (as one-hot rows).
         centre: False leaves out the centring.
 
     Returns:
@@ -70,8 +71,12 @@ def label_alignment(kernel: Array, y: Array, *, centre: bool = True) -> Array:
         >>> round(float(label_alignment(jnp.outer(y, y) + 3.0, y)), 4)
         1.0
     """
-    y = jnp.reshape(y, (kernel.shape[0], -1))
-    return kernel_alignment(kernel, y @ y.T, centre=centre)
+    if jnp.ndim(y) == 1 and jnp.issubdtype(jnp.result_type(y), jnp.integer):
+        gram = (jnp.asarray(y)[:, None] == jnp.asarray(y)).astype(kernel.dtype)
+    else:
+        y = jnp.reshape(jnp.asarray(y), (kernel.shape[0], -1)).astype(kernel.dtype)
+        gram = y @ y.T
+    return kernel_alignment(kernel, gram, centre=centre)
 
 
 def _unit(kernel: Array) -> Array:

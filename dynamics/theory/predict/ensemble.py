@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dynamics.theory.predict.layout import Axes, check_rate, check_reg, matrix, unmatrix
 from dynamics.theory.predict.modes import Once, Spectrum
-from dynamics.theory.predict.posterior import NAMES, Gaussian, answer, carried, gp_inference, requested
+from dynamics.theory.predict.posterior import NAMES, Gaussian, answer, bounded, carried, gp_inference, requested
 from dynamics.theory.predict.problem import Problem, problem_of
 from dynamics.types import Array, ArrayLike
 
@@ -94,7 +94,9 @@ def _at_time(name: str, t: ArrayLike, kernels: _Kernels, problem: Problem):
         return mean
     on = _train_covariance if kernels.td is None else _test_covariance
     rows = (kernels.dd if kernels.td is None else kernels.td)[name].shape[::2]
-    return Gaussian(mean, unmatrix(on(name, times, kernels, modes, problem.y.size), rows, lead))
+    prior = jnp.diag(matrix(kernels.tt)) if name == "nngp" else None
+    covariance = bounded(on(name, times, kernels, modes, problem.y.size), prior)
+    return Gaussian(mean, unmatrix(covariance, rows, lead))
 
 
 def _train_covariance(name: str, times: Array, kernels: _Kernels, modes: Spectrum, size: int) -> Array:
