@@ -1,4 +1,4 @@
-"""Devices: a mesh over which rows of a kernel, samples or runs are split."""
+"""Every split of samples, rows and lanes: in tiles, and over a mesh of devices."""
 
 from __future__ import annotations
 
@@ -89,19 +89,25 @@ def sharded_kernel_fn(kernel_fn: Callable[..., Array], mesh: Mesh) -> Callable[.
     def sharded(x1: PyTree, x2: PyTree | None, params: Params) -> Array:
         n = jax.tree.leaves(x1)[0].shape[0]
         columns = x1 if not jax.tree.leaves(x2) else x2
-        kernel = mapped(
-            split_rows(mesh, _filled(x1, -n % mesh.size)), replicate(mesh, columns), replicate(mesh, params)
-        )
+        kernel = mapped(split_rows(mesh, filled(x1, mesh.size)), replicate(mesh, columns), replicate(mesh, params))
         return kernel if n % mesh.size == 0 else kernel[:n]
 
     return sharded
 
 
-def _filled(x: PyTree, extra: int) -> PyTree:
-    def fill(leaf: Any) -> Array:
-        return jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (extra, *leaf.shape[1:]))])
+def filled(x: PyTree, size: int) -> PyTree:
+    """Samples ``[n, ...]`` filled up to a multiple of ``size`` with copies of the first one."""
 
-    return jax.tree.map(fill, x) if extra else x
+    def fill(leaf: Any) -> Array:
+        extra = -leaf.shape[0] % size
+        return jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (extra, *leaf.shape[1:]))]) if extra else leaf
+
+    return jax.tree.map(fill, x)
+
+
+def tiles(x: PyTree, size: int) -> PyTree:
+    """Samples ``[n, ...]`` as tiles ``[ceil(n / size), size, ...]``, the last one filled up."""
+    return jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, size, *leaf.shape[1:])), filled(x, size))
 
 
 def free_bytes(devices: Sequence[Any] | None = None) -> float:

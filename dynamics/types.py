@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from dynamics.claims import Claim
 from dynamics.record import Estimate, Record
 
 Array = jax.Array
@@ -40,8 +40,25 @@ __all__ = [
     "check_apply",
     "check_objective",
     "factory",
+    "gone",
     "scalar",
 ]
+
+
+def gone(module: str, *, now: Any = None, **lines: str) -> Callable[[str], Any]:
+    """A module's ``__getattr__``: what 0.1 had there is answered with the line to write instead.
+
+    ``now`` is the module that took its names over; ``lines`` gives the line of every other name.
+    """
+
+    def missing(name: str) -> Any:
+        if now is not None and name in now.__all__:
+            lines[name] = f"{now.__name__}.{name}"
+        if name in lines:
+            raise ImportError(f"{module}.{name} is gone since 0.2; write {lines[name]}")
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return missing
 
 
 class Model(NamedTuple):
@@ -173,6 +190,8 @@ class Dynamics(NamedTuple):
             anchor); None elsewhere.
         preconditioner: ``state -> P``, a pytree like the parameters: the optimiser moves by ``P^-1`` times its
             (averaged) gradient. None where that is not known.
+        order: p, where its path at a fixed time ``dt * step`` tends to a flow as ``O(dt^p)``; None where there is no
+            such flow (minibatches, a schedule; moments that forget by the step) or ``dt`` is not the step's size.
     """
 
     init: Callable[[Params], PyTree]
@@ -182,6 +201,7 @@ class Dynamics(NamedTuple):
     objective: Objective | None = None
     objective_at: Callable[[PyTree], Objective] | None = None
     preconditioner: Callable[[PyTree], PyTree] | None = None
+    order: int | None = None
 
 
 class View(NamedTuple):
@@ -298,54 +318,6 @@ def factory(line: str) -> Callable[[Callable], Callable]:
     return mark
 
 
-class Claim(NamedTuple):
-    """One statement of a paper, with what was measured and whether it holds.
-
-    ``holds`` is None where the settings make the claim meaningless (``note`` says why); such a claim fails nothing.
-    A measured value that is not finite never holds.
-    """
-
-    name: str
-    source: str
-    measured: Any
-    predicted: Any
-    tolerance: Any
-    holds: bool | None
-    note: str = ""
-
-    @classmethod
-    def close(cls, name: str, source: str, measured, predicted, tolerance: float, *, relative=False, note="") -> Claim:
-        """Claims ``|measured - predicted| <= tolerance`` (times ``|predicted|`` when ``relative``)."""
-        measured, predicted = float(measured), float(predicted)
-        scale = abs(predicted) if relative else 1.0
-        shown = f"{tolerance:.3g} relative" if relative else tolerance
-        return cls(name, source, measured, predicted, shown, bool(abs(measured - predicted) <= tolerance * scale), note)
-
-    @classmethod
-    def between(cls, name: str, source: str, measured, low: float, high: float, *, note="") -> Claim:
-        """Claims ``low <= measured <= high``."""
-        measured = float(measured)
-        middle, half = 0.5 * (low + high), 0.5 * (high - low)
-        return cls(name, source, measured, middle, half, bool(low <= measured <= high), note)
-
-    @classmethod
-    def at_least(cls, name: str, source: str, measured, low: float, *, note="") -> Claim:
-        """Claims ``measured >= low``."""
-        measured = float(measured)
-        return cls(name, source, measured, f">= {low:g}", None, math.isfinite(measured) and measured >= low, note)
-
-    @classmethod
-    def at_most(cls, name: str, source: str, measured, high: float, *, note="") -> Claim:
-        """Claims ``measured <= high``."""
-        measured = float(measured)
-        return cls(name, source, measured, f"<= {high:g}", None, math.isfinite(measured) and measured <= high, note)
-
-    @classmethod
-    def not_applicable(cls, name: str, source: str, note: str) -> Claim:
-        """A claim that these settings cannot test; ``note`` says why."""
-        return cls(name, source, None, None, None, None, note)
-
-
 _BRIDGES = (
     ("flax.linen", "Module", "from_flax"),
     ("flax.nnx", "Module", "from_flax"),
@@ -394,3 +366,11 @@ def check_objective(objective: Any) -> None:
                 f"{name}: got {function!r}; allowed: a function, e.g. dynamics.losses.half_mse for a loss (f, y) -> "
                 "scalar"
             )
+
+
+if not TYPE_CHECKING:
+    __getattr__ = gone(
+        __name__,
+        Readout="the observables themselves: simulate(..., train=[loss(), ...])",
+        StatefulObservable="Observable(init, update), with init(view) and update(memory, view)",
+    )

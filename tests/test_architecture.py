@@ -11,38 +11,22 @@ import dynamics
 
 ROOT = pathlib.Path(dynamics.__file__).parent
 
-# A room may import itself and the rooms below it; rooms on one floor do not import one another.
-FLOORS = {
-    "record": set(),
-    "types": {"record"},
-    "config": {"record", "types"},
-    "losses": {"record", "types"},
-    "taylor": {"record", "types"},
-    "mesh": {"record", "types"},
-    "linalg": {"record", "types"},
-    "stax": {"record", "types", "linalg", "mesh", "empirical"},
-    "empirical": {"record", "types", "linalg", "mesh", "taylor"},
-    "operators": {"record", "types", "linalg", "mesh", "losses", "empirical", "taylor"},
-    "stability": {"record", "types", "linalg", "operators"},
-    "models": {"record", "types", "stax"},
-    "tasks": {"record", "types"},
-    "evolve": {
-        "types",
-        "record",
-        "observe",
-        "losses",
-        "taylor",
-        "linalg",
-        "operators",
-        "stability",
-        "empirical",
-        "mesh",
-    },
-    "observe": {"record", "types", "losses", "taylor", "linalg", "operators", "stability", "empirical", "mesh"},
-    "theory": {"record", "types", "losses", "taylor", "linalg", "stability", "empirical", "mesh", "stax"},
-    "interop": {"record", "types", "stax", "models"},
-    "runs": {"record", "types", "config", "evolve", "mesh", "tasks", "losses", "stax", "models"},
-}
+# From the ground up: a room imports itself and the rooms on lower floors; rooms on one floor do not import one another.
+FLOORS = (
+    ("record",),
+    ("claims",),
+    ("types",),
+    ("config", "linalg", "losses", "mesh", "program", "statistics", "tasks", "taylor"),
+    ("empirical",),
+    ("operators", "stax"),
+    ("models", "stability"),
+    ("interop", "observe"),
+    ("evolve", "theory"),
+    ("runs",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+APART = {("observe", "models"), ("observe", "stax"), ("evolve", "models"), ("evolve", "stax"), ("evolve", "tasks")}
+APART |= {("runs", "theory"), ("runs", "operators"), ("interop", "empirical")}  # lower, and yet no business of theirs
 
 
 def modules_imported(path: pathlib.Path) -> set[str]:
@@ -70,16 +54,53 @@ def test_imports_run_downwards():
             parts = name.split(".")
             if parts[0] == "experiments" and here != "runs":
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
-            if parts[0] == "dynamics" and len(parts) > 1 and (parts[1] in FLOORS or (ROOT / parts[1]).is_dir()):
-                there = parts[1]
-                if there != here and there not in FLOORS[here]:
-                    wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+            there = parts[1] if len(parts) > 1 else ""
+            known = parts[0] == "dynamics" and there in FLOOR and there != here
+            if known and (FLOOR[there] >= FLOOR[here] or (here, there) in APART):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def imports(path: pathlib.Path, names: set[str]) -> set[str]:
+    """The modules among ``names`` that a file imports, wherever in it and also for types alone."""
+    return {name for name in modules_imported(path) if name in names}
+
+
+def test_no_import_runs_in_a_circle():
+    """Files, not rooms: what is left after taking away, again and again, the files that import no other one."""
+    files = {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for folder in (ROOT, ROOT.parent / "experiments")
+        for path in folder.rglob("*.py")
+    }
+    # The package's front door, and those of rooms, import what is behind them, not the other way round.
+    left = {name: imports(path, files.keys()) - {name} for name, path in files.items()}
+    left = {name: {one for one in found if not name.startswith(f"{one}.")} for name, found in left.items()}
+    while leaves := {name for name, found in left.items() if not found & left.keys()}:
+        left = {name: found for name, found in left.items() if name not in leaves}
+    assert not left, f"circles among {sorted(left)}"
+
+
+# Inside a function: packages that are heavy or optional, and what brings in JAX where a listing must not.
+INSIDE = {"runs/durable/load.py": "dynamics.types", "stax/kernel/monte_carlo.py": "dynamics.empirical"}
+
+
+def test_imports_inside_functions_are_of_heavy_packages():
+    wrong = []
+    for folder in (ROOT, ROOT.parent / "experiments"):
+        for path in folder.rglob("*.py"):
+            for function in ast.walk(ast.parse(path.read_text())):
+                for node in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+                    name = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
+                    ours = name and name.split(".")[0] in ("dynamics", "experiments")
+                    if ours and INSIDE.get(str(path.relative_to(folder))) != name:
+                        wrong.append(f"{path}:{node.lineno} imports {name}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_room_has_a_floor():
     rooms = {room(path) for path in ROOT.rglob("*.py")} - {"__init__"}
-    assert rooms == set(FLOORS)
+    assert rooms == set(FLOOR)
 
 
 PRIVATE = ("jax._src", "jax.interpreters", "jaxlib")  # the bridge alone puts moved names back into jax.interpreters
@@ -134,3 +155,16 @@ def test_a_function_is_not_hidden_by_the_module_of_its_name():
 def test_an_unknown_name_is_a_sentence():
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         dynamics.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("from dynamics.observe import first_step", "write dynamics.statistics.first_step"),
+        ("from dynamics.evolve import lanes", "write dynamics.evolve.study"),
+        ("from dynamics.types import StatefulObservable", "write Observable"),
+    ],
+)
+def test_a_name_of_0_1_is_answered_with_the_new_line(line, instead):
+    with pytest.raises(ImportError, match=instead):
+        exec(line)

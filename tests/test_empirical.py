@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dynamics.empirical import (
     DEFAULT_BUDGET,
     NtkImplementation,
-    contract,
+    block_contraction,
     empirical_kernel_fn,
     empirical_nngp_fn,
     empirical_ntk_fn,
@@ -19,8 +19,8 @@ from dynamics.empirical import (
     empirical_ntk_plan,
     empirical_ntk_vp_fn,
 )
-from dynamics.empirical.batching import splits_into_samples
 from dynamics.empirical.gram import mirrored, upper_blocks
+from dynamics.program.sample_axis import splits_into_samples
 
 # relative to the largest entry; float32: a few hundred roundings of 6e-8, float64 alike
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
@@ -69,7 +69,7 @@ def test_gradients_formed_a_few_columns_at_a_time_change_nothing(name, trace, x6
         return weighted, empirical_ntk_fn(f, trace)(x, None, p)
 
     whole = fast_jit(kernels)(params)
-    monkeypatch.setattr(contract, "CHUNK", 64)
+    monkeypatch.setattr(block_contraction, "CHUNK", 64)
     for chunked, at_once in zip(fast_jit(lambda p: kernels(p))(params), whole, strict=True):
         assert error(chunked, at_once) < TOLERANCE["float64"]
 

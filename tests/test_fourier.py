@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from dynamics.observe.compose import joined
-from dynamics.observe.delay import first_step
-from dynamics.observe.fourier import frequency_power, frequency_share, gini, sum_components, top_frequency
 from dynamics.observe.seldom import seldom
+from dynamics.statistics import first_step, frequency_power, frequency_share, gini, sum_components, top_frequency
 from dynamics.types import View
 
 

@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.observe.fourier import frequency_power, frequency_share
-from dynamics.observe.groups import component_power, component_share, irreducible_components
+from dynamics.statistics import (
+    component_power,
+    component_share,
+    frequency_power,
+    frequency_share,
+    irreducible_components,
+)
 from dynamics.tasks.modular import operation_table, permutations
 
 

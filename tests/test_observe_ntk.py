@@ -9,15 +9,11 @@ import pytest
 from empirical_zoo import dense_once, fast_jit, inputs, mlp, normal
 
 from dynamics.empirical import (
-    centred,
     class_blocks,
-    effective_dimension,
     empirical_ntk_and_vjp_fn,
     empirical_ntk_fn,
     empirical_ntk_parts_fn,
     flat_kernel,
-    kernel_alignment,
-    kernel_distance,
     ntk_effective_dimension,
     ntk_eigenpairs,
     ntk_label_alignment,
@@ -27,6 +23,7 @@ from dynamics.empirical import (
 from dynamics.evolve import every, gradient_descent, simulate
 from dynamics.losses import half_mse, mse
 from dynamics.observe import ntk
+from dynamics.statistics import centred, effective_dimension, kernel_alignment, kernel_distance
 from dynamics.types import Batch, Objective, View
 
 LINEAR = Objective(lambda w, x: x @ w, half_mse)

@@ -5,16 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics.losses import half_mse
-from dynamics.observe import (
-    effective_rank,
-    end_to_end,
-    joined,
-    movement,
-    prefixed,
-    stable_rank,
-    weight_norm,
-    weight_ranks,
-)
+from dynamics.observe import end_to_end, joined, movement, prefixed, weight_ranks
+from dynamics.statistics import effective_rank, stable_rank, weight_norm
 from dynamics.types import Batch, Objective, View
 
 

@@ -8,8 +8,8 @@ from jax import lax
 
 from dynamics import operators, stax
 from dynamics.empirical import shifted_convolutions
-from dynamics.empirical.jaxpr import has_convolutions, trace
 from dynamics.losses import half_mse
+from dynamics.program.jaxpr import has_convolutions, trace
 from dynamics.types import Batch, Objective
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynamics import stax
-from dynamics.stax import inputs
+from dynamics.stax.kernel import inputs
 
 
 def channels_first(*layers):
@@ -35,7 +35,7 @@ BAD = [
     (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, ("ntk", "ntk")), "get must name each attribute once"),
     (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, ("ntk", 3)), "get must name an attribute .* got 3"),
     (lambda: stax.Dense(1).kernel(stax.Dense(1).kernel(jnp.eye(2)), jnp.eye(2)), "x2 must be None where"),
-    (lambda: stax.Kernel(nngp=jnp.eye(2)), "needs cov1"),
+    (lambda: stax.Kernel.from_covariances(jnp.eye(2)), "cov1 None"),
     (lambda: stax.serial(stax.Dense(1), stax.GlobalAvgPool()).kernel(jnp.ones((2, 3))), "spatial axes"),
 ]
 

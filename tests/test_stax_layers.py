@@ -166,7 +166,7 @@ def attention(mechanism, **options):
 @pytest.mark.parametrize("positions", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sampled_attention_equals_the_closed_kernel_of_linear_attention(positions, x64, key):
     """IDENTITY has a closed form, so the estimator must agree within its own standard errors."""
-    from dynamics.stax import attention_kernels as kernels
+    from dynamics.stax.layers import attention_kernels as kernels
 
     x = jax.random.normal(jax.random.key(1), (3, 3, 4))
     before = stax.serial(stax.Dense(8, 1.1, 0.2), stax.Relu(), stax.Dense(8))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dynamics import stax
-from dynamics.stax import relu, tiles
+from dynamics.stax.activations import piecewise_linear
+from dynamics.stax.kernel import tiles
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_angle_and_its_lost_part_within_their_error(precision):
     versine = jnp.asarray(np.concatenate([np.geomspace(1e-12, 1, 400), 2 - np.geomspace(1e-7, 1, 400)]), precision)
     exact = np.asarray(versine, np.longdouble)
     theta = 2 * np.arctan2(np.sqrt(exact), np.sqrt(2 - exact))
-    found, lost = relu.angle_and_lost(versine)
+    found, lost = piecewise_linear.angle_and_lost(versine)
     np.testing.assert_allclose(found, theta.astype(float), rtol=1e-14 if precision == "float64" else 4e-7)
     # sin - theta cos cancels in the reference's own formula below 1e-3; compare above it.
     large = np.asarray(versine) > 1e-3

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.theory.fits import mean_interval, power_law
+from dynamics.statistics import mean_interval, power_law
 from dynamics.theory.generalisation import final_error, linear_student
 from dynamics.theory.spectra import marchenko_pastur, marchenko_pastur_density
 

@@ -14,55 +14,6 @@ from dynamics.theory.infinite_depth import (
     log_deep_ntk,
     singularity,
 )
-from dynamics.theory.kernel_descent import kernel_descent
-
-
-@pytest.mark.parametrize("rate", [0.1, 1.9, 2.5])
-def test_kernel_descent_is_gradient_descent_of_a_linear_model(precision, key, rate):
-    """Step by step, with slow modes, oscillating ones (rate > 1) and divergent ones (rate > 2)."""
-    x = jax.random.normal(key, (5, 8)) * jnp.geomspace(1e-3, 1.0, 8)
-    y, w = jnp.ones((3, 2)), jax.random.normal(jax.random.fold_in(key, 1), (8, 2))
-    f0, kernel, train = x @ w, x @ x.T, x[:3]
-    eta = rate * 3 / jnp.linalg.eigvalsh(kernel[:3, :3])[-1]
-    outputs = []
-    for _ in range(8):
-        outputs.append(x @ w)
-        w = w - eta * train.T @ (train @ w - y) / 3
-    got = kernel_descent(kernel[:3, :3], kernel[:, :3], f0, y, eta, jnp.arange(8))
-    scale = float(np.abs(np.stack(outputs)).max())
-    np.testing.assert_allclose(got, np.stack(outputs), atol=(3e-5 if precision == "float32" else 1e-12) * scale)
-
-
-def test_kernel_descent_tends_to_flow_and_survives_singular_kernels(x64, key):
-    """eta -> 0 at fixed time: the gap to exp(-K t) halves with eta; a zero eigenvalue gives linear growth."""
-    x = jax.random.normal(key, (4, 4))
-    kernel, y, f0 = x @ x.T, jnp.ones((4, 1)), jnp.zeros((4, 1))
-    w, v = jnp.linalg.eigh(kernel)
-    flow = v @ ((1 - jnp.exp(-w / 4)) * (v.T @ y)[:, 0])
-    gaps = [
-        np.abs(kernel_descent(kernel, kernel, f0, y, eta, jnp.array([1 / eta]))[0, :, 0] - flow).max()
-        for eta in (0.02, 0.01)
-    ]
-    assert 1.9 < gaps[0] / gaps[1] < 2.1
-    flat = kernel_descent(jnp.zeros((2, 2)), jnp.ones((3, 2)), jnp.zeros((3, 1)), jnp.ones((2, 1)), 0.5, jnp.array([4]))
-    np.testing.assert_allclose(flat, np.full((1, 3, 1), 2.0), rtol=1e-12)
-
-
-@pytest.mark.slow
-def test_kernel_descent_is_differentiable_and_vmappable(x64, key):
-    """Along the kernel and the learning rate, against central differences (step 1e-6: relative error below 1e-6)."""
-    x, turn = jax.random.normal(key, (4, 4)), jax.random.normal(jax.random.fold_in(key, 1), (4, 4))
-    y = jnp.ones((4, 1))
-
-    def f(eta, size):
-        k = (x + size * turn) @ (x + size * turn).T
-        return kernel_descent(k, k, jnp.zeros((4, 1)), y, eta, jnp.array([3.0]))[0, 1, 0]
-
-    for argument, slope in enumerate(jax.grad(f, (0, 1))(0.2, 0.0)):
-        step = np.array([1e-6, 0.0] if argument == 0 else [0.0, 1e-6])
-        finite = (f(0.2 + step[0], step[1]) - f(0.2 - step[0], -step[1])) / 2e-6
-        np.testing.assert_allclose(slope, finite, rtol=1e-6)
-    np.testing.assert_allclose(jax.vmap(f, (0, None))(jnp.array([0.1, 0.2]), 0.0)[1], f(0.2, 0.0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("depth", [2, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (1, 3))])

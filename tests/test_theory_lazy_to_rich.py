@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.empirical import empirical_ntk_fn, kernel_alignment
+from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import gradient_descent, simulate
 from dynamics.losses import mse
 from dynamics.models.scaling import centred, scaled
 from dynamics.models.two_layer import committee, quadratic
-from dynamics.observe.representation import label_alignment
+from dynamics.statistics import kernel_alignment, label_alignment
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory import lazy_to_rich as theory
 from dynamics.types import Batch, Objective, Observable

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynamics.models.two_layer import TwoLayerParams, two_layer
-from dynamics.observe.fourier import frequency_share, top_frequency
+from dynamics.statistics import frequency_share, top_frequency
 from dynamics.tasks.modular import operation_table
 from dynamics.theory.modular import (
     generalisation_fraction,

@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.empirical import kernel_alignment
 from dynamics.losses import accuracy
-from dynamics.observe import effective_rank, stable_rank
+from dynamics.statistics import effective_rank, kernel_alignment, stable_rank
 from dynamics.types import Claim, Record
 
 

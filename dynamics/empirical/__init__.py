@@ -1,6 +1,9 @@
-"""Kernels of finite networks: the empirical NTK and NNGP, exact, for any pure function; and how kernels compare."""
+"""Kernels of finite networks: the empirical NTK and NNGP, exact, for any pure function."""
 
-from dynamics.empirical.api import (
+from typing import TYPE_CHECKING
+
+from dynamics import statistics
+from dynamics.empirical.functions import (
     EmpiricalKernel,
     NtkImplementation,
     empirical_kernel_fn,
@@ -9,7 +12,7 @@ from dynamics.empirical.api import (
     empirical_ntk_plan,
     empirical_ntk_vp_fn,
 )
-from dynamics.empirical.decompose import class_blocks, empirical_ntk_parts_fn
+from dynamics.empirical.kernel_and_gradient import KernelAndGradient, empirical_ntk_and_vjp_fn
 from dynamics.empirical.matrix_free import (
     NtkOperator,
     flat_kernel,
@@ -19,10 +22,10 @@ from dynamics.empirical.matrix_free import (
     ntk_operator,
     ntk_trace,
 )
+from dynamics.empirical.parts import class_blocks, empirical_ntk_parts_fn
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan
-from dynamics.empirical.shifted import shifted_convolutions
-from dynamics.empirical.similarity import centred, effective_dimension, kernel_alignment, kernel_distance
-from dynamics.empirical.together import KernelAndGradient, empirical_ntk_and_vjp_fn
+from dynamics.program.shifted_convolutions import shifted_convolutions
+from dynamics.types import gone
 
 __all__ = [
     "DEFAULT_BUDGET",
@@ -31,9 +34,7 @@ __all__ = [
     "NtkImplementation",
     "NtkOperator",
     "Plan",
-    "centred",
     "class_blocks",
-    "effective_dimension",
     "empirical_kernel_fn",
     "empirical_nngp_fn",
     "empirical_ntk_and_vjp_fn",
@@ -42,8 +43,6 @@ __all__ = [
     "empirical_ntk_plan",
     "empirical_ntk_vp_fn",
     "flat_kernel",
-    "kernel_alignment",
-    "kernel_distance",
     "ntk_effective_dimension",
     "ntk_eigenpairs",
     "ntk_label_alignment",
@@ -51,3 +50,6 @@ __all__ = [
     "ntk_trace",
     "shifted_convolutions",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = gone(__name__, now=statistics)

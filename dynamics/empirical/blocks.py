@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from jax.extend.core import ClosedJaxpr
 
-from dynamics.empirical.contract import CHUNK
-from dynamics.empirical.replay import Survey, survey
-from dynamics.empirical.sites import Site
-from dynamics.empirical.views import disjoint
+from dynamics.empirical.block_contraction import CHUNK
+from dynamics.program.meetings import Site
+from dynamics.program.tapped_replay import Survey, survey
+from dynamics.program.views import disjoint
 
 FLOPS_PER_BYTE = 8.0  # machine balance: matmul FLOPs done in the time one byte travels
 

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.empirical.api import empirical_ntk_fn
-from dynamics.empirical.batching import splits_into_samples
-from dynamics.empirical.kernels import Moving, Request, ntk_plans
+from dynamics.empirical.dispatch import Moving, Request, ntk_plans
+from dynamics.empirical.functions import empirical_ntk_fn
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan
 from dynamics.linalg import Eigenpairs, Estimate, eigenpairs, mean_and_error, spectral_density, trace
+from dynamics.mesh import tiles
+from dynamics.program.sample_axis import splits_into_samples
 from dynamics.types import Array, Params, PyTree
 
 
@@ -65,12 +66,11 @@ def ntk_operator(
     output = jax.eval_shape(f, params, x)
     size, rest = math.prod(output.shape), output.shape[1:]
     tile = n if batch_size is None else min(batch_size, n)
-    count = -(-n // tile)
-    tiles = jax.tree.map(lambda leaf: _padded(leaf, count, tile), x)
+    cut, missing = tiles(x, tile), -n % tile
     moving = Moving(params, Request())
 
     def matvec(vector: Array) -> Array:
-        cotangents = _padded(jnp.reshape(vector, output.shape), count, tile, zeros=True)
+        cotangents = jnp.pad(jnp.reshape(vector, output.shape), ((0, missing), *((0, 0) for _ in rest)))
 
         def pull(direction, pair):
             samples, cotangent = pair
@@ -80,8 +80,8 @@ def ntk_operator(
         def push(samples):
             return jax.jvp(lambda leaves: f(moving.merge(leaves), samples), (moving.leaves,), (direction,))[1]
 
-        direction, _ = jax.lax.scan(pull, jax.tree.map(jnp.zeros_like, moving.leaves), (tiles, cotangents))
-        return jnp.reshape(jnp.reshape(jax.lax.map(push, tiles), (count * tile, *rest))[:n], -1)
+        direction, _ = jax.lax.scan(pull, jax.tree.map(jnp.zeros_like, moving.leaves), (cut, tiles(cotangents, tile)))
+        return jnp.reshape(jnp.reshape(jax.lax.map(push, cut), (n + missing, *rest))[:n], -1)
 
     return NtkOperator(matvec, size, output.dtype)
 
@@ -211,10 +211,3 @@ def _dense_is_cheaper(f, params, x, operator: NtkOperator, k: int, memory: int) 
     n = jax.tree.leaves(x)[0].shape[0]
     products = 6 * k + 40
     return plan.flops + 10.0 * size**3 <= products * 8.0 * n * parameters
-
-
-def _padded(leaf: Array, count: int, tile: int, *, zeros: bool = False) -> Array:
-    extra = count * tile - leaf.shape[0]
-    filler = jnp.broadcast_to(leaf[:1], (extra, *leaf.shape[1:]))
-    filler = jnp.zeros_like(filler) if zeros else filler
-    return jnp.reshape(jnp.concatenate([leaf, filler]), (count, tile, *leaf.shape[1:]))

@@ -7,9 +7,9 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr
 
-from dynamics.empirical import jaxpr
-from dynamics.empirical.sites import Site
-from dynamics.empirical.structured import Network
+from dynamics.empirical.one_tile import Network
+from dynamics.program import jaxpr
+from dynamics.program.meetings import Site
 
 _WINDOW_EXTREMA = frozenset(("reduce_window_max", "reduce_window_min", "reduce_window", "select_and_gather_add"))
 _LIVE = 3  # values of the largest size that a backward pass holds at once: a cotangent in, its factor, a cotangent out

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dynamics.empirical.blocks import Work
 from dynamics.empirical.gram import upper_share
 from dynamics.empirical.memory import backward_bytes, factor_bytes, forward_bytes, transposed_bytes
-from dynamics.empirical.structured import Network, choose_paths
+from dynamics.empirical.one_tile import Network, choose_paths
 
 DEFAULT_BUDGET = 2**30
 """Bytes of temporaries that a kernel may use unless told otherwise; the kernel itself is not counted (nor, where it is

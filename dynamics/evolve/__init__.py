@@ -1,5 +1,7 @@
 """Ways to move a state, the one time loop that moves it, and the map of that loop over lanes."""
 
+from typing import TYPE_CHECKING
+
 from dynamics.evolve.central import CentralStart, CentralState, adaptive_central_flow, central_flow
 from dynamics.evolve.descent import DescentState, adam, descent, gradient_descent, minibatch, training_batch
 from dynamics.evolve.flow import gradient_flow, ode
@@ -8,6 +10,7 @@ from dynamics.evolve.lane import Lane, LaneState
 from dynamics.evolve.linearized import LinearizedState, linearized
 from dynamics.evolve.simulate import Carry, every, log_steps, simulate
 from dynamics.evolve.study import Drawn, study
+from dynamics.types import gone
 
 __all__ = [
     "Carry",
@@ -35,3 +38,16 @@ __all__ = [
     "study",
     "training_batch",
 ]
+
+_STUDY = "dynamics.evolve.study({'eta': [...], 'seed': range(8)}, draw, make, read, ...)"
+if not TYPE_CHECKING:
+    __getattr__ = gone(
+        __name__,
+        Lanes=_STUDY,
+        Program=_STUDY,
+        advance="dynamics.evolve.simulate(dynamics, params, data, ...)",
+        as_readout="the observables themselves: simulate(..., train=[loss(), ...])",
+        lanes=_STUDY,
+        run_cells=_STUDY,
+        start="dynamics.init(params)",
+    )

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from dynamics import linalg
 from dynamics.evolve.checks import check_learning_rate, check_params
-from dynamics.evolve.oscillation import CentralState, Edge, Process, balance, carry_on
+from dynamics.evolve.oscillation import CentralState, Edge, Process, balanced_step, carried_step
 from dynamics.evolve.views import training_part
 from dynamics.stability import adam_threshold, momentum_threshold
 from dynamics.types import Array, Dynamics, Objective, Params, check_objective, factory
@@ -174,14 +174,16 @@ def _flow(landscape: Objective, process: Process, k: int, depth: int, seed: int,
         pairs = _track(hvp, jnp.sqrt(p), state, depth)
         edge = Edge(pairs.vectors / jnp.sqrt(p), pairs.values, p, nu)
         if carried:
-            path, moved = carry_on(process, objective, edge, w, state)
+            path, moved = carried_step(process, objective, edge, w, state)
         else:
-            path, moved = balance(process, objective, edge, w, g, hvp, state)
+            path, moved = balanced_step(process, objective, edge, w, g, hvp, state)
         return moved._replace(
             params=unravel(path), vectors=pairs.vectors, eigenvalues=pairs.values, step=state.step + 1
         )
 
-    return Dynamics(init, step, lambda state: state.params, process.eta, landscape)
+    return Dynamics(
+        init, step, lambda state: state.params, process.eta, landscape, order=None if process.adaptive else 1
+    )
 
 
 def _flat(name: str, tree: Any, params: Params, missing: float) -> Array:

@@ -146,7 +146,8 @@ def gradient_descent(
     check_learning_rate(learning_rate)
     optimizer = optax.sgd(learning_rate, momentum=momentum)
     plain = {"preconditioner": lambda opt_state: 1.0}
-    return descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size, **plain)
+    found = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size, **plain)
+    return found._replace(order=None if callable(learning_rate) or batch_size is not None else 1)
 
 
 @factory("adam(L, learning_rate)")
@@ -162,8 +163,8 @@ def adam(
     """``descent`` by ``optax.adam``, whose preconditioner is known (``stability.adam_preconditioner``)."""
     check_learning_rate(learning_rate)
     known = partial(adam_preconditioner, b1=b1, b2=b2, eps=eps)
-    optimizer = optax.adam(learning_rate, b1, b2, eps)
-    return descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size, preconditioner=known)
+    dt, optimizer = _time_step(learning_rate), optax.adam(learning_rate, b1, b2, eps)
+    return descent(objective, optimizer, dt=dt, batch_size=batch_size, preconditioner=known)
 
 
 def _time_step(learning_rate: Any) -> Any:

@@ -37,7 +37,7 @@ def ode(
         k4 = field(shifted(dt, k3), data)
         return jax.tree.map(lambda s, a, b, c, d: s + dt / 6 * (a + 2 * b + 2 * c + d), state, k1, k2, k3, k4)
 
-    return Dynamics(lambda state: state, step, params, dt)
+    return Dynamics(lambda state: state, step, params, dt, order=4)
 
 
 @factory("gradient_flow(L, dt)")

@@ -51,4 +51,6 @@ def linearized(objective: Objective, make: Callable[[Objective], Dynamics]) -> D
     def params(state: LinearizedState):
         return inner(state.anchor).params(state.inner)
 
-    return Dynamics(init, step, params, make(objective).dt, objective, lambda state: about(state.anchor))
+    usual = make(objective)
+    at = {"objective_at": lambda state: about(state.anchor), "order": usual.order}
+    return Dynamics(init, step, params, usual.dt, objective, **at)

@@ -1,4 +1,4 @@
-"""What oscillates about a central flow's path, balanced or carried, and how the path answers within a step."""
+"""What oscillates about a central flow's path, balanced or carried: one step of path, momentum and second moments."""
 
 from __future__ import annotations
 
@@ -68,80 +68,85 @@ class Edge(NamedTuple):
         return direction - (self.u @ (self.p * direction)) @ self.u
 
 
-def balance(process: Process, objective, edge: Edge, w: Array, g: Array, hvp, state: CentralState):
-    """A step of the path under the covariance that keeps every eigenvalue at or below the threshold."""
-    u, values, p, nu = edge
-    turn = third_derivatives(objective, w, u)  # [k, k, P], grad_w (u_i H u_j)
-    respond = _response(process, edge)
-    coasting = process.carry * edge.without(state.trace / p)
-    alpha = -jnp.einsum("ijp,p->ij", turn, respond(g) + process.eta * coasting)
-    beta = 0.5 * jnp.einsum("ijp,klp->ijkl", turn, jax.vmap(jax.vmap(respond))(turn))
-    h = jax.lax.map(hvp, u) if process.adaptive else jnp.zeros_like(u)  # what moves P
-    if process.adaptive:
-        pull = _preconditioner_pull(process, edge, h)
-        alpha = alpha + jnp.einsum("ijp,p->ij", pull, g**2 - nu)
-        beta = beta - jnp.einsum("ijp,kp,lp->ijkl", pull, h, h)
-    room = process.threshold * jnp.eye(len(u)) - jnp.diag(values)
-    x = complementarity(beta, alpha - room, state.covariance)
+def balanced_step(process: Process, objective, edge: Edge, w: Array, g: Array, hvp, state: CentralState):
+    """A step of the path under the covariance X that keeps every eigenvalue at or below the threshold.
 
-    drift = g + 0.5 * jnp.einsum("ij,ijp->p", x, turn)
-    trace = p * (coasting + process.gain * edge.without(drift / p))
-    if process.adaptive:
-        nu = nu + process.rate * (g**2 + jnp.einsum("ij,ip,jp->p", x, h, h) - nu)
-    path = w - respond(drift) - process.eta * coasting
-    return path, state._replace(trace=trace, nu=nu, covariance=x, iterate=path)
-
-
-def carry_on(process: Process, objective, edge: Edge, w: Array, state: CentralState):
-    """A step of the iterate under the gradient's second-order expansion about the path.
-
-    Their difference q lies along u: what turns out of u oscillates no more and goes to the path. Along u the path sits
-    at the minimum, or at the iterate where the slope is too flat for one.
+    With ``S = U^T H U`` and Sigma = U X U^T, the step ends at ``S + dS``, ``dS = -beta[X] + alpha``, and X solves
+    ``0 <= X  perp  S_max - S + beta[X] - alpha >= 0``.
     """
     u, values, p, nu = edge
-    w = w + edge.without(state.iterate - w)
-    bent = values > 0
-    above = jnp.where(bent, (u @ jax.grad(objective)(w)) / jnp.where(bent, values, 1), 0)  # w less the minimum
-    settled = jnp.clip(process.rest * values, 0, 1)
-    x = settled * (u @ (p * (state.iterate - w)) + above)
-    q = x @ u
+    dS_dw = third_derivatives(objective, w, u)  # [k, k, P]
+    dw = _relaxed_step(process, edge)  # [P] -> [P]
+    beta_m = process.carry * edge.without(state.trace / p)  # [P]
+    alpha = -jnp.einsum("ijp,p->ij", dS_dw, dw(g) + process.eta * beta_m)  # [k, k]
+    beta = 0.5 * jnp.einsum("ijp,klp->ijkl", dS_dw, jax.vmap(jax.vmap(dw))(dS_dw))  # [k, k, k, k]
+    H_u = jax.lax.map(hvp, u) if process.adaptive else jnp.zeros_like(u)  # [k, P], what moves P
+    if process.adaptive:
+        dS_dnu = _preconditioner_derivatives(process, edge, H_u)  # [k, k, P]
+        alpha = alpha + jnp.einsum("ijp,p->ij", dS_dnu, g**2 - nu)
+        beta = beta - jnp.einsum("ijp,kp,lp->ijkl", dS_dnu, H_u, H_u)
+    S, S_max = jnp.diag(values), process.threshold * jnp.eye(len(u))  # [k, k]
+    x = complementarity(beta, alpha - (S_max - S), state.covariance)  # [k, k]
+
+    g_mean = g + 0.5 * jnp.einsum("ij,ijp->p", x, dS_dw)  # [P], grad L + (1/2) grad_w <H, Sigma>
+    m = p * (beta_m + process.gain * edge.without(g_mean / p))  # [P]
+    if process.adaptive:
+        nu = nu + process.rate * (g**2 + jnp.einsum("ij,ip,jp->p", x, H_u, H_u) - nu)
+    path = w - dw(g_mean) - process.eta * beta_m
+    return path, state._replace(trace=m, nu=nu, covariance=x, iterate=path)
+
+
+def carried_step(process: Process, objective, edge: Edge, w: Array, state: CentralState):
+    """A step of the iterate ``w + q`` under the gradient's second-order expansion about the path w.
+
+    The difference q lies along U: what turns out of U oscillates no more and goes to the path. Along U the path sits
+    at the minimum ``w - U lambda^-1 U^T grad L``, or at the iterate where the slope is too flat for one.
+    """
+    u, values, p, nu = edge
+    w = w + edge.without(state.iterate - w)  # [P]
+    convex = values > 0
+    newton = jnp.where(convex, (u @ jax.grad(objective)(w)) / jnp.where(convex, values, 1), 0)  # [k], w - minimum
+    share = jnp.clip(process.rest * values, 0, 1)  # [k], of the way to the minimum, within a step
+    x = share * (u @ (p * (state.iterate - w)) + newton)  # [k]
+    q = x @ u  # [P]
     w = state.iterate - q
 
     def expansion(v):
-        (value, slope), (_, bend) = jax.jvp(lambda v: jax.jvp(objective, (v,), (q,)), (v,), (q,))
-        return value + slope + 0.5 * bend
+        """``L + <grad L, q> + (1/2) <q, H q>`` at v, whose gradient is ``grad L + H q + (1/2) grad_w <q, H q>``."""
+        (value, slope), (_, curvature) = jax.jvp(lambda v: jax.jvp(objective, (v,), (q,)), (v,), (q,))
+        return value + slope + 0.5 * curvature
 
-    force = jax.grad(expansion)(w)
-    trace = process.carry * state.trace + process.gain * force
-    iterate = state.iterate - process.eta * trace / p
+    g = jax.grad(expansion)(w)
+    m = process.carry * state.trace + process.gain * g
+    iterate = state.iterate - process.eta * m / p
     if process.adaptive:
-        nu = nu + process.rate * (force**2 - nu)
-    path = iterate - (settled * (u @ (p * (iterate - w)))) @ u
-    return path, state._replace(trace=trace, nu=nu, covariance=jnp.outer(x, x), iterate=iterate)
+        nu = nu + process.rate * (g**2 - nu)
+    path = iterate - (share * (u @ (p * (iterate - w)))) @ u
+    return path, state._replace(trace=m, nu=nu, covariance=jnp.outer(x, x), iterate=iterate)
 
 
-def _response(process: Process, edge: Edge):
-    """``d -> how far w moves down against the gradient d`` within a step: relaxed along u, one update elsewhere."""
+def _relaxed_step(process: Process, edge: Edge):
+    """``g -> -dw``: ``eta P^-1 g`` off U; along U ``(1 - exp(-eta lambda)) / lambda``, as the flow relaxes."""
     flat = edge.values <= 0  # no minimum to relax to
     values = jnp.where(flat, 1, edge.values)
-    relaxed = jnp.where(flat, process.rest, -jnp.expm1(-process.rest * values) / values)
+    relaxed = jnp.where(flat, process.rest, -jnp.expm1(-process.rest * values) / values)  # [k]
 
-    def respond(d):
-        return process.eta * process.gain * edge.without(d / edge.p) + (relaxed * (edge.u @ d)) @ edge.u
+    def dw(g):
+        return process.eta * process.gain * edge.without(g / edge.p) + (relaxed * (edge.u @ g)) @ edge.u
 
-    return respond
+    return dw
 
 
-def _preconditioner_pull(process: Process, edge: Edge, h: Array) -> Array:
-    """``d(u_i H u_j)`` through P at fixed ``P^1/2 u``, per unit of ``dnu / rate``: ``[k, k, P]``.
+def _preconditioner_derivatives(process: Process, edge: Edge, H_u: Array) -> Array:
+    """``rate d(u_i H u_j)/dnu`` through P at fixed ``P^1/2 u``: ``[k, k, P]``.
 
-    It is ``-(1/2) (u_i h_j + h_i u_j)_c dP_c / P_c``. An entry that never had a gradient has no Hessian row either:
-    its P stays.
+    It is ``-(1/2) (u_i H u_j + H u_i u_j)_c (dP_c/dnu_c) / P_c``. An entry that never had a gradient has no Hessian
+    row either: its P stays.
     """
     u, _, p, nu = edge
     active = nu > 0
-    weight = jnp.where(active, process.rate / jnp.where(active, 4 * jnp.sqrt(nu) * p, 1), 0)
-    return -(u[:, None] * h[None] + h[:, None] * u[None]) * weight
+    dP_dnu = jnp.where(active, process.rate / jnp.where(active, 4 * jnp.sqrt(nu) * p, 1), 0)  # [P], / (2 P)
+    return -(u[:, None] * H_u[None] + H_u[:, None] * u[None]) * dP_dnu
 
 
 def third_derivatives(objective, w: Array, u: Array) -> Array:

@@ -20,7 +20,7 @@ import jax.extend.core
 import jax.interpreters.ad
 import jax.numpy as jnp
 
-from dynamics.stax.kernel import Kernel, kernel_from_covariances
+from dynamics.stax.kernel import Kernel
 from dynamics.stax.layers import KernelFn, Needs
 from dynamics.types import Model
 
@@ -131,42 +131,12 @@ def _needs(kernel_fn) -> Needs:
 def to_neural_tangents(k: Kernel, module: types.ModuleType | None = None):
     """Our Kernel as neural-tangents' Kernel."""
     module = load() if module is None else module
-    return module.Kernel(
-        nngp=k.nngp,
-        ntk=k.ntk,
-        cov1=k.cov1,
-        cov2=k.cov2,
-        x1_is_x2=jnp.asarray(k.x1_is_x2),
-        is_gaussian=k.is_gaussian,
-        is_reversed=False,
-        is_input=k.is_input,
-        diagonal_batch=True,
-        diagonal_spatial=k.diagonal_spatial,
-        shape1=k.shape1,
-        shape2=k.shape2,
-        batch_axis=k.batch_axis,
-        channel_axis=k.channel_axis,
-        mask1=k.mask1,
-        mask2=k.mask2,
-    )
+    return module.Kernel(**{**k.asdict(), "x1_is_x2": jnp.asarray(k.x1_is_x2)})
 
 
 def from_neural_tangents(k) -> Kernel:
     """neural-tangents' Kernel as ours."""
-    if k.is_reversed:
-        k = k.reverse()
-    ntk = k.ntk
-    if ntk is not None:
-        ntk = jnp.broadcast_to(ntk, k.nngp.shape)
-    return kernel_from_covariances(
-        k.nngp,
-        ntk,
-        k.cov1,
-        k.cov2,
-        diagonal_spatial=k.diagonal_spatial,
-        is_gaussian=k.is_gaussian,
-        shape1=tuple(k.shape1),
-        shape2=tuple(k.shape2),
-        batch_axis=k.batch_axis,
-        channel_axis=k.channel_axis,
-    )
+    k = k.reverse() if k.is_reversed else k
+    attributes = {name: value for name, value in k.asdict().items() if name != "x1_is_x2"}
+    ntk = None if k.ntk is None else jnp.broadcast_to(k.ntk, k.nngp.shape)
+    return Kernel.from_covariances(**{**attributes, "ntk": ntk, "shape1": tuple(k.shape1), "shape2": tuple(k.shape2)})

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from dynamics.empirical import empirical_ntk_and_vjp_fn, flat_kernel, kernel_alignment, kernel_distance
+from dynamics.empirical import empirical_ntk_and_vjp_fn, flat_kernel
 from dynamics.linalg.subspace import refine
+from dynamics.statistics import kernel_alignment, kernel_distance, label_alignment
 from dynamics.types import Array, Observable, View, factory
 
 _DEPTH = 3  # blocks of the Krylov space in which warm-started eigenvectors are refined
@@ -154,7 +155,7 @@ def _read(
         readings["ntk"] = kernel
     if wanted.labels:
         targets = jnp.reshape(y, (kernel.shape[0], -1)).astype(kernel.dtype)
-        readings["alignment"] = kernel_alignment(kernel, targets @ targets.T, centre=wanted.centre)
+        readings["alignment"] = label_alignment(kernel, targets, centre=wanted.centre)
     if wanted.start:
         readings["kernel_distance"] = kernel_distance(kernel, memory.first)
         readings["start_alignment"] = kernel_alignment(kernel, memory.first, centre=wanted.centre)

@@ -3,7 +3,18 @@
 Reference: Novak et al. 2020, 'Neural Tangents: fast and easy infinite neural networks in Python'.
 """
 
-from dynamics.stax.activations import (
+from dynamics.stax.activations.piecewise_linear import ABRelu, Abs, LeakyRelu, RectifiedMonomial, Relu, Sign
+from dynamics.stax.activations.quadrature import (
+    Elementwise,
+    ElementwiseNumerical,
+    Series,
+    Sigmoid,
+    Silu,
+    Softplus,
+    Tanh,
+    hermite_series,
+)
+from dynamics.stax.activations.smooth import (
     Cos,
     Erf,
     Exp,
@@ -18,39 +29,35 @@ from dynamics.stax.activations import (
     Sigmoid_like,
     Sin,
 )
-from dynamics.stax.attention import GlobalSelfAttention
-from dynamics.stax.batching import batch
-from dynamics.stax.branching import FanInConcat, FanInProd, FanInSum, FanOut
-from dynamics.stax.combinators import Identity, parallel, repeat, serial
-from dynamics.stax.conv import Conv, ConvLocal, ConvTranspose
-from dynamics.stax.dense import Dense
-from dynamics.stax.embedding import Embedding
-from dynamics.stax.kernel import Kernel
-from dynamics.stax.monte_carlo import estimated_kernel_fn, monte_carlo_kernel_fn
-from dynamics.stax.norm import Dropout, LayerNorm, RMSNorm
-from dynamics.stax.pooling import AvgPool, Flatten, GlobalAvgPool, GlobalSumPool, SumPool
-from dynamics.stax.quadrature import (
-    Elementwise,
-    ElementwiseNumerical,
-    Series,
-    Sigmoid,
-    Silu,
-    Softplus,
-    Tanh,
-    hermite_series,
-)
-from dynamics.stax.relu import ABRelu, Abs, LeakyRelu, RectifiedMonomial, Relu, Sign
-from dynamics.stax.rnn import Rnn
+from dynamics.stax.kernel.batching import batch
+from dynamics.stax.kernel.kernel import Kernel
+from dynamics.stax.kernel.masks import MaskedArray, unmask_fn
+from dynamics.stax.kernel.monte_carlo import estimated_kernel_fn, monte_carlo_kernel_fn
+from dynamics.stax.layers.attention import GlobalSelfAttention
+from dynamics.stax.layers.branching import FanInConcat, FanInProd, FanInSum, FanOut
+from dynamics.stax.layers.checks import AggregateImplementation, AttentionMechanism, Padding, PositionalEmbedding
+from dynamics.stax.layers.combinators import Identity, parallel, repeat, serial
+from dynamics.stax.layers.conv import Conv, ConvLocal, ConvTranspose
+from dynamics.stax.layers.dense import Dense
+from dynamics.stax.layers.embedding import Embedding
+from dynamics.stax.layers.linear import Aggregate, DotGeneral, ImageResize, Index, Slice
+from dynamics.stax.layers.norm import Dropout, LayerNorm, RMSNorm
+from dynamics.stax.layers.pooling import AvgPool, Flatten, GlobalAvgPool, GlobalSumPool, SumPool
+from dynamics.stax.layers.rnn import Rnn
 
 __all__ = [
     "ABRelu",
     "Abs",
+    "Aggregate",
+    "AggregateImplementation",
+    "AttentionMechanism",
     "AvgPool",
     "Conv",
     "ConvLocal",
     "ConvTranspose",
     "Cos",
     "Dense",
+    "DotGeneral",
     "Dropout",
     "Elementwise",
     "ElementwiseNumerical",
@@ -71,11 +78,16 @@ __all__ = [
     "GlobalSumPool",
     "Hermite",
     "Identity",
+    "ImageResize",
+    "Index",
     "Kernel",
     "LayerNorm",
     "LeakyRelu",
+    "MaskedArray",
     "Monomial",
+    "Padding",
     "Polynomial",
+    "PositionalEmbedding",
     "RMSNorm",
     "Rbf",
     "RectifiedMonomial",
@@ -87,6 +99,7 @@ __all__ = [
     "Sign",
     "Silu",
     "Sin",
+    "Slice",
     "Softplus",
     "SumPool",
     "Tanh",
@@ -97,26 +110,16 @@ __all__ = [
     "parallel",
     "repeat",
     "serial",
+    "unmask_fn",
 ]
 
-_BEFORE = "apply the linear map to the inputs before the network"
+_OWN = "an (init_fn, apply_fn, kernel_fn) triple is a layer as it is; dynamics.stax.layers.layer makes one from rules"
 _ELSEWHERE = {
-    "Aggregate": f"{_BEFORE} (a graph's adjacency matrix times the node features)",
-    "AggregateImplementation": f"{_BEFORE} (a graph's adjacency matrix times the node features)",
     "Bool": "give a layer's needs to dynamics.stax.layers.layer as Needs",
     "Diagonal": "give a layer's needs to dynamics.stax.layers.layer as Needs",
-    "AttentionMechanism": "pass attention_mechanism='SOFTMAX', 'IDENTITY', 'ABS' or 'RELU' as a string",
-    "DotGeneral": f"{_BEFORE} (jax.lax.dot_general)",
-    "ImageResize": f"{_BEFORE} (jax.image.resize)",
-    "Index": f"{_BEFORE} (select the entries with x[...])",
-    "MaskedArray": "masks are not offered: zero the masked entries of the inputs (biases still reach them)",
-    "Padding": "pass padding='SAME', 'VALID' or 'CIRCULAR' as a string",
-    "PositionalEmbedding": "pass pos_emb_type='NONE', 'SUM' or 'CONCAT' as a string",
-    "Slice": f"{_BEFORE} (select the entries with x[...])",
-    "layer": "an (init_fn, apply_fn, kernel_fn) triple is a layer as it is; see also dynamics.stax.layers.layer",
+    "layer": _OWN,
     "requires": "give a layer's needs to dynamics.stax.layers.layer as Needs",
-    "supports_masking": "masks are not offered: zero the masked entries of the inputs (biases still reach them)",
-    "unmask_fn": "masks are not offered: zero the masked entries of the inputs (biases still reach them)",
+    "supports_masking": f"{_OWN}, with output_mask for masks",
 }
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from dynamics.stax.activations.quadrature import hermite_series
 from dynamics.stax.kernel import Kernel, safe_reciprocal, safe_sqrt
 from dynamics.stax.layers import kernel_layer
-from dynamics.stax.quadrature import hermite_series
 from dynamics.types import Array, Model
 
 Activation = Model | Callable[..., Array]

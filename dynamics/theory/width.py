@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dynamics.empirical import empirical_ntk_fn, kernel_distance
-from dynamics.theory.fits import PowerLaw, power_law
+from dynamics.empirical import empirical_ntk_fn
+from dynamics.statistics import PowerLaw, kernel_distance, power_law
 from dynamics.types import Array, Model, Params
 
 

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 from dynamics.evolve import every
+from dynamics.runs.figures import theory_style
 from dynamics.types import Claim, Observable, Readings, Record, View
 from experiments.edge_of_stability._digits import ends_early, setting
 
@@ -119,8 +120,6 @@ def check_flow(config) -> None:
 
 def draw_central(picture: Figure, records: dict[str, Record], scale: float) -> None:
     """The flow's loss on the left of ``ratio_figure``, and its sharpness, times ``scale``, on the right."""
-    from dynamics.runs.figures import theory_style
-
     if "central" in records:
         flow, (left, right) = records["central"], picture.axes
         left.semilogy(flow.step, flow.values["loss"], **theory_style(1), label="central flow")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from dynamics import stax
 from dynamics.evolve import every
 from dynamics.losses import half_mse
+from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks import images
 from dynamics.types import Claim, Data, Model, Objective, Observable, Record
 
@@ -109,8 +110,6 @@ def hovering_claims(ratio, config, source: str, low: float, high: float, symbol:
 
 def ratio_figure(config, record: Record, ratio, ylabel: str, threshold: str) -> Figure:
     """Loss and ``ratio [T, etas, seeds]`` of the first seed along training, over the line at 1, the ``threshold``."""
-    from dynamics.runs.figures import measured_style, new_figure, theory_style
-
     picture, (left, right) = new_figure(1, 2)
     for i, eta in enumerate(config.eta):
         style = measured_style(i, len(config.eta)) | {"markevery": max(1, len(record.step) // 40)}

@@ -32,6 +32,7 @@ from dynamics.config import Count, Positive
 from dynamics.evolve import Drawn, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
+from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.types import Claim, Objective, Record
 from experiments.edge_of_stability._digits import setting
 
@@ -186,8 +187,6 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result) -> Figure:
     """Largest stable rate against batch size: measured, theory, and the linear and square-root rules."""
-    from dynamics.runs.figures import measured_style, new_figure, theory_style
-
     cfg, values = result.config, result.records["batch"].values
     sizes = np.asarray(cfg.batch_size)
     picture, axes = new_figure()

@@ -29,6 +29,7 @@ from dynamics.config import Count, NonNegative, Positive
 from dynamics.evolve import every, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
+from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.types import Batch, Claim, Data, Objective, Observable, Record
 
 SOURCE = "Lu, Wu, Yang & Zou 2023, 'Benign oscillation of stochastic gradient descent with large learning rates'"
@@ -165,8 +166,6 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result) -> Figure:
     """Training loss, and the weak feature's growth over its theory."""
-    from dynamics.runs.figures import measured_style, new_figure, theory_style
-
     cfg, record = result.config, result.records["training"]
     picture, (left, right) = new_figure(1, 2)
     for i, gain in enumerate(cfg.gain):

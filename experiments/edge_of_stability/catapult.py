@@ -33,6 +33,7 @@ from dynamics.evolve import Drawn, every, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.observe import loss, top_eigenvalue
+from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks import images
 from dynamics.types import Batch, Claim, Dynamics, Objective, Observable, Record
 
@@ -212,8 +213,6 @@ def largest_growth(loss) -> np.ndarray:
 
 def figure(result: Result) -> Figure:
     """Loss and curvature in time: digits, and the linear network over its recursion."""
-    from dynamics.runs.figures import measured_style, new_figure, theory_style
-
     cfg = result.config
     picture, axes = new_figure(2, 2)
     for row, kind in enumerate(("digits", "linear")):

@@ -24,6 +24,7 @@ from dynamics.evolve import CentralStart, central_flow, gradient_descent
 from dynamics.evolve import simulate as in_memory_simulate
 from dynamics.evolve import study as in_memory
 from dynamics.observe import sharpness
+from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.stability import gradient_descent_threshold
 from dynamics.types import Claim, Record
 from experiments.edge_of_stability._central import central_claims, check_flow, run_central
@@ -133,8 +134,6 @@ def spans(cfg: Config, eta: float) -> tuple[float, float]:
 
 def figure(result: Result) -> Figure:
     """Loss and sharpness along training, over 2/eta and the central flow."""
-    from dynamics.runs.figures import measured_style, new_figure, theory_style
-
     cfg, record = result.config, result.records["descent"]
     picture, (left, right) = new_figure(1, 2)
     for i, eta in enumerate(cfg.eta):

@@ -29,6 +29,7 @@ from dynamics.evolve import every, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.observe import seldom
+from dynamics.runs.figures import measured_style, new_figure
 from dynamics.types import Batch, Claim, Data, Objective, Record
 from experiments.edge_of_stability._digits import setting
 
@@ -185,8 +186,6 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result) -> Figure:
     """Losses of the largest movers at the edge, and of the same ranks in the stable control."""
-    from dynamics.runs.figures import measured_style, new_figure
-
     picture, axes = new_figure(1, 2)
     for panel, name in zip(axes, ("edge", "stable"), strict=True):
         record = result.records[name]

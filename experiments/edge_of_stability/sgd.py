@@ -25,6 +25,7 @@ from dynamics.evolve import every, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.observe import batch_sharpness, loss, sharpness
+from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.stability import minibatch_threshold, trace_threshold
 from dynamics.types import Batch, Claim, Data, Objective, Record
 from experiments.edge_of_stability._digits import late, stream, train_grid
@@ -166,8 +167,6 @@ def interpolating(result: Result, kind: str) -> np.ndarray:
 
 def figure(result: Result) -> Figure:
     """Batch sharpness and sharpness on digits; the trace against eta on the small networks."""
-    from dynamics.runs.figures import measured_style, new_figure, theory_style
-
     cfg, record = result.config, result.records["descent"]
     single = np.asarray(cfg.single_eta)
     picture, (left, right) = new_figure(1, 2)

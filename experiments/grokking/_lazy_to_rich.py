@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +14,25 @@ from dynamics.evolve import Drawn, gradient_descent, log_steps
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import committee, quadratic
-from dynamics.observe import effective_rank, first_step, seldom, time_ratio
-from dynamics.observe.representation import label_alignment
+from dynamics.observe import seldom
+from dynamics.statistics import effective_rank, first_step, label_alignment, time_ratio
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory import lazy_to_rich as theory
 from dynamics.types import Batch, Dynamics, Model, Objective, Observable, Params, Record, View
-
-if TYPE_CHECKING:
-    from experiments.grokking.lazy_to_rich import Config
 
 Axes = Mapping[str, Sequence[Any]]
 ALIGNMENT_EVERY = 8  # recorded steps between readings of the kernel on fresh points
 FALL = 0.1  # a loss has fallen when it is below this share of its value at step 0
 
 
-def network_and_theories(config: Config, study, axes: Axes, steps: int, suffix: str = "", **options):
+def network_and_theories(config: Any, study, axes: Axes, steps: int, suffix: str = "", **options):
     """``network``, ``infinite width`` and, for the first seed, ``exact reduction``; arguments as in ``trained``."""
     first = {**axes, "seed": axes["seed"][:1]}
     runs = {"network": axes, "infinite width": axes, "exact reduction": first}
     return {name + suffix: trained(config, study, name, axes, steps, suffix, **options) for name, axes in runs.items()}
 
 
-def trained(config: Config, study, name: str, axes: Axes, steps: int, suffix: str = "", kernel: bool = False) -> Record:
+def trained(config: Any, study, name: str, axes: Axes, steps: int, suffix: str = "", kernel: bool = False) -> Record:
     """The network, or the theory that ``name`` says.
 
     Args:
@@ -64,17 +61,17 @@ def trained(config: Config, study, name: str, axes: Axes, steps: int, suffix: st
     )
 
 
-def scales(config: Config, lane) -> tuple[Any, Any]:
+def scales(config: Any, lane) -> tuple[Any, Any]:
     """``(alpha, eps)`` of a lane."""
     return lane.get("alpha", min(config.alpha)), lane.get("eps", config.eps)
 
 
-def network(config: Config, lane) -> Model:
+def network(config: Any, lane) -> Model:
     alpha, eps = scales(config, lane)
     return scaled(committee(config.width, quadratic(eps)), alpha)
 
 
-def draw(config: Config, name: str, lane) -> Drawn:
+def draw(config: Any, name: str, lane) -> Drawn:
     """Cells of one seed share its teacher, inputs and weights; more samples are further ones.
 
     The network's targets are ``y + f_0``: training ``f`` on them is training the centred ``f - f_0`` on ``y``.
@@ -92,7 +89,7 @@ def draw(config: Config, name: str, lane) -> Drawn:
     return Drawn(weights if name == "network" else start, data, {"beta": beta, "start": start})
 
 
-def dynamics(config: Config, name: str, lane) -> Dynamics:
+def dynamics(config: Any, name: str, lane) -> Dynamics:
     """Descent on the network's weights or, exactly, on its order parameters, with f as their objective's."""
     alpha, eps = scales(config, lane)
     if name == "network":
@@ -109,7 +106,7 @@ def moments(params: Params) -> theory.Moments:
     return params if isinstance(params, theory.Moments) else theory.moments(params)
 
 
-def read(config: Config, lane, view: View):
+def read(config: Any, lane, view: View):
     """Losses on the batches, the population loss by its three terms, and what the weights have learned."""
     (alpha, eps), at = scales(config, lane), moments(view.params)
     L, (train, fresh) = view.loss("lazy_to_rich"), view.data
@@ -125,7 +122,7 @@ def read(config: Config, lane, view: View):
     }
 
 
-def alignment(config: Config, lane) -> Observable:
+def alignment(config: Any, lane) -> Observable:
     """Centred alignment of the kernel with the labels on fresh points."""
 
     def of(view: View):
@@ -136,7 +133,7 @@ def alignment(config: Config, lane) -> Observable:
     return seldom(Observable.of_view(of), ALIGNMENT_EVERY)
 
 
-def lazy(config: Config, study) -> Record:
+def lazy(config: Any, study) -> Record:
     """Gradient descent with the initial kernel, whose losses are the same for every alpha: values ``[T, 1, seeds]``."""
     record_at = log_steps(config.steps)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from dynamics.observe import effective_rank, joined, ntk, weight_norm
+from dynamics.observe import joined, ntk
 from dynamics.observe.rank import matrices
+from dynamics.statistics import effective_rank, weight_norm
 from dynamics.types import Array, Objective, Observable, Params, View
 
 READINGS = ("kernel_distance", "alignment", "weight_norm", "effective_rank")

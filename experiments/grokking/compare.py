@@ -20,8 +20,8 @@ import numpy as np
 from dynamics import config
 from dynamics.config import Positive, Range
 from dynamics.evolve import study as in_memory
-from dynamics.observe import first_step, time_ratio, value_at
 from dynamics.runs.figures import measured_style, new_figure, theory_style, ticks_at
+from dynamics.statistics import first_step, time_ratio, value_at
 from dynamics.types import Claim, Record
 from experiments.grokking import large_init, lazy_to_rich, modular_addition, modular_gd, xor_clusters
 from experiments.grokking._lazy_to_rich import trained

@@ -27,8 +27,9 @@ from dynamics.evolve import descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.models.two_layer import two_layer
-from dynamics.observe import accuracy, frequency_share, joined, loss, prefixed, top_frequency, weight_norm
+from dynamics.observe import accuracy, joined, loss, prefixed
 from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.statistics import frequency_share, top_frequency, weight_norm
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.theory.modular import generalisation_fraction
 from dynamics.types import Claim, Dynamics, Objective, Record

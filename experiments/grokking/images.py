@@ -24,8 +24,9 @@ from dynamics.evolve import descent, every, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.models.scaling import scaled
-from dynamics.observe import accuracy, first_step, joined, loss, prefixed, seldom, time_ratio
+from dynamics.observe import accuracy, joined, loss, prefixed, seldom
 from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.statistics import first_step, time_ratio
 from dynamics.tasks.images import digits, mnist
 from dynamics.types import Claim, Data, Objective, Record
 from experiments.grokking._mechanism import mechanism

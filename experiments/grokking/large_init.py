@@ -24,8 +24,9 @@ from dynamics.config import Count, Positive, Range
 from dynamics.evolve import Drawn, descent, every, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
-from dynamics.observe import accuracy, first_step, joined, loss, prefixed, seldom, time_ratio, value_at, weight_norm
+from dynamics.observe import accuracy, joined, loss, prefixed, seldom
 from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.statistics import first_step, time_ratio, value_at, weight_norm
 from dynamics.tasks.images import digits
 from dynamics.types import Claim, Model, Objective, Record
 from experiments.grokking._mechanism import mechanism

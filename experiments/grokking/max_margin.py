@@ -27,8 +27,8 @@ from dynamics.config import Positive, Range
 from dynamics.evolve import descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.models.two_layer import TwoLayerParams, two_layer
-from dynamics.observe.groups import Components, component_power, component_share, irreducible_components
 from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.statistics import Components, component_power, component_share, irreducible_components
 from dynamics.tasks.modular import operation_table
 from dynamics.theory.modular import group_margin, max_margin, normalised_margin, softmax_margin
 from dynamics.types import Claim, Dynamics, Objective, Record

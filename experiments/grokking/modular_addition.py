@@ -28,9 +28,18 @@ from dynamics.evolve import descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import cross_entropy
 from dynamics.models.two_layer import two_layer
-from dynamics.observe import accuracy, first_step, joined, loss, prefixed, seldom, time_ratio, value_at, weight_norm
-from dynamics.observe.groups import Components, component_power, component_share, irreducible_components
+from dynamics.observe import accuracy, joined, loss, prefixed, seldom
 from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.statistics import (
+    Components,
+    component_power,
+    component_share,
+    first_step,
+    irreducible_components,
+    time_ratio,
+    value_at,
+    weight_norm,
+)
 from dynamics.tasks.modular import Operation, operation_table, table_task
 from dynamics.theory.modular import max_margin, normalised_margin
 from dynamics.types import Array, Claim, Objective, Record

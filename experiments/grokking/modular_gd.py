@@ -24,9 +24,9 @@ from dynamics.evolve import study as in_memory
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import TwoLayerParams, two_layer
-from dynamics.observe import accuracy, first_step, joined, loss, prefixed, seldom, time_ratio, value_at, weight_norm
-from dynamics.observe.fourier import frequency_share
+from dynamics.observe import accuracy, joined, loss, prefixed, seldom
 from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.statistics import first_step, frequency_share, time_ratio, value_at, weight_norm
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.types import Claim, Model, Objective, Record
 from experiments.grokking._mechanism import mechanism

@@ -21,8 +21,8 @@ import numpy as np
 from dynamics import config
 from dynamics.config import Count, Positive, Range
 from dynamics.evolve import study as in_memory
-from dynamics.observe.representation import label_alignment
 from dynamics.runs.figures import measured_style, new_figure, theory_style, ticks_at
+from dynamics.statistics import label_alignment
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
 from dynamics.types import Claim, Record

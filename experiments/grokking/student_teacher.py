@@ -24,8 +24,9 @@ from dynamics.evolve import descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
-from dynamics.observe import first_step, prefixed, seldom, time_ratio
+from dynamics.observe import prefixed, seldom
 from dynamics.runs.figures import measured_style, new_figure, theory_style, ticks_at
+from dynamics.statistics import first_step, time_ratio
 from dynamics.tasks.teachers import network_teacher
 from dynamics.types import Claim, Model, Objective, Observable, Record
 from experiments.grokking._mechanism import mechanism

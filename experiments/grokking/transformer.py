@@ -27,8 +27,8 @@ from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, cross_entropy
 from dynamics.models.scaling import scaled
 from dynamics.models.transformer import TransformerParams, transformer
-from dynamics.observe import first_step, frequency_power, gini, sum_components, time_ratio, value_at, weight_norm
 from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.statistics import first_step, frequency_power, gini, sum_components, time_ratio, value_at, weight_norm
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.types import Claim, Objective, Observable, Record, View
 

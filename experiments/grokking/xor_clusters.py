@@ -22,14 +22,12 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Positive, Range
-from dynamics.empirical import kernel_distance
 from dynamics.evolve import log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, logistic
-from dynamics.observe.rank import effective_rank
-from dynamics.observe.representation import label_alignment
 from dynamics.observe.seldom import seldom
 from dynamics.runs.figures import measured_style, new_figure, theory_style
+from dynamics.statistics import effective_rank, kernel_distance, label_alignment
 from dynamics.tasks.clusters import xor_clusters
 from dynamics.types import Array, Claim, Dynamics, Record
 

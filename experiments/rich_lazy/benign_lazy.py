@@ -28,8 +28,8 @@ from dynamics.evolve import Drawn, gradient_descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, half_mse
 from dynamics.observe import scores, seldom
-from dynamics.observe.rank import weight_norm
-from dynamics.theory.fits import power_law
+from dynamics.runs.figures import measured_style, new_figure, ticks_at
+from dynamics.statistics import power_law, weight_norm
 from dynamics.types import Batch, Claim, Data, Model, Objective, Record
 
 SOURCE = "Zhu, Liu, Chrysos, Locatello & Cevher 2023, 'Benign overfitting in deep neural networks under lazy training'"
@@ -210,8 +210,6 @@ def bound(config: Config, record: Record) -> tuple[np.ndarray, np.ndarray]:
 
 def figure(result: Result):
     """Train and test error against separation, training loss over its bound, and the smallest eigenvalue."""
-    from dynamics.runs.figures import measured_style, new_figure, ticks_at
-
     cfg = result.config
     record = result.records[f"width {cfg.width[-1]}"]
     widest, (time, least) = record.values, bound(cfg, record)

@@ -20,14 +20,15 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Positive, Range
-from dynamics.empirical import empirical_ntk_fn, kernel_alignment, kernel_distance
+from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, cross_entropy
 from dynamics.models.rnn import rnn, states, truncated
 from dynamics.observe import since_start
+from dynamics.runs.figures import new_figure, theory_style, ticks_at
+from dynamics.statistics import kernel_alignment, kernel_distance, mean_interval
 from dynamics.tasks.sequences import two_alternative_choice
-from dynamics.theory.fits import mean_interval
 from dynamics.theory.low_rank import low_rank_alignment
 from dynamics.types import Batch, Claim, Objective, Record
 
@@ -211,8 +212,6 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Alignment of the kernel's end with its start against rank, for both networks; the linear one over its theory."""
-    from dynamics.runs.figures import new_figure, theory_style, ticks_at
-
     cfg = result.config
     fig, (recurrent, linear) = new_figure(1, 2)
     values = result.records["recurrent"].values

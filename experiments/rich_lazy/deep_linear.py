@@ -20,9 +20,11 @@ import numpy as np
 
 from dynamics import config
 from dynamics.config import Count, Positive, Range
-from dynamics.empirical import flat_kernel, kernel_alignment, kernel_distance
+from dynamics.empirical import flat_kernel
 from dynamics.evolve import Drawn, every, gradient_descent, gradient_flow, log_steps
 from dynamics.evolve import study as in_memory
+from dynamics.runs.figures import measured_style, new_figure
+from dynamics.statistics import kernel_alignment, kernel_distance
 from dynamics.theory import deep_linear as theory
 from dynamics.types import Batch, Claim, Objective, Observable, Record
 
@@ -281,8 +283,6 @@ def imbalance_claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Modes over their closed form, steps against depth, both starts, and kernel movement against the imbalance."""
-    from dynamics.runs.figures import measured_style, new_figure
-
     cfg, records = result.config, result.records
     fig, ((modes, depth), (starts, regime)) = new_figure(2, 2, width=5.5, height=3.5)
     measured, exact = records["modes"], records["modes theory"]

@@ -27,6 +27,7 @@ from dynamics import config, stax
 from dynamics.config import Count, Positive, Range
 from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy
+from dynamics.runs.figures import new_figure, ticks_at
 from dynamics.tasks.images import digits
 from dynamics.theory import predict
 from dynamics.theory.random_features import random_feature_risk
@@ -161,8 +162,6 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Learning curves over theory, and accuracy against training samples with leave-one-out at the end."""
-    from dynamics.runs.figures import new_figure, ticks_at
-
     cfg = result.config
     fig, (error, score) = new_figure(1, 2, width=5.0, height=4.0)
     for marker, shade, name in zip("os^v", ("0.0", "0.35", "0.55", "0.75"), KERNELS):

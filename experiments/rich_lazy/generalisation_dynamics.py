@@ -24,6 +24,7 @@ from dynamics.config import Count, NonNegative, Positive
 from dynamics.evolve import Drawn, gradient_descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse, mse
+from dynamics.runs.figures import measured_style, new_figure, ticks_at
 from dynamics.theory.generalisation import linear_student
 from dynamics.types import Batch, Claim, Data, Objective, Observable, Record
 
@@ -233,8 +234,6 @@ def network_claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Test error along training over theory; late and early-stopped error against a; the ReLU network."""
-    from dynamics.runs.figures import measured_style, new_figure, ticks_at
-
     cfg, records = result.config, result.records
     fig, (along, peak, network) = new_figure(1, 3, width=3.7, height=3.8)
     measured, predicted = records["student"], records["theory"]

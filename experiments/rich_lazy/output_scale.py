@@ -25,13 +25,13 @@ import numpy as np
 
 from dynamics import config, stax
 from dynamics.config import Count, Positive
-from dynamics.empirical import empirical_ntk_fn, kernel_distance
+from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import Drawn, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
-from dynamics.observe.rank import weight_norm
+from dynamics.runs.figures import new_figure
+from dynamics.statistics import kernel_distance, power_law, weight_norm
 from dynamics.tasks.sphere import sphere_quadratic
-from dynamics.theory.fits import power_law
 from dynamics.types import Claim, Dynamics, Model, Objective, Observable, Record
 from experiments.rich_lazy._hinge import until
 
@@ -207,8 +207,6 @@ def draw_boundary(ax, result: Result, line: np.ndarray) -> None:
 
 def figure(result: Result):
     """The (alpha, n) phase diagram with the boundary, and the kernel's movement along alpha over the theory."""
-    from dynamics.runs.figures import new_figure
-
     cfg = result.config
     fig, (diagram, curves) = new_figure(1, 2, width=5.0, height=4.0)
     distance = np.stack([trained(cfg, result.records[f"width {n}"], "kernel_distance") for n in cfg.width])

@@ -25,9 +25,10 @@ from dynamics.evolve import Drawn, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.observe import loss, since_start
+from dynamics.runs.figures import measured_style, new_figure, ticks_at
+from dynamics.statistics import power_law
 from dynamics.tasks.sphere import sphere_quadratic
 from dynamics.theory import abc
-from dynamics.theory.fits import power_law
 from dynamics.types import Claim, Dynamics, Objective, Record
 
 SOURCE = "Yang & Hu 2021, 'Tensor Programs IV: feature learning in infinite-width neural networks'"
@@ -185,8 +186,6 @@ def coordinate_claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Feature change against width with its predicted slope, and the loss against the learning rate by width."""
-    from dynamics.runs.figures import measured_style, new_figure, ticks_at
-
     cfg = result.config
     fig, (features, *losses) = new_figure(1, 1 + len(KINDS), width=3.0, height=3.6)
     widths = np.asarray(cfg.width, float)

@@ -21,6 +21,7 @@ import numpy as np
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive
 from dynamics.evolve import study as in_memory
+from dynamics.runs.figures import measured_style, new_figure
 from dynamics.theory.random_features import random_feature_risk
 from dynamics.types import Claim, Observable, Record
 
@@ -174,8 +175,6 @@ def descent_claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Test error against features at the small ridge, and at the best one, over the eigenframework."""
-    from dynamics.runs.figures import measured_style, new_figure
-
     cfg = result.config
     fig, axes = new_figure(1, 2, sharey=True, width=5.0, height=4.0)
     for ax, name in zip(axes, ("small ridge", "best ridge")):

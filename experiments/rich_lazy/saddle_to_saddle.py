@@ -22,7 +22,8 @@ from dynamics import config
 from dynamics.config import Count, Positive
 from dynamics.evolve import every, gradient_descent
 from dynamics.evolve import study as in_memory
-from dynamics.observe.rank import effective_rank
+from dynamics.runs.figures import colour, new_figure
+from dynamics.statistics import effective_rank
 from dynamics.theory.deep_linear import saddle_losses
 from dynamics.types import Batch, Claim, Objective, Record
 
@@ -150,8 +151,6 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Loss with its plateaus, singular values, and effective rank along training."""
-    from dynamics.runs.figures import colour, new_figure
-
     cfg, record = result.config, result.records["descent"]
     fig, (loss, modes, rank) = new_figure(1, 3, width=3.7, height=3.6)
     for i, scale in enumerate(cfg.scale):

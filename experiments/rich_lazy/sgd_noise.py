@@ -23,12 +23,12 @@ import numpy as np
 
 from dynamics import config, stax
 from dynamics.config import Count, Positive, Range
-from dynamics.empirical import empirical_ntk_fn, kernel_distance
+from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import Drawn
 from dynamics.evolve import study as in_memory
-from dynamics.observe.rank import weight_norm
+from dynamics.runs.figures import measured_style, new_figure, ticks_at
+from dynamics.statistics import kernel_distance, power_law, weight_norm
 from dynamics.tasks.images import digits, mnist
-from dynamics.theory.fits import power_law
 from dynamics.types import Batch, Claim, Dynamics, Observable, Record
 from experiments.rich_lazy._hinge import hinge_sgd, run_perceptron
 
@@ -228,8 +228,6 @@ def mean_of_fitted(values: np.ndarray) -> np.ndarray:
 
 def figure(result: Result):
     """The perceptron's exponents, the (alpha, T) phase diagram of the kernel's movement, and T_c against P."""
-    from dynamics.runs.figures import measured_style, new_figure, ticks_at
-
     cfg, records = result.config, result.records
     fig, (simple, phase, critical) = new_figure(1, 3, width=4.0)
     size = np.asarray(cfg.perceptron_samples, float)

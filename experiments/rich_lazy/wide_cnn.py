@@ -21,7 +21,8 @@ import numpy as np
 from dynamics import config
 from dynamics.config import Count, Range
 from dynamics.evolve import study as in_memory
-from dynamics.theory.fits import power_law
+from dynamics.runs.figures import measured_style, new_figure
+from dynamics.statistics import power_law
 from dynamics.theory.hierarchical import arc_cosine, hierarchical_ntk
 from dynamics.theory.random_features import random_feature_risk
 from dynamics.types import Claim, Observable, Record
@@ -191,8 +192,6 @@ def learning_claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """The spectrum by scale and the learning curves by the target's scale, with their predicted slopes."""
-    from dynamics.runs.figures import measured_style, new_figure
-
     cfg, spectra = result.config, result.records["spectrum"]
     fig, (modes, curves) = new_figure(1, 2)
     samples = np.asarray(cfg.samples, float)

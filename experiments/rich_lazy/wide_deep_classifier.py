@@ -22,7 +22,8 @@ import numpy as np
 from dynamics import config
 from dynamics.config import Count, Range
 from dynamics.evolve import study as in_memory
-from dynamics.theory.fits import mean_interval, power_law
+from dynamics.runs.figures import measured_style, new_figure, ticks_at
+from dynamics.statistics import mean_interval, power_law
 from dynamics.theory.infinite_depth import dual_with_singularity, limiting_classifier, log_deep_ntk
 from dynamics.types import Claim, Observable, Record
 
@@ -214,8 +215,6 @@ def consistency_claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """Agreement with the limit against depth, test error against samples, and the kernel's singularity."""
-    from dynamics.runs.figures import measured_style, new_figure, ticks_at
-
     cfg, records = result.config, result.records
     fig, (depth, samples, kernel) = new_figure(1, 3, width=3.8)
     for i, name in enumerate(duals(cfg)):

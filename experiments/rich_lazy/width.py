@@ -22,13 +22,14 @@ import numpy as np
 
 from dynamics import config, stax
 from dynamics.config import Count
-from dynamics.empirical import empirical_ntk_fn, kernel_distance
+from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import Drawn, gradient_descent, log_steps
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
+from dynamics.runs.figures import new_figure
+from dynamics.statistics import PowerLaw, kernel_distance, power_law
 from dynamics.tasks.sphere import sphere_quadratic
-from dynamics.theory.fits import PowerLaw, power_law
-from dynamics.theory.kernel_descent import kernel_descent
+from dynamics.theory.predict import gradient_descent_mse_steps
 from dynamics.types import Claim, Model, Objective, Observable, Record
 
 SOURCE = "Lee et al. 2019, 'Wide neural networks of any depth evolve as linear models under gradient descent'"
@@ -94,7 +95,8 @@ def run(config: Config, study=in_memory) -> Result:
     @jax.jit
     def theory(kernel, f0):
         """Test outputs ``[T, test]``."""
-        return kernel_descent(kernel[:count, :count], kernel[:, :count], f0, y, eta, record_at)[:, count:, 0]
+        predict_fn = gradient_descent_mse_steps(kernel[:count, :count], y, eta)
+        return predict_fn(record_at, f0[:count], f0[count:], kernel[count:, :count])[1][..., 0]
 
     def draw(lane) -> Drawn:
         model, ntk = network(lane.width)
@@ -161,8 +163,6 @@ def claims(result: Result) -> list[Claim]:
 
 def figure(result: Result):
     """The four quantities against width with their predicted slopes, and one network beside both theories."""
-    from dynamics.runs.figures import new_figure
-
     cfg = result.config
     fig, (scaling, along) = new_figure(1, 2, width=5.0, height=4.0)
     widths = np.asarray(cfg.width)

@@ -58,7 +58,10 @@ def load(path: str | Path) -> LoadedRun:
     with contextlib.closing(Journal(require_run(path), readonly=True)) as journal, understood(path):
         journal.require_format()
         status = journal.get("status", "running")
-        claims = [Claim(*(_exact(held, field) for field in Claim._fields)) for held in journal.get("claims", [])]
+        claims = [
+            Claim(**{field: _exact(held, field) for field in Claim._fields if field in held})
+            for held in journal.get("claims", [])
+        ]
         records = {label: _record(journal, label) for label in journal.labels()}
         events = journal.query("SELECT time, kind, text FROM event ORDER BY rowid")
         return LoadedRun(

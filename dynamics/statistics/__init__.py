@@ -1,0 +1,40 @@
+"""Numbers from arrays and curves: alignments, ranks, Fourier and group components, crossings, power laws."""
+
+from dynamics.statistics.alignment import (
+    centred,
+    effective_dimension,
+    kernel_alignment,
+    kernel_distance,
+    label_alignment,
+)
+from dynamics.statistics.crossings import first_step, time_ratio, value_at
+from dynamics.statistics.fourier import frequency_power, frequency_share, gini, sum_components, top_frequency
+from dynamics.statistics.groups import Components, component_power, component_share, irreducible_components
+from dynamics.statistics.power_laws import PowerLaw, mean_interval, power_law
+from dynamics.statistics.rank import effective_rank, stable_rank, weight_norm
+
+__all__ = [
+    "Components",
+    "PowerLaw",
+    "centred",
+    "component_power",
+    "component_share",
+    "effective_dimension",
+    "effective_rank",
+    "first_step",
+    "frequency_power",
+    "frequency_share",
+    "gini",
+    "irreducible_components",
+    "kernel_alignment",
+    "kernel_distance",
+    "label_alignment",
+    "mean_interval",
+    "power_law",
+    "stable_rank",
+    "sum_components",
+    "time_ratio",
+    "top_frequency",
+    "value_at",
+    "weight_norm",
+]

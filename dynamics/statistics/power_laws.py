@@ -1,0 +1,88 @@
+"""Exponents from repeated measurements: a power law fitted seed by seed, with the interval that the seeds allow."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class PowerLaw(NamedTuple):
+    """``y = prefactor * x^exponent``.
+
+    Attributes:
+        exponent: mean over seeds of the least-squares slope of ``log y`` on ``log x``.
+        low, high: its 95 % interval (Student's t over seeds); NaN for one seed.
+        error: its standard error; NaN for one seed.
+        prefactor: geometric mean over seeds.
+        used: number of seeds with finite, positive data throughout.
+        seeds: number of seeds given.
+    """
+
+    exponent: float
+    low: float
+    high: float
+    prefactor: float
+    used: int
+    seeds: int
+    error: float = np.nan
+
+    def __str__(self) -> str:
+        return f"{self.exponent:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def power_law(x: Any, y: Any, *, share: float = 0.9) -> PowerLaw:
+    """Fits ``y = c x^p`` to each seed by least squares in the logarithms, and gives the mean with its interval.
+
+    A seed with a value that is not finite and positive is left out whole: a diverged run never counts as fitted. When
+    fewer than ``share`` of the seeds are left, the survivors are no fair sample, and there is no fit.
+
+    Args:
+        x: ``[n]`` positive abscissae, at least three distinct ones.
+        y: ``[seeds, n]`` or ``[n]``.
+        share: smallest share of seeds, in (0, 1], that must be usable.
+
+    Returns:
+        A ``PowerLaw``; its numbers are NaN when too few seeds can be used.
+
+    Raises:
+        ValueError: when shapes disagree, fewer than three abscissae are given, one is not positive, or the share
+            lies outside (0, 1].
+
+    Assumptions: seeds are independent and their slopes about normal.
+
+    Example:
+        >>> import numpy as np
+        >>> fit = power_law([1.0, 2.0, 4.0], [[3.0, 1.5, 0.75], [1.0, 0.5, 0.25]])
+        >>> round(fit.exponent, 6), fit.used
+        (-1.0, 2)
+    """
+    x, y = np.asarray(x, float), np.atleast_2d(np.asarray(y, float))
+    if x.ndim != 1 or y.shape[-1] != x.size or y.ndim != 2:
+        raise ValueError(f"y: got shape {y.shape}; allowed: [seeds, {x.size}] to match x {x.shape}")
+    if np.unique(x).size < 3 or np.any(x <= 0):
+        raise ValueError(f"x: got {x.tolist()}; allowed: at least three distinct positive values")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: got {share}; allowed: 0 < share <= 1")
+    good = np.all(np.isfinite(y) & (y > 0), axis=-1)
+    if not good.any() or good.mean() < share:
+        return PowerLaw(np.nan, np.nan, np.nan, np.nan, int(good.sum()), good.size)
+    slopes, offsets = np.polyfit(np.log(x), np.log(y[good]).T, 1)
+    low, high = mean_interval(slopes)
+    error = slopes.std(ddof=1) / slopes.size**0.5 if slopes.size > 1 else np.nan
+    return PowerLaw(slopes.mean(), low, high, float(np.exp(offsets.mean())), slopes.size, good.size, float(error))
+
+
+def mean_interval(values: Any) -> tuple[float, float]:
+    """The 95 % interval of a mean, ``mean +- t_{.975, n-1} s / sqrt(n)``; NaN for fewer than two values.
+
+    Args:
+        values: ``[n]`` independent, about normal.
+    """
+    from scipy.special import stdtrit
+
+    values = np.asarray(values, float)
+    if values.size < 2:
+        return np.nan, np.nan
+    half = stdtrit(values.size - 1, 0.975) * values.std(ddof=1) / np.sqrt(values.size)
+    return float(values.mean() - half), float(values.mean() + half)

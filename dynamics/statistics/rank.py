@@ -1,0 +1,45 @@
+"""Ranks of matrices from their singular values, and norms of weights."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dynamics.types import Array, Params
+
+
+def effective_rank(singular_values: Array) -> Array:
+    """``exp(entropy)`` of the normalised singular values: between 1 and their number.
+
+    Args:
+        singular_values: ``[..., r]``, non-negative up to rounding (negatives count as 0).
+
+    Returns:
+        ``[...]``; 0 for the zero matrix. Differentiable where the values are positive.
+
+    Reference: Roy & Vetterli 2007, 'The effective rank', eq. 6.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(effective_rank(jnp.array([2.0, 2.0, 0.0]))), 4)
+        2.0
+    """
+    positive = jnp.maximum(singular_values, 0)
+    total = jnp.sum(positive, -1, keepdims=True)
+    p = positive / jnp.where(total == 0, 1, total)
+    entropy = -jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), -1)
+    return jnp.where(total[..., 0] == 0, 0, jnp.exp(entropy))
+
+
+def stable_rank(singular_values: Array) -> Array:
+    """``|W|_F^2 / |W|_2^2`` from singular values ``[..., r]``: between 1 and r; 0 for the zero matrix.
+
+    Reference: Rudelson & Vershynin 2007, section 1.
+    """
+    top = jnp.max(jnp.abs(singular_values), -1)
+    return jnp.sum(singular_values**2, -1) / jnp.where(top == 0, 1, top) ** 2
+
+
+def weight_norm(params: Params) -> Array:
+    """``|theta|_2`` over all leaves."""
+    return jnp.sqrt(sum((jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(params)), start=jnp.zeros(())))

@@ -1,0 +1,1 @@
+"""Pointwise nonlinearities by their dual activations."""

@@ -1,0 +1,203 @@
+"""Activations without a closed form, by Gauss-Hermite quadrature."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynamics.stax.activations.elementwise import Dual, elementwise, smooth_dual
+from dynamics.stax.kernel.algebra import safe_reciprocal, safe_sqrt
+from dynamics.types import Array, Model
+
+
+def gauss_hermite(degree: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of ``E f(z)``, ``z`` standard normal, exact for polynomials of degree ``2 degree - 1``."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(degree)
+    return nodes, weights / np.sqrt(2 * np.pi)
+
+
+def ElementwiseNumerical(fn: Callable[[Array], Array], deg: int, df: Callable | None = None) -> Model:
+    """``f = fn`` by a two-dimensional Gauss-Hermite rule with ``deg`` nodes an axis; cost ``deg^2`` a kernel entry."""
+    if deg < 1:
+        raise ValueError(f"deg must be a positive integer, got {deg}")
+    slope_fn = jax.grad(fn) if df is None else df
+    points, weights = gauss_hermite(deg)
+
+    def cross(k, q1, q2):
+        s1 = safe_sqrt(q1)
+        along, across = k * safe_reciprocal(s1), safe_sqrt(q2 - k**2 * safe_reciprocal(q1))
+
+        def node(total, z):
+            first, weight = z
+            left = s1 * first
+            values, slopes = total
+            for second, other in zip(points.tolist(), weights.tolist(), strict=True):
+                right = along * first + across * second
+                values += weight * other * fn(left) * fn(right)
+                slopes += weight * other * _map(slope_fn, left) * _map(slope_fn, right)
+            return (values, slopes), None
+
+        zero = jnp.zeros_like(k)
+        rule = (jnp.asarray(points, k.dtype), jnp.asarray(weights, k.dtype))
+        return jax.lax.scan(node, (zero, zero), rule)[0]
+
+    def variance(q):
+        s = safe_sqrt(q)
+        terms = [w * fn(s * z) ** 2 for z, w in zip(points.tolist(), weights.tolist(), strict=True)]
+        return functools.reduce(jnp.add, terms)
+
+    return elementwise(fn, smooth_dual(variance, cross))
+
+
+def _map(fn, x):
+    return jnp.vectorize(fn)(x)
+
+
+def Elementwise(
+    fn: Callable | None = None, nngp_fn: Callable | None = None, d_nngp_fn: Callable | None = None
+) -> Model:
+    """Any nonlinearity; with ``nngp_fn(k, q1, q2)`` its covariance map, else by a Hermite series (``Series``).
+
+    Args:
+        fn: the nonlinearity, or None for a kernel without a finite layer.
+        nngp_fn: scalar ``(k, q1, q2) -> E f(u) f(v)``. d_nngp_fn: its derivative in ``k``, by autodiff when None.
+    """
+    if nngp_fn is None:
+        if fn is None:
+            raise ValueError("Elementwise needs fn or nngp_fn, got neither")
+        return Series(fn)
+    value_fn = jnp.vectorize(nngp_fn)
+    slope_fn = jnp.vectorize(jax.grad(nngp_fn) if d_nngp_fn is None else d_nngp_fn)
+
+    def cross(k, q1, q2):
+        return value_fn(k, q1, q2), slope_fn(k, q1, q2)
+
+    return elementwise(fn, smooth_dual(lambda q: value_fn(q, q, q), cross))
+
+
+class HermiteSeries(NamedTuple):
+    """``f(s z) = sum_n a_n(s) h_n(z)`` up to ``terms`` terms.
+
+    Attributes:
+        coefficients: ``[..., terms]``. variance: ``[...]`` ``E f(s z)^2`` by quadrature.
+        tail: ``[...]`` ``variance - sum a_n^2``: two points' covariance is off by at most ``sqrt(tail_1 tail_2)``.
+    """
+
+    coefficients: Array
+    variance: Array
+    tail: Array
+
+
+def hermite_series(fn: Callable[[Array], Array], s: Array, terms: int = 64, degree: int = 128) -> HermiteSeries:
+    """Expands ``f(s z)`` in normalised Hermite polynomials by a rule with ``degree`` nodes.
+
+    Args:
+        fn: vectorised nonlinearity. s: ``[...]`` standard deviations.
+        terms: number of polynomials, at most ``degree``. degree: number of quadrature nodes.
+
+    Returns:
+        The series with its truncation error. Cost: ``terms * degree`` for each deviation.
+    """
+    nodes, weights = gauss_hermite(degree)
+    basis = np.ones((terms, degree))
+    if terms > 1:
+        basis[1] = nodes
+    for n in range(1, terms - 1):
+        basis[n + 1] = (nodes * basis[n] - np.sqrt(n) * basis[n - 1]) / np.sqrt(n + 1)
+    values = fn(s[..., None] * jnp.asarray(nodes, s.dtype))
+    coefficients = values @ jnp.asarray((basis * weights).T, s.dtype)
+    variance = values**2 @ jnp.asarray(weights, s.dtype)
+    return HermiteSeries(coefficients, variance, jnp.maximum(variance - jnp.sum(coefficients**2, -1), 0))
+
+
+def Series(fn: Callable[[Array], Array], terms: int = 64, degree: int = 128) -> Model:
+    """Any activation by a Hermite series: ``k' = sum_n a_n(s1) a_n(s2) cos^n``.
+
+    ``hermite_series(fn, s).tail`` bounds the truncation error; it is small for smooth ``fn`` (tanh: below 1e-7 at
+    ``s <= 1``) and slow for kinks. Cost: ``2 terms`` multiply-adds a kernel entry.
+
+    Args:
+        fn: vectorised, differentiable nonlinearity. terms, degree: as in ``hermite_series``.
+
+    Reference: Daniely et al. 2016, section 4.
+    """
+    if not 2 <= terms <= degree:
+        raise ValueError(f"terms must lie in [2, degree={degree}], got {terms}")
+
+    def slope_fn(x):
+        return jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
+
+    def cross(gap, s1, s2):
+        scale = s1 * s2
+        versine = jnp.clip(gap * safe_reciprocal(scale), 0, 2)
+        cosine = 1 - versine
+        one, two = hermite_series(fn, s1, terms, degree), hermite_series(fn, s2, terms, degree)
+        slope1, slope2 = (hermite_series(slope_fn, s, terms, degree).coefficients for s in (s1, s2))
+        pair = (one.coefficients, two.coefficients)
+        total, slope = _versine_series(cosine, pair, (slope1, slope2))
+        apart = jnp.sum((one.coefficients - two.coefficients) ** 2, -1)
+        start = jnp.maximum(0.5 * apart - 0.5 * (safe_sqrt(one.variance) - safe_sqrt(two.variance)) ** 2, 0)
+        return start + versine * total, slope
+
+    def variance(q):
+        return hermite_series(fn, safe_sqrt(q), terms, degree).variance
+
+    return elementwise(fn, Dual(variance, cross))
+
+
+Pair = tuple[Array, Array]
+
+
+def _versine_series(cosine: Array, weights: Pair, slopes: Pair, block: int = 4) -> Pair:
+    """``sum_n w_n (1 - cos^n) / (1 - cos)`` and ``sum_n b_n cos^n`` by Horner's rule, from the highest term down.
+
+    Args:
+        cosine: the cosines. weights, slopes: two factors of ``w_n`` and of ``b_n``, ``[..., terms]`` each; their
+            product broadcasts to the cosines.
+        block: terms a step of the scan. The gradient of one long unrolled chain takes XLA minutes and gigabytes to
+            compile; a scan term by term is bound by memory.
+    """
+
+    def blocks(terms, shift):
+        terms = jnp.moveaxis(terms[..., shift:], -1, 0)
+        missing = shift + -(len(terms) + shift) % block
+        terms = jnp.pad(terms, [(0, missing)] + [(0, 0)] * (terms.ndim - 1))[::-1]
+        return terms.reshape(-1, block, *terms.shape[1:])
+
+    def step(carry, terms):
+        suffix, total, slope = carry
+        for one, two, left, right in zip(*terms, strict=True):
+            suffix = suffix + one * two
+            total = total * cosine + suffix
+            slope = slope * cosine + left * right
+        return (suffix, total, slope), None
+
+    zero = jnp.zeros_like(cosine)
+    terms = (*(blocks(factor, 1) for factor in weights), *(blocks(factor, 0) for factor in slopes))
+    (_, total, slope), _ = jax.lax.scan(step, (zero, zero, zero), terms)
+    return total, slope
+
+
+def Tanh() -> Model:
+    """``f(x) = tanh(x)``, by a Hermite series."""
+    return Series(jnp.tanh)
+
+
+def Silu() -> Model:
+    """``f(x) = x sigmoid(x)`` (SiLU, swish), by a Hermite series."""
+    return Series(jax.nn.silu)
+
+
+def Softplus() -> Model:
+    """``f(x) = log(1 + exp(x))``, by a Hermite series."""
+    return Series(jax.nn.softplus)
+
+
+def Sigmoid() -> Model:
+    """``f(x) = 1 / (1 + exp(-x))``, by a Hermite series."""
+    return Series(jax.nn.sigmoid)

@@ -1,0 +1,58 @@
+"""Arguments of layers, checked on the host: one sentence that names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def _choices(name: str, *values: str) -> type[enum.Enum]:
+    return enum.Enum(name, [(value, value) for value in values], module=__name__)
+
+
+Padding = _choices("Padding", "CIRCULAR", "SAME", "VALID")
+AttentionMechanism = _choices("AttentionMechanism", "SOFTMAX", "IDENTITY", "ABS", "RELU")
+PositionalEmbedding = _choices("PositionalEmbedding", "NONE", "SUM", "CONCAT")
+AggregateImplementation = _choices("AggregateImplementation", "DENSE", "SPARSE")
+
+
+def choice(name: str, value: Any, allowed: type[enum.Enum]) -> str:
+    """The name in capitals of one of ``allowed``, from a member or a string."""
+    found = str(getattr(value, "name", value)).upper()
+    if found not in allowed.__members__:
+        raise ValueError(f"{name} must be one of {', '.join(allowed.__members__)}, got {value!r}")
+    return found
+
+
+def check_count(name: str, value: Any) -> None:
+    """``value`` must be a positive integer."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value}")
+
+
+def check_scales(**scales: Any) -> None:
+    """Standard deviations must not be negative; None and traced values pass."""
+    for name, value in scales.items():
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def check_axes(name: str, axes: Sequence[int], ndim: int) -> None:
+    """Each axis must exist in an array of ``ndim`` axes."""
+    for axis in axes:
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"{name} must lie in [-{ndim}, {ndim}) for inputs with {ndim} axes, got {axis}")
+
+
+def check_layers(name: str, layers: Sequence[Any]) -> None:
+    """Each layer must be a triple."""
+    if not layers:
+        raise ValueError(f"{name} needs at least one layer, got none")
+    for position, each in enumerate(layers):
+        if not isinstance(each, tuple | list) or len(each) < 3:
+            hint = ": call it, as in stax.Relu()" if callable(each) else ""
+            shown = getattr(each, "__name__", type(each).__name__)
+            raise ValueError(f"{name} needs (init_fn, apply_fn, kernel_fn) layers, got {shown} at {position}{hint}")
