@@ -88,7 +88,12 @@ class KernelFn:
             raise ValueError(
                 "diagonal_batch: got False; allowed: True, None (cov1 and cov2 hold each input with itself)"
             )
-        names, x1 = names_of(get), x1_or_kernel
+        # The broadcasts of pairs with their sides are meant, whatever the user forbids in their own code.
+        with jax.numpy_rank_promotion("allow"):
+            return self._evaluated(x1_or_kernel, x2, get, pattern, mask_constant, diagonal_spatial, kwargs)
+
+    def _evaluated(self, x1, x2, get, pattern, mask_constant, diagonal_spatial, kwargs):
+        names = names_of(get)
         if pattern is not None:
             kwargs["pattern"] = pattern
         if _all_kernels(x1):
