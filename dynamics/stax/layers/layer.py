@@ -204,7 +204,8 @@ def layer(
             for mask, shape in zip(masks, shapes, strict=True)
         ]
         if isinstance(out, Kernel):
-            out = out.replace(mask1=new[0], mask2=new[1])
+            split = not out.x1_is_x2 and isinstance(k, Kernel) and k.x1_is_x2  # two graphs on the same inputs
+            out = out.replace(mask1=new[0], mask2=new[0] if split else new[1])
             return cleared(out) if clears else out
         return type(out)(k.replace(mask1=_at(new[0], i), mask2=_at(new[1], i)) for i, k in enumerate(out))
 
