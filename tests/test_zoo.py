@@ -305,7 +305,10 @@ def as_operator(view):
 @fast_jit
 def of_matrix(matrix):
     view, found = View(matrix, None), {}
-    for observable in (top_eigenvalue(as_operator, "sharpness", num_matvecs=30), density(as_operator, "h", probes=2, steps=12)):
+    for observable in (
+        top_eigenvalue(as_operator, "sharpness", num_matvecs=30),
+        density(as_operator, "h", probes=2, steps=12),
+    ):
         found |= observable.update(observable.init(view), view)[1]
     start = jnp.cos(1.0 + jnp.arange(matrix.shape[0]) ** 2)
     pairs = eigenpairs(lambda v: matrix @ v, start, 5, tolerance=1e-6)

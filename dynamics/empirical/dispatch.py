@@ -64,6 +64,7 @@ class Job(NamedTuple):
     axes: OutputAxes
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     by_sample: bool
+    parts: tuple[str, ...]
 
     @property
     def result_bytes(self) -> float:
@@ -82,9 +83,29 @@ def ntk_parts(
     request: Request,
 ) -> PyTree:
     """The NTK by parts of the parameters: a pytree like the output, of ``Parts``."""
+    if not jax.tree.leaves(params):
+        return _no_parameters(f1, f2, x1, x2, params, request)
     structure, jobs = ntk_jobs(f1, f2, x1, x2, params, request)
     _check_room(jobs, free_bytes())
     return jax.tree.unflatten(structure, [Parts(compute(job)) for job in jobs])
+
+
+def _no_parameters(f1, f2, x1, x2, params, request: Request) -> PyTree:
+    """Kernels of a function without parameters: zeros."""
+    one = jax.eval_shape(f1, params, x1)
+    two = jax.eval_shape(f2, params, x2) if jax.tree.leaves(x2) else one
+
+    def zero(out1, out2):
+        axes = output_axes(len(out1.shape), request.trace_axes, request.diagonal_axes)
+        return Parts({"ntk": jnp.zeros(_kernel_shape(out1.shape, out2.shape, axes), out1.dtype)})
+
+    return jax.tree.map(zero, one, two)
+
+
+def _kernel_shape(one: Sequence[int], two: Sequence[int], axes: OutputAxes) -> list[int]:
+    """Shape of a kernel of outputs ``one`` and ``two``, in the public order of axes."""
+    sizes = [[] if a in axes.trace else [n] if a in axes.diagonal else [n, two[a]] for a, n in enumerate(one)]
+    return [n for size in sizes for n in size]
 
 
 def _check_room(jobs: Sequence[Job], limit: float) -> None:
@@ -145,7 +166,7 @@ def _job(one: Side, two: Side, symmetric: bool, index: int, params: Params, requ
         plan = plan._replace(tile=max(1, int(request.memory // max(plan.bytes, 1))))
     groups = [moving.groups[block.leaf] for block in net1.blocks]
     task = Task(net1, net2, moving.leaves, inner, groups, moving.weights, plan)
-    return Job(task, x1, None if symmetric else x2, axes, shapes, by_sample)
+    return Job(task, x1, None if symmetric else x2, axes, shapes, by_sample, tuple(dict.fromkeys(moving.groups)))
 
 
 def check_real(output: Any) -> None:
@@ -165,6 +186,9 @@ def compute(job: Job) -> dict[str, Array]:
         elif 0 in job.axes.trace:  # [n, d, f, h]
             kernel = jnp.sum(kernel, 0)
         kernels[name] = arrange(kernel, *job.shapes, job.axes) / traced_size(job.shapes[0], job.axes)
+    for name in job.parts:
+        if name not in kernels:  # the output does not depend on it
+            kernels[name] = jnp.zeros(_kernel_shape(*job.shapes, job.axes), job.task.net1.output.dtype)
     return kernels
 
 

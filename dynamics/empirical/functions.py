@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import enum
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -24,11 +26,13 @@ class NtkImplementation(enum.IntEnum):
     STRUCTURED_DERIVATIVES = 3
 
 
-class EmpiricalKernel(NamedTuple):
-    """Kernels of one network: ``nngp`` and ``ntk``, None where not asked for."""
+@functools.cache
+def record_of(name: str, fields: tuple[str, ...]) -> type:
+    """A namedtuple class, the same one for the same arguments (pytrees compare classes)."""
+    return collections.namedtuple(name, fields)
 
-    nngp: Any = None
-    ntk: Any = None
+
+EmpiricalKernel = record_of("EmpiricalKernel", ("nngp", "ntk"))
 
 
 def empirical_ntk_fn(
@@ -85,8 +89,9 @@ def empirical_ntk_fn(
 
     def ntk_fn(x1: PyTree, x2: PyTree | None, params: Params, **kwargs: Any) -> PyTree:
         kwargs1, kwargs2 = _split_kwargs(kwargs, x1, x2)
-        f1 = _bound(f, kwargs1)
-        parts = ntk_parts(f1, _bound(f, kwargs2) if kwargs else f1, x1, x2, params, request)
+        f1, x1 = _bound(f, x1, kwargs1)
+        f2, x2 = _bound(f, x2, kwargs2) if kwargs else (f1, x2)
+        parts = ntk_parts(f1, f2, x1, None if _absent(x2) else x2, params, request)
         return jax.tree.map(lambda part: part.kernels["ntk"], parts, is_leaf=lambda node: isinstance(node, Parts))
 
     return ntk_fn
@@ -157,25 +162,29 @@ def empirical_kernel_fn(
     diagonal_axes: Axes = (),
     vmap_axes: Any = None,
     implementation: NtkImplementation | int = NtkImplementation.AUTO,
+    *,
+    memory: int = DEFAULT_BUDGET,
+    mixing: str = "refuse",
 ) -> Callable[..., Any]:
     """NNGP and NTK by one function: ``kernel_fn(x1, x2, get, params, **kwargs)``.
 
-    ``get`` is 'nngp', 'ntk' (the kernel itself), a tuple of them or None for both (an ``EmpiricalKernel``; a pytree of
-    them when ``f`` has several outputs). Other arguments as ``empirical_ntk_fn``.
+    ``get`` is 'nngp', 'ntk' (the kernel itself), a tuple of them or None for both (an ``EmpiricalKernel`` with these
+    fields in this order; a pytree of them when ``f`` has several outputs). Other arguments as ``empirical_ntk_fn``.
     """
     kernel_fns = {
         "nngp": empirical_nngp_fn(f, trace_axes, diagonal_axes),
-        "ntk": empirical_ntk_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation),
+        "ntk": empirical_ntk_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation, memory=memory, mixing=mixing),
     }
 
     def kernel_fn(x1: PyTree, x2: PyTree | None, get: str | tuple[str, ...] | None, params: Params, **kwargs: Any):
         wanted = (get,) if isinstance(get, str) else ("nngp", "ntk") if get is None else tuple(get)
+        wanted = tuple(name.lower() if isinstance(name, str) else name for name in wanted)
         if not set(wanted) <= set(kernel_fns):
             raise ValueError(f"get: got {get!r}; allowed: 'nngp', 'ntk', a tuple of them, or None")
         kernels = {name: kernel_fns[name](x1, x2, params, **kwargs) for name in wanted}
         if isinstance(get, str):
-            return kernels[get]
-        return jax.tree.map(lambda *values: EmpiricalKernel(**dict(zip(kernels, values))), *kernels.values())
+            return kernels[wanted[0]]
+        return jax.tree.map(record_of("EmpiricalKernel", tuple(kernels)), *kernels.values())
 
     return kernel_fn
 
@@ -218,8 +227,13 @@ def empirical_ntk_vp_fn(
     return product
 
 
-def _bound(f: Callable[..., PyTree], kwargs: dict[str, Any]) -> Callable[[Params, PyTree], PyTree]:
-    return lambda params, x: f(params, x, **kwargs)
+def _bound(f: Callable[..., PyTree], x: PyTree, kwargs: dict[str, Any]) -> tuple[Callable[..., PyTree], PyTree]:
+    """``f`` with its keyword arguments, and the inputs; each sample's graph (``pattern``) goes with the inputs."""
+    pattern = kwargs.get("pattern")
+    if pattern is None or _absent(x):
+        return lambda params, x: f(params, x, **kwargs), x
+    fixed = {name: value for name, value in kwargs.items() if name != "pattern"}
+    return lambda params, x: f(params, x[0], pattern=x[1], **fixed), (x, pattern)
 
 
 def _absent(x: PyTree | None) -> bool:

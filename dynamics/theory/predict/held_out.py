@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from dynamics.theory.predict.layout import Axes, check_reg, layout_of, matrix, regularised
+from dynamics.theory.predict.layout import Axes, broadcasting, check_reg, layout_of, matrix, regularised
 from dynamics.theory.predict.modes import solver
 from dynamics.types import ArrayLike
 
 
+@broadcasting
 def leave_one_out(
     k_train_train,
     y_train,

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from dynamics.theory.predict.layout import Axes, across, check_reg, layout_of, matrix, regularised, unmatrix
+from dynamics.theory.predict.layout import (
+    Axes,
+    across,
+    broadcasting,
+    check_reg,
+    layout_of,
+    matrix,
+    regularised,
+    unmatrix,
+)
 from dynamics.theory.predict.modes import solver
 from dynamics.types import Array, ArrayLike
 
@@ -28,6 +37,7 @@ class Gaussians(NamedTuple):
     ntk: Any
 
 
+@broadcasting
 def gp_inference(
     k_train_train,
     y_train,
@@ -94,6 +104,7 @@ def named(kernel: Any, name: str) -> Array:
 def requested(get, allowed=("nngp", "ntk", "ntkgp")) -> tuple[str, ...]:
     """The names that ``get`` asks for."""
     names = NAMES if get is None else (get,) if isinstance(get, str) else tuple(get)
+    names = tuple(name.lower() if isinstance(name, str) else name for name in names)
     for name in names:
         if name not in allowed:
             raise ValueError(f"get must be None or among {', '.join(allowed)}, got {name!r}")
@@ -103,7 +114,7 @@ def requested(get, allowed=("nngp", "ntk", "ntkgp")) -> tuple[str, ...]:
 def answer(get, found: dict[str, Any]):
     """One prediction for one name, a namedtuple for several."""
     if isinstance(get, str):
-        return found[get]
+        return found[get.lower()]
     names = tuple(found)
     if names == NAMES:
         return Gaussians(**found)

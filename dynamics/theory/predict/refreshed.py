@@ -10,12 +10,13 @@ import numpy as np
 
 from dynamics.empirical import empirical_ntk_fn
 from dynamics.program.real_view import gradient
-from dynamics.theory.predict.layout import matrix, outputs
+from dynamics.theory.predict.layout import broadcasting, matrix, outputs
 from dynamics.theory.predict.modes import spectrum_of
 from dynamics.theory.predict.steps import step_counts, step_gain
 from dynamics.types import Array, ArrayLike, Params
 
 
+@broadcasting
 def refreshed_gradient_descent_mse(
     apply_fn: Callable[..., Array],
     params: Params,

@@ -8,11 +8,12 @@ import numpy as np
 from jax.core import Tracer
 
 from dynamics.theory.predict.any_loss import check_momentum
-from dynamics.theory.predict.layout import Axes
+from dynamics.theory.predict.layout import Axes, broadcasting
 from dynamics.theory.predict.problem import problem_of
 from dynamics.types import Array, ArrayLike
 
 
+@broadcasting
 def gradient_descent_mse_steps(
     k_train_train,
     y_train,
