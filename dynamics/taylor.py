@@ -41,7 +41,7 @@ def taylor_expand(f: Callable[..., Array], params: Params, degree: int) -> Calla
     Reference: Lee et al. 2019, section 2.2; Huang & Yau 2020 for higher orders.
     """
     if degree < 0:
-        raise ValueError(f"degree must be at least 0, got {degree}")
+        raise ValueError(f"degree: got {degree!r}; allowed: an integer >= 0")
 
     def f_taylor(p, *args, **kwargs):
         shift = jax.tree.map(lambda a, b: a - b, p, params)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 
 class Source(NamedTuple):
@@ -136,8 +137,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Reads a gzipped IDX file of unsigned bytes (MNIST's format): uint8, shaped as its header says.
+def read_idx(path: Path) -> UInt8[np.ndarray, ...]:
+    """Reads a gzipped IDX file of unsigned bytes (MNIST's format), shaped as its header says.
 
     Raises:
         ValueError: when the header or the length is not what the format asks; names the file.
@@ -151,8 +152,8 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def read_cifar10(path: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Reads CIFAR-10's binary archive without unpacking it to disk: ``pixels [n, 32, 32, 3]`` uint8, ``labels [n]``.
+def read_cifar10(path: Path, *, train: bool) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int[np.ndarray, " n"]]:
+    """Reads CIFAR-10's binary archive without unpacking it to disk: ``(pixels, labels)``.
 
     Each record is one label byte and 3072 pixel bytes: red, green, blue planes, row by row.
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dynamics.theory.activations import Activation, moments_of
 from dynamics.theory.fixed_point import bisect, implicit
@@ -43,23 +44,23 @@ class SignalPropagation(NamedTuple):
         residual: of the two fixed-point equations, relative to ``q*`` and 1; NaN where ``q*`` is 0 or inf.
     """
 
-    q: Array
-    chi: Array
-    correlation: Array
-    length_slope: Array
-    correlation_slope: Array
-    length_depth: Array
-    correlation_depth: Array
-    gradient_depth: Array
-    residual: Array
+    q: Float[Array, ...]
+    chi: Float[Array, ...]
+    correlation: Float[Array, ...]
+    length_slope: Float[Array, ...]
+    correlation_slope: Float[Array, ...]
+    length_depth: Float[Array, ...]
+    correlation_depth: Float[Array, ...]
+    gradient_depth: Float[Array, ...]
+    residual: Float[Array, ...]
 
 
 class Critical(NamedTuple):
     """A point of the edge of chaos: ``chi_1 = 1`` at the fixed point ``q``."""
 
-    W_std: Array
-    b_std: Array
-    q: Array
+    W_std: Float[Array, ...]
+    b_std: Float[Array, ...]
+    q: Float[Array, ...]
 
 
 def length_map(activation: Activation, W_std: ArrayLike, b_std: ArrayLike = 0.0) -> Callable[[ArrayLike], Array]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
 from dynamics.empirical import empirical_ntk_fn
 from dynamics.statistics import PowerLaw, kernel_distance, power_law
@@ -17,24 +18,23 @@ class WidthStudy(NamedTuple):
     """Kernels against width, with fitted powers and their 95 % intervals over seeds.
 
     Attributes:
-        widths: ``[W]``.
-        fluctuation: ``[seeds, W]`` ``|K_0 - K_inf| / |K_inf|``; theory: exponent -1/2.
-        drift: ``[seeds, W]`` ``|K_T - K_0| / |K_0|``, or None without training; theory (NTK parametrisation): -1.
+        fluctuation: ``|K_0 - K_inf| / |K_inf|``; theory: exponent -1/2.
+        drift: ``|K_T - K_0| / |K_0|``, or None without training; theory (NTK parametrisation): -1.
         fluctuation_law, drift_law: the fits (``str`` gives exponent and interval); None for fewer than three widths.
     """
 
-    widths: np.ndarray
-    fluctuation: np.ndarray
-    drift: Any
-    fluctuation_law: Any
-    drift_law: Any
+    widths: Int[np.ndarray, " W"]
+    fluctuation: Float[np.ndarray, "seeds W"]
+    drift: Float[np.ndarray, "seeds W"] | None
+    fluctuation_law: PowerLaw | None
+    drift_law: PowerLaw | None
 
 
 def kernel_width_study(
     network: Callable[[int], Model],
-    x: Array,
+    x: Shaped[Array, "n ..."],
     widths: Sequence[int],
-    key: Array,
+    key: PRNGKeyArray,
     *,
     seeds: int = 16,
     train: Callable[[Params], Params] | None = None,
@@ -43,7 +43,7 @@ def kernel_width_study(
 
     Args:
         network: ``width -> Model`` with a ``kernel``.
-        x: ``[n, ...]`` inputs on which kernels are compared (in Frobenius norm, outputs averaged).
+        x: inputs on which kernels are compared (in Frobenius norm, outputs averaged).
         widths: at least one; three or more for the fits.
         key: random key; each width and seed gets its own.
         seeds: independent networks a width.
