@@ -1,6 +1,6 @@
 """Curvature operators as matvecs on flat vectors: Hessian, Gauss-Newton, Fisher, gradient covariance, NTK.
 
-Parameters are flattened by ``jax.flatten_util.ravel_pytree``. A batch that is sharded over devices along its samples
+Parameters are flattened by ``real_view``. A batch that is sharded over devices along its samples
 needs nothing special: the sums become cross-device sums under ``jit``. The loss must be a mean over samples wherever
 ``batch_size`` splits it.
 """
@@ -25,14 +25,63 @@ class Operator(NamedTuple):
     Attributes:
         matvec: ``v [size] -> A v [size]``.
         size: P.
-        dtype: of the vectors.
-        unravel: ``v [size] -> pytree`` with the parameters' structure (leaves that ``where`` left out are None).
+        dtype: of the vectors, at least float32.
+        unravel: ``v [size] -> pytree`` with the parameters' structure (leaves that ``where`` left out, integers and
+            booleans are None).
     """
 
     matvec: Callable[[Array], Array]
     size: int
     dtype: Any
     unravel: Callable[[Array], Any]
+
+
+def real_view(tree: Any) -> tuple[Array, Callable[[Array], Any]]:
+    """All real numbers of a pytree as one vector ``[P]``, and its inverse.
+
+    A complex leaf is two real ones: all its real parts, then all its imaginary ones. Half precision is widened to
+    float32 in the vector, and narrowed again by the inverse. Integer and boolean leaves do not move: they are left out,
+    and None in what the inverse gives. Differentiating ``L(unravel(v))`` is right for complex leaves: v is real.
+
+    Args:
+        tree: a pytree; leaves without inexact dtype are left out.
+
+    Returns:
+        ``(vector [P], unravel)``; unravel is linear over the reals, and takes tangents as well as points.
+
+    Raises:
+        TypeError: when no leaf is a floating or complex array.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> v, unravel = real_view({"w": jnp.array([1 + 2j, 3]), "n": jnp.array(7)})
+        >>> v.tolist(), unravel(v)["n"]
+        ([1.0, 3.0, 2.0, 0.0], None)
+    """
+    moving = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) else None, tree)
+    leaves, structure = jax.tree.flatten(moving)
+    if not leaves:
+        got = sorted({str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)})
+        raise TypeError(f"params: got leaves of {', '.join(got) or 'nothing'}; allowed: a floating or complex one")
+    dtypes = [jnp.result_type(leaf) for leaf in leaves]
+    if min(jnp.finfo(dtype).bits for dtype in dtypes) >= 32 and not any(jnp.iscomplexobj(leaf) for leaf in leaves):
+        return ravel_pytree(moving)
+
+    def real(leaf):
+        return jnp.stack([jnp.real(leaf), jnp.imag(leaf)]) if jnp.iscomplexobj(leaf) else jnp.asarray(leaf)
+
+    vector, split = ravel_pytree(
+        [real(leaf).astype(jnp.promote_types(real(leaf).dtype, jnp.float32)) for leaf in leaves]
+    )
+
+    def unravel(v):
+        parts = [
+            jax.lax.complex(part[0], part[1]) if jnp.issubdtype(dtype, jnp.complexfloating) else part.astype(dtype)
+            for part, dtype in zip(split(v), dtypes, strict=True)
+        ]
+        return jax.tree.unflatten(structure, parts)
+
+    return vector, unravel
 
 
 @factory("operators.hessian(L, params, batch)")
@@ -56,7 +105,7 @@ def hessian(
         ValueError: when ``where`` chooses nothing or ``batch_size`` does not divide the sample count.
     """
     check_objective(objective)
-    theta, unravel, merge = _flat(params, where)
+    theta, unravel, merge = flat(params, where)
 
     def gradient(batch: Any) -> Callable[[Array], Array]:
         return jax.grad(lambda v: objective(merge(v), batch))
@@ -82,12 +131,11 @@ def gauss_newton(
     """
     check_objective(objective)
     apply, loss = objective.f("gauss_newton"), objective.loss
-    theta, unravel, merge = _flat(params, where)
+    theta, unravel, merge = flat(params, where)
 
     def whole(batch: Batch) -> Callable[[Array], Array]:
-        f, push = jax.linearize(lambda v: apply(merge(v), batch.x), theta)
-        pull = jax.linear_transpose(push, theta)
-        _, curve = jax.linearize(jax.grad(lambda f: loss(f, batch.y)), f)
+        f, push, pull, shaped = _outputs(lambda v: apply(merge(v), batch.x), theta)
+        _, curve = jax.linearize(jax.grad(lambda f: loss(shaped(f), batch.y)), f)
         return lambda v: pull(curve(push(v)))[0]
 
     matvec = whole(batch) if batch_size is None else _summed(whole, _split(batch, batch_size))
@@ -124,7 +172,7 @@ def fisher(
         raise ValueError(f"output: got {output!r}; allowed: 'categorical', 'bernoulli' or 'gaussian'")
     check_objective(objective)
     apply = objective.f("fisher")
-    theta, unravel, merge = _flat(params, where)
+    theta, unravel, merge = flat(params, where)
 
     def inner(f, df):
         if output == "gaussian":
@@ -135,9 +183,11 @@ def fisher(
         return p * (df - jnp.sum(p * df, axis=-1, keepdims=True))
 
     def whole(batch: Batch) -> Callable[[Array], Array]:
-        f, push = jax.linearize(lambda v: apply(merge(v), batch.x), theta)
-        pull = jax.linear_transpose(push, theta)
-        return lambda v: pull(inner(f, push(v)) / f.shape[0])[0]
+        f, push, pull, shaped = _outputs(lambda v: apply(merge(v), batch.x), theta)
+        f, n = shaped(f), shaped(f).shape[0]
+        if jnp.iscomplexobj(f):
+            raise TypeError(f"f: got {f.dtype}; allowed for fisher: real numbers")
+        return lambda v: pull(jnp.ravel(inner(f, shaped(push(v)))).astype(v.dtype) / n)[0]
 
     matvec = whole(batch) if batch_size is None else _summed(whole, _split(batch, batch_size))
     return Operator(matvec, theta.size, theta.dtype, unravel)
@@ -171,7 +221,7 @@ def gradient_covariance(
         ValueError: as ``hessian``.
     """
     check_objective(objective)
-    theta, unravel, merge = _flat(params, where)
+    theta, unravel, merge = flat(params, where)
 
     def one(loss, *sample):
         return loss(*jax.tree.map(lambda leaf: leaf[None], sample))
@@ -188,7 +238,7 @@ def gradient_covariance(
         def losses(v):
             return losses_of(merge(v), batch)
 
-        _, push = jax.linearize(losses, theta)
+        _, push = jax.linearize(lambda v: losses(v).astype(v.dtype), theta)
         pull = jax.linear_transpose(push, theta)
 
         def matvec(v, mean=jnp.mean):
@@ -218,14 +268,9 @@ def ntk(objective: Objective, params: Params, batch: Batch, *, where: Where | No
     """
     check_objective(objective)
     apply = objective.f("ntk")
-    theta, _, merge = _flat(params, where)
-    f, push = jax.linearize(lambda v: apply(merge(v), batch.x), theta)
-    pull = jax.linear_transpose(push, theta)
-
-    def matvec(v):
-        return jnp.ravel(push(pull(jnp.reshape(v, f.shape))[0]))
-
-    return Operator(matvec, f.size, f.dtype, lambda v: jnp.reshape(v, f.shape))
+    theta, _, merge = flat(params, where)
+    f, push, pull, shaped = _outputs(lambda v: apply(merge(v), batch.x), theta)
+    return Operator(lambda v: push(pull(v)[0]), f.size, f.dtype, shaped)
 
 
 def preconditioned(operator: Operator, preconditioner: Any) -> Operator:
@@ -243,7 +288,7 @@ def preconditioned(operator: Operator, preconditioner: Any) -> Operator:
     if callable(preconditioner):
         root = preconditioner
     else:
-        diagonal = ravel_pytree(preconditioner)[0]
+        diagonal = real_view(_like(operator, preconditioner))[0]
         if diagonal.size != operator.size:
             raise ValueError(f"preconditioner: got {diagonal.size} entries; allowed: the operator's {operator.size}")
         scale = jax.lax.rsqrt(diagonal)
@@ -252,6 +297,18 @@ def preconditioned(operator: Operator, preconditioner: Any) -> Operator:
             return scale * v
 
     return operator._replace(matvec=lambda v: root(operator.matvec(root(v))))
+
+
+def _like(operator: Operator, preconditioner: Any) -> Any:
+    """A diagonal P with (p, p) for both parts of a complex leaf."""
+    moved = jax.eval_shape(operator.unravel, jax.ShapeDtypeStruct((operator.size,), operator.dtype))
+    if jax.tree.structure(moved) != jax.tree.structure(preconditioner):
+        return preconditioner
+    return jax.tree.map(
+        lambda leaf, p: jax.lax.complex(p, p) if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else p,
+        moved,
+        preconditioner,
+    )
 
 
 def blocks(params: Params, level: int = 1) -> dict[str, Where]:
@@ -270,6 +327,13 @@ def blocks(params: Params, level: int = 1) -> dict[str, Where]:
     return {group: lambda path, leaf, group=group: name(path) == group for group in names}
 
 
+def _outputs(outputs: Callable[[Array], Any], theta: Array):
+    """``(f, push, pull, shaped)``: outputs in the real view, ``J``, ``J^T`` and the inverse of that view."""
+    _, shaped = real_view(jax.tree.map(jnp.zeros_like, jax.eval_shape(outputs, theta)))
+    f, push = jax.linearize(lambda v: real_view(outputs(v))[0], theta)
+    return f, push, jax.linear_transpose(push, theta), shaped
+
+
 def _summed(of_batch: Callable[[Any], Callable[[Array], Array]], parts: Any) -> Callable[[Array], Array]:
     def matvec(v):
         total, _ = jax.lax.scan(lambda total, piece: (total + of_batch(piece)(v), None), jnp.zeros_like(v), parts)
@@ -278,15 +342,14 @@ def _summed(of_batch: Callable[[Any], Callable[[Array], Array]], parts: Any) -> 
     return matvec
 
 
-def _flat(params: Params, where: Where | None):
+def flat(params: Params, where: Where | None = None):
     """``(theta [P], unravel, merge)``: the chosen leaves flat, and ``merge: v -> whole params``."""
-    if where is None:
-        theta, unravel = ravel_pytree(params)
-        return theta, unravel, unravel
-    chosen = jax.tree.map_with_path(lambda path, leaf: leaf if where(path, leaf) else None, params)
-    if not jax.tree.leaves(chosen):
-        raise ValueError(f"where: chooses none of the {len(jax.tree.leaves(params))} leaves; allowed: at least one")
-    theta, unravel = ravel_pytree(chosen)
+    chosen = params
+    if where is not None:
+        chosen = jax.tree.map_with_path(lambda path, leaf: leaf if where(path, leaf) else None, params)
+        if not jax.tree.leaves(chosen):
+            raise ValueError(f"where: chooses none of the {len(jax.tree.leaves(params))} leaves; allowed: at least one")
+    theta, unravel = real_view(chosen)
 
     def merge(v):
         return jax.tree.map(

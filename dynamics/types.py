@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics.claims import Claim
 from dynamics.record import Estimate, Record
 
 Array = jax.Array
@@ -316,54 +316,6 @@ def factory(line: str) -> Callable[[Callable], Callable]:
         return made
 
     return mark
-
-
-class Claim(NamedTuple):
-    """One statement of a paper, with what was measured and whether it holds.
-
-    ``holds`` is None where the settings make the claim meaningless (``note`` says why); such a claim fails nothing.
-    A measured value that is not finite never holds.
-    """
-
-    name: str
-    source: str
-    measured: Any
-    predicted: Any
-    tolerance: Any
-    holds: bool | None
-    note: str = ""
-
-    @classmethod
-    def close(cls, name: str, source: str, measured, predicted, tolerance: float, *, relative=False, note="") -> Claim:
-        """Claims ``|measured - predicted| <= tolerance`` (times ``|predicted|`` when ``relative``)."""
-        measured, predicted = float(measured), float(predicted)
-        scale = abs(predicted) if relative else 1.0
-        shown = f"{tolerance:.3g} relative" if relative else tolerance
-        return cls(name, source, measured, predicted, shown, bool(abs(measured - predicted) <= tolerance * scale), note)
-
-    @classmethod
-    def between(cls, name: str, source: str, measured, low: float, high: float, *, note="") -> Claim:
-        """Claims ``low <= measured <= high``."""
-        measured = float(measured)
-        middle, half = 0.5 * (low + high), 0.5 * (high - low)
-        return cls(name, source, measured, middle, half, bool(low <= measured <= high), note)
-
-    @classmethod
-    def at_least(cls, name: str, source: str, measured, low: float, *, note="") -> Claim:
-        """Claims ``measured >= low``."""
-        measured = float(measured)
-        return cls(name, source, measured, f">= {low:g}", None, math.isfinite(measured) and measured >= low, note)
-
-    @classmethod
-    def at_most(cls, name: str, source: str, measured, high: float, *, note="") -> Claim:
-        """Claims ``measured <= high``."""
-        measured = float(measured)
-        return cls(name, source, measured, f"<= {high:g}", None, math.isfinite(measured) and measured <= high, note)
-
-    @classmethod
-    def not_applicable(cls, name: str, source: str, note: str) -> Claim:
-        """A claim that these settings cannot test; ``note`` says why."""
-        return cls(name, source, None, None, None, None, note)
 
 
 _BRIDGES = (

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(dynamics.__file__).parent
 # From the ground up: a room imports itself and the rooms on lower floors; rooms on one floor do not import one another.
 FLOORS = (
     ("record",),
+    ("claims",),
     ("types",),
     ("config", "linalg", "losses", "mesh", "program", "statistics", "tasks", "taylor"),
     ("empirical",),

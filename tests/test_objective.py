@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from test_properties import OBSERVABLES
 
 from dynamics import observe, operators
 from dynamics.evolve import adam, descent, gradient_descent, gradient_flow, kernel_descent, linearized, simulate
@@ -182,30 +183,7 @@ def test_minibatches_of_any_batch_are_unbiased(x64):
     assert np.all(np.abs(draws.mean(0) - exact) < 4 * draws.std(0) / np.sqrt(2000))
 
 
-NEEDS_F = {
-    "accuracy": observe.accuracy,
-    "scores": lambda: observe.scores(error=half_mse),
-    "ntk": observe.ntk,
-    "end_to_end": observe.end_to_end,
-    "ntk_density": observe.ntk_density,
-    "gauss_newton_density": observe.gauss_newton_density,
-}
-NEEDS_NO_F = {
-    "loss": observe.loss,
-    "movement": observe.movement,
-    "weight_ranks": observe.weight_ranks,
-    "sharpness": observe.sharpness,
-    "sharpness_drift": observe.sharpness_drift,
-    "preconditioned_sharpness": observe.preconditioned_sharpness,
-    "hessian_eigenvalues": lambda: observe.hessian_eigenvalues(1),
-    "hessian_trace": observe.hessian_trace,
-    "hessian_density": lambda: observe.hessian_density(probes=2, steps=4),
-    "layer_densities": lambda: observe.layer_densities(operators.hessian, "hessian", probes=2, steps=4),
-    "gradient_noise": lambda: observe.gradient_noise(2, 0.1, k=1, probes=2),
-    "batch_sharpness": lambda: observe.batch_sharpness(2, draws=2),
-    "seldom": lambda: observe.seldom(observe.loss(), 2),
-}
-OTHERS = {"density", "top_eigenvalue", "joined", "prefixed", "since_start", "ntk_of_state"}  # of what they are given
+NEEDS_F = {"accuracy", "scores", "ntk", "end_to_end", "ntk_density", "gauss_newton_density"}
 
 
 def without_f(observable):
@@ -216,23 +194,15 @@ def without_f(observable):
     return jax.eval_shape(lambda p: simulate(run, p, batch, train=[observable], steps=1)[1].values, params)
 
 
-@pytest.mark.parametrize("name", NEEDS_F)
-def test_what_needs_f_says_so(name):
-    with pytest.raises(TypeError) as caught:
-        without_f(NEEDS_F[name]())
-    assert str(caught.value) == (
-        f"objective: got Objective.of(...), which has no f; allowed for {name}: Objective(apply, loss)"
-    )
-
-
-@pytest.mark.parametrize("name", NEEDS_NO_F)
-def test_what_needs_no_f_reads_any_objective(name):
-    assert without_f(NEEDS_NO_F[name]())
-
-
-def test_every_observable_is_on_one_side():
-    made = {name for name in observe.__all__ if getattr(getattr(observe, name), "makes_observable", False)}
-    assert made | {"seldom"} == (NEEDS_F.keys() | NEEDS_NO_F.keys() | OTHERS) - {"joined", "prefixed", "since_start"}
+@pytest.mark.parametrize("name", sorted(OBSERVABLES.keys() - {"ntk_of_state"}))  # of a dynamics that refuses itself
+def test_an_observable_reads_without_f_or_says_so(name):
+    if name in NEEDS_F:
+        with pytest.raises(TypeError) as caught:
+            without_f(OBSERVABLES[name]())
+        has_none = "objective: got Objective.of(...), which has no f; allowed for {}: Objective(apply, loss)"
+        assert str(caught.value) == has_none.format(name)
+    else:
+        assert without_f(OBSERVABLES[name]())
 
 
 @pytest.mark.usefixtures("as_users_meet_it")
@@ -316,7 +286,7 @@ def test_a_stateful_model_s_landscape_needs_its_statistics(problem):
         L(params, batch)
     for name in ("sharpness", "ntk", "scores"):
         with pytest.raises(TypeError, match=r"objective: got a StatefulModel's; allowed for \w+: L.at\(model_state\)"):
-            read(NEEDS_F.get(name, NEEDS_NO_F.get(name))(), params, batch, L)
+            read(OBSERVABLES[name](), params, batch, L)
 
 
 def test_preconditioned_sharpness_reads_adams_own_preconditioner(problem):

@@ -15,6 +15,7 @@ import pytest
 
 from dynamics import evolve, models, observe, operators, stax
 from dynamics.losses import accuracy, half_mse
+from dynamics.statistics import weight_norm
 from dynamics.types import Batch, Objective, View
 
 
@@ -44,7 +45,7 @@ ARGUMENTS = {
     "outputs": 2,
     "phi": jnp.tanh,
     "prefix": "a",
-    "read": lambda start, params, batch: {"moved": jnp.sum((params["w"] - start["w"]) ** 2)},
+    "read": lambda start, params, batch: {"moved": weight_norm(jax.tree.map(jnp.subtract, params, start))},
     "tokens": 5,
     "width": 8,
 }

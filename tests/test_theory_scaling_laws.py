@@ -104,6 +104,34 @@ def test_exponents_of_the_bottlenecks(x64):
         sl.exponents(0.9, 1.0)
 
 
+def test_features_and_samples_rest_with_different_powers(x64):
+    """Where a - 1 > b: the deterministic equivalents' slopes, and least squares on drawn features, say b, not 2b."""
+    a, b = 3.2, 1.5
+    lam, c = (np.asarray(array) for array in sl.power_law_spectrum(2**16, a, b))
+    sizes = np.array([64.0, 256.0])
+
+    def kappa(n):
+        low, high = 1e-12, 1e3
+        for _ in range(200):
+            middle = np.sqrt(low * high)
+            low, high = (middle, high) if np.sum(lam / (lam + middle)) > n else (low, middle)
+        return low
+
+    features = [np.sum(c * kappa(n) / (lam + kappa(n))) for n in sizes]
+    samples = [np.sum(c * (kappa(n) / (lam + kappa(n))) ** 2) for n in sizes]  # 1 - gamma tends to a constant
+    predicted = sl.exponents(a, b)
+    for rest, exponent in ((features, predicted.size), (samples, predicted.data)):
+        assert abs(-np.diff(np.log(rest))[0] / np.log(4) - exponent) < 0.06
+    drawn = []
+    for n in (64, 256):
+        half = np.random.default_rng(0).normal(size=(8, n, 2048)) * np.sqrt(lam[:2048])
+        start = np.sqrt(c[:2048])
+        left = [start - h.T @ np.linalg.solve(h @ h.T, h @ start) for h in half]
+        drawn.append(np.mean(np.sum(np.square(left), -1)))
+    assert abs(-np.diff(np.log(drawn))[0] / np.log(4) - predicted.size) < 0.1
+    assert predicted.size + 0.5 < min(a - 1, 2 * b)
+
+
 def test_compute_frontier_is_the_envelope():
     times, sizes = np.geomspace(1, 100, 50), np.array([1.0, 10.0])
     loss = np.stack([times**-1.0 + 0.1, times**-1.0 + 0.01])

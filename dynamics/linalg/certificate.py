@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.linalg.lanczos import Matvec, Tridiagonal, combine, enlarged, extended, padded_tridiagonal
+from dynamics.linalg.lanczos import Matvec, Tridiagonal, combine, enlarged, extended, norm, padded_tridiagonal, working
 from dynamics.types import Array
 
 _STRIDE = 4  # products between two looks at the bound
@@ -98,9 +98,10 @@ def extreme_eigenvalues(
         >>> bool(top.value <= 2.00001) and bool(top.limit >= 2.0) and bool(bottom.limit <= 0.0)
         True
     """
-    log_inverse_delta = _log_inverse_delta(start, random_share, p)
+    matvec, start = working(matvec, start)
+    target = log_inverse_delta(start, random_share, p)
     t = padded_tridiagonal(matvec, start, num_matvecs, steps)
-    return _bound(t, log_inverse_delta), _bound(t, log_inverse_delta, -1.0)
+    return _bound(t, target), _bound(t, target, -1.0)
 
 
 def certified_eigenvalue(
@@ -139,15 +140,16 @@ def certified_eigenvalue(
         >>> bool(2.0 <= top.limit <= 1.001 * top.value), bool(top.matvecs < 30)
         (True, True)
     """
-    log_inverse_delta = _log_inverse_delta(start, random_share, p)
+    matvec, start = working(matvec, start)
+    target = log_inverse_delta(start, random_share, p)
     short = padded_tridiagonal(matvec, start, num_matvecs)
     if certified_matvecs == num_matvecs:
-        return _bound(short, log_inverse_delta)
+        return _bound(short, target)
 
     def going(t: Tridiagonal):
         theta, share, real, _ = _ritz(t)
         top = jnp.max(jnp.where(share > 0.5, theta, -jnp.inf))
-        limit = _upper_limit(theta, share, t.offdiagonal, real, log_inverse_delta)
+        limit = _upper_limit(theta, share, t.offdiagonal, real, target)
         return certify & (t.steps < certified_matvecs) & (limit - top > interval * jnp.abs(top))
 
     def onwards(t: Tridiagonal):
@@ -156,13 +158,14 @@ def certified_eigenvalue(
     def long(turn, _):
         held, _ = jax.lax.optimization_barrier((short, turn))  # else XLA does it before the loop, needed or not
         t = jax.lax.while_loop(going, onwards, enlarged(held, certified_matvecs))
-        return _bound(t, log_inverse_delta)
+        return _bound(t, target)
 
     # A loop of one turn or none: a branch would run in every lane of a vmap.
-    return jax.lax.fori_loop(0, jnp.where(certify, 1, 0), long, _bound(short, log_inverse_delta))
+    return jax.lax.fori_loop(0, jnp.where(certify, 1, 0), long, _bound(short, target))
 
 
-def _log_inverse_delta(start: Array, random_share: Any, p: float) -> Array:
+def log_inverse_delta(start: Array, random_share: Any, p: float) -> Array:
+    """``log(1/delta)`` of ``extreme_eigenvalues``."""
     if not 0 < p < 1:
         raise ValueError(f"p: got {p!r}; allowed: a probability > 0 and < 1")
     return -jnp.log(jnp.asarray(p * (jnp.pi / (2 * start.shape[0])) ** 0.5, start.dtype) * random_share)
@@ -182,7 +185,7 @@ def _bound(t: Tridiagonal, log_inverse_delta: Array, sign: float = 1.0) -> Bound
     vector = combine(s[:, index], t.basis, t.steps)
     rounding = 10 * jnp.finfo(theta.dtype).eps * jnp.max(jnp.abs(theta))
     residual = jnp.maximum(t.offdiagonal[last] * jnp.abs(s[last, index]), rounding)
-    return Bound(theta[index], residual, limit, vector / jnp.linalg.norm(vector), t.steps)
+    return Bound(theta[index], residual, limit, vector / norm(vector), t.steps)
 
 
 def _upper_limit(theta: Array, share: Array, betas: Array, real: Array, log_inverse_delta: Array) -> Array:

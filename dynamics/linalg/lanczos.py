@@ -78,7 +78,7 @@ def padded_tridiagonal(matvec: Matvec, start: Array, num_matvecs: int, steps: An
     size = start.shape[0]
     if not 1 <= num_matvecs <= size:
         raise ValueError(f"num_matvecs: got {num_matvecs!r}; allowed: an integer in [1, {size}]")
-    basis = jnp.zeros((padded_rows(num_matvecs + 1), size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
+    basis = jnp.zeros((padded_rows(num_matvecs + 1), size), start.dtype).at[0].set(unit(start))
     zeros = jnp.zeros(num_matvecs, start.dtype)
     return extended(matvec, Tridiagonal(zeros, zeros, basis, jnp.int32(0)), num_matvecs if steps is None else steps)
 
@@ -102,7 +102,7 @@ def extended(matvec: Matvec, t: Tridiagonal, steps: Any) -> Tridiagonal:
         w = matvec(q)
         alpha = jnp.vdot(q, w)
         w = w - alpha * q - jnp.where(j > 0, betas[before], 0) * basis[before]
-        w, beta = _orthogonal(w, basis, j + 1)
+        w, beta, _ = orthogonal(w, basis, j + 1)
         scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), beta))
         alive_next = alive & (beta > 4 * jnp.finfo(dtype).eps * scale)
         beta = jnp.where(alive_next, beta, 0)
@@ -117,33 +117,88 @@ def extended(matvec: Matvec, t: Tridiagonal, steps: Any) -> Tridiagonal:
     return Tridiagonal(alphas, betas, basis, steps)
 
 
-def _orthogonal(w: Array, basis: Array, count: Any) -> tuple[Array, Array]:
-    """``w`` orthogonal to the first ``count`` rows to rounding, and its norm: once more where much was taken off."""
+def orthogonal(w: Array, basis: Array, count: Any) -> tuple[Array, Array, Array]:
+    """``w`` less its components along the first ``count`` rows, its norm, and the components ``[rows]``.
+
+    Once more where much was taken off: then orthogonal to rounding. Rows past ``count`` must be 0.
+    """
 
     def project(_, carry):
-        w = orthogonalize(carry[0], basis, count)
-        return w, jnp.linalg.norm(w)
+        w, taken = orthogonalize(carry[0], basis, count)
+        return w, norm(w), carry[2] + taken
 
-    size = jnp.linalg.norm(w)
-    once = project(0, (w, size))
+    size = norm(w)
+    once = project(0, (w, size, jnp.zeros(basis.shape[0], w.dtype)))
     return jax.lax.fori_loop(0, jnp.where(once[1] < 0.7 * size, 1, 0), project, once)
 
 
-def orthogonalize(w: Array, basis: Array, count: Any) -> Array:
-    """``w`` less its components along the first ``count`` rows of ``basis`` (rows past ``count`` must be 0).
+def orthogonalize(w: Array, basis: Array, count: Any) -> tuple[Array, Array]:
+    """One pass of ``orthogonal``: ``w`` without its components, and the components.
 
     Block Gram-Schmidt over slices of 8 rows, so that the traffic grows with ``count`` and not with the buffer.
     ``basis`` needs a multiple of 8 rows.
     """
 
-    def body(block, w):
+    def body(block, carry):
+        w, taken = carry
         rows = jax.lax.dynamic_slice_in_dim(basis, block * _ROWS, _ROWS)
-        return w - (rows @ w) @ rows
+        along = rows @ w
+        return w - along @ rows, jax.lax.dynamic_update_slice(taken, along, (block * _ROWS,))
 
     if basis.shape[0] <= _WHOLE:  # without a slice, without its copy
-        return w - (basis @ w) @ basis
+        along = basis @ w
+        return w - along @ basis, along
 
-    return jax.lax.fori_loop(0, (count + _ROWS - 1) // _ROWS, body, w)
+    zeros = jnp.zeros(basis.shape[0], w.dtype)
+    return jax.lax.fori_loop(0, (count + _ROWS - 1) // _ROWS, body, (w, zeros))
+
+
+def norm(v: Array) -> Array:
+    """``|v|`` over any range: squares of tiny or huge entries neither vanish nor overflow."""
+    top = jnp.max(jnp.abs(v))
+    scale = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
+    return scale * jnp.linalg.norm(v / scale)
+
+
+def key_of(start: Array) -> Array:
+    """A PRNG key derived from the bits of ``start``."""
+    bits = jax.lax.bitcast_convert_type(start.astype(jnp.float32), jnp.uint32)
+    return jax.random.fold_in(jax.random.key(2000), jnp.sum(bits, dtype=jnp.uint32))
+
+
+def fresh_direction(key: Array, number: Any, size: int, dtype: Any) -> Array:
+    """A uniform unit vector, the ``number``-th of ``key``."""
+    z = jax.random.normal(jax.random.fold_in(key, number), (size,), dtype)
+    return z / jnp.linalg.norm(z)
+
+
+def unit(start: Array, key: Array | None = None) -> Array:
+    """``start / |start|``; for zero, a random direction."""
+    length = norm(start)
+    key = key_of(start) if key is None else key
+    return jax.lax.cond(
+        length == 0,
+        lambda: fresh_direction(key, 0, start.shape[0], start.dtype),
+        lambda: start / length,
+    )
+
+
+def working(matvec: Matvec, start: Array) -> tuple[Matvec, Array]:
+    """``matvec`` on vectors of at least float32, and ``start`` as one: half precision is no place for orthogonality.
+
+    Raises:
+        TypeError: for a complex start.
+    """
+    start = jnp.asarray(start)
+    if jnp.issubdtype(start.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"start: got {start.dtype}; allowed: a real vector, (re, im) of a complex one as operators.real_view has it"
+        )
+    wide = jnp.promote_types(start.dtype, jnp.float32)
+    if start.dtype == wide:
+        return matvec, start
+    narrow = start.dtype if jnp.issubdtype(start.dtype, jnp.floating) else wide
+    return lambda v: matvec(v.astype(narrow)).astype(wide), start.astype(wide)
 
 
 def combine(coefficients: Array, basis: Array, count: Any = None) -> Array:
@@ -192,13 +247,13 @@ def three_term(matvec: Matvec, start: Array, num_matvecs: int) -> tuple[Array, A
         w = matvec(q) - beta * previous
         alpha = jnp.vdot(q, w)
         w = w - alpha * q
-        beta = jnp.linalg.norm(w)
+        beta = norm(w)
         scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), beta))
         beta = jnp.where(beta > 4 * tiny * scale, beta, 0)
         new = jnp.where(beta > 0, w / jnp.where(beta > 0, beta, 1), 0)
         return (q, new, beta, scale), (alpha, beta)
 
     zero = jnp.zeros((), start.dtype)
-    carry = (jnp.zeros_like(start), start / jnp.linalg.norm(start), zero, zero)
+    carry = (jnp.zeros_like(start), unit(start), zero, zero)
     _, (alphas, betas) = jax.lax.scan(body, carry, None, length=num_matvecs)
     return alphas, betas[:-1]

@@ -178,8 +178,10 @@ def hessian_eigenvalues(
         seed: of the random start.
 
     Returns:
-        An observable with ``hessian_eigenvalues`` ``[k]``, ``hessian_eigenvalues_residual`` ``[k]`` and
-        ``hessian_eigenvalues_matvecs``; for the smallest, ``hessian_smallest`` in place of ``hessian_eigenvalues``.
+        An observable with ``hessian_eigenvalues`` ``[k]``, counted with multiplicity, ``hessian_eigenvalues_residual``
+        ``[k]``, ``hessian_eigenvalues_limit`` (beyond it, no copy was missed but for a probability of .01; see
+        ``linalg.Eigenpairs``) and ``hessian_eigenvalues_matvecs``; for the smallest, ``hessian_smallest`` in place of
+        ``hessian_eigenvalues``.
     """
     name = "hessian_eigenvalues" if which == "largest" else "hessian_smallest"
     operator = hessian_at("hessian_eigenvalues")
@@ -202,7 +204,12 @@ def hessian_eigenvalues(
             basis_size=basis_size,
         )
         summed = jnp.sum(jnp.where(jnp.isfinite(pairs.vectors), pairs.vectors, 0), 0)
-        readings = {name: pairs.values, f"{name}_residual": pairs.residuals, f"{name}_matvecs": pairs.matvecs}
+        readings = {
+            name: pairs.values,
+            f"{name}_residual": pairs.residuals,
+            f"{name}_limit": pairs.limit,
+            f"{name}_matvecs": pairs.matvecs,
+        }
         return (summed, key, count + 1), readings
 
     return Observable(init, update)
@@ -275,16 +282,19 @@ def sharpness_drift(*, num_matvecs: int = 20, seed: int = 0) -> Observable:
 
     def update(memory, view):
         previous, key, count = memory
-        params, objective = view.params, lambda p: view.objective(p, view.batch)
-        matvec, size, _, unravel = operator(view)
+        theta, unravel, merge = operators.flat(view.params)
+        matvec, size, *_ = operator(view)
         start, share = linalg.warm_start(jax.random.fold_in(key, count), previous, 0.2)
         top, _ = linalg.extreme_eigenvalues(matvec, start, min(num_matvecs, size), random_share=share)
-        u = unravel(top.vector)
 
-        def curvature(p):
-            return jax.jvp(lambda q: jax.jvp(objective, (q,), (u,))[1], (p,), (u,))[1]
+        def objective(v):
+            return view.objective(merge(v), view.batch)
 
-        parts = jax.tree.map(lambda a, b: -jnp.vdot(a, b), jax.grad(curvature)(params), jax.grad(objective)(params))
+        def curvature(v):
+            return jax.jvp(lambda q: jax.jvp(objective, (q,), (top.vector,))[1], (v,), (top.vector,))[1]
+
+        moved = unravel(-jax.grad(curvature)(theta) * jax.grad(objective)(theta))
+        parts = jax.tree.map(lambda leaf: jnp.sum(leaf.real) + jnp.sum(leaf.imag), moved)
         named = {f"sharpness_drift/{path_name(path)}": part for path, part in jax.tree.leaves_with_path(parts)}
         total = sum(named.values(), start=jnp.zeros(()))
         readings = {

@@ -13,6 +13,7 @@ class PowerLaw(NamedTuple):
     Attributes:
         exponent: mean over seeds of the least-squares slope of ``log y`` on ``log x``.
         low, high: its 95 % interval (Student's t over seeds); NaN for one seed.
+        error: its standard error; NaN for one seed.
         prefactor: geometric mean over seeds.
         used: number of seeds with finite, positive data throughout.
         seeds: number of seeds given.
@@ -24,6 +25,7 @@ class PowerLaw(NamedTuple):
     prefactor: float
     used: int
     seeds: int
+    error: float = np.nan
 
     def __str__(self) -> str:
         return f"{self.exponent:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -67,7 +69,8 @@ def power_law(x: Any, y: Any, *, share: float = 0.9) -> PowerLaw:
         return PowerLaw(np.nan, np.nan, np.nan, np.nan, int(good.sum()), good.size)
     slopes, offsets = np.polyfit(np.log(x), np.log(y[good]).T, 1)
     low, high = mean_interval(slopes)
-    return PowerLaw(float(slopes.mean()), low, high, float(np.exp(offsets.mean())), int(good.sum()), good.size)
+    error = slopes.std(ddof=1) / slopes.size**0.5 if slopes.size > 1 else np.nan
+    return PowerLaw(slopes.mean(), low, high, float(np.exp(offsets.mean())), slopes.size, good.size, float(error))
 
 
 def mean_interval(values: Any) -> tuple[float, float]:

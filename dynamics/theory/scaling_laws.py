@@ -41,20 +41,30 @@ def power_law_spectrum(modes: int, a: float, b: float) -> tuple[Float[Array, " m
 
 
 def exponents(a: float, b: float) -> Exponents:
-    """The scaling exponents of ``power_law_spectrum``: time (a-1)/b, size and data min(a-1, 2b).
+    """The scaling exponents of ``power_law_spectrum``: time (a-1)/b, size min(a-1, b), data min(a-1, 2b).
+
+    Size and data differ. With ``sum_k lam_k/(lam_k + kappa) = n``
+    and hence ``kappa ~ n^-b``, n random features that have learnt all they can leave the residual of a projection,
+
+        L = sum_k c_k kappa/(lam_k + kappa) ~ sum_{k > n} k^-a + kappa sum_{k < n} k^(b-a) ~ n^-(a-1) + n^-b,
+
+    where P samples leave ``sum_k c_k kappa^2/(lam_k + kappa)^2/(1 - gamma) ~ P^-(a-1) + P^-2b``: features act on the
+    target once, samples on the error and its transpose. The paper states min(a-1, 2b) for both, which is the same only
+    where ``a - 1 <= b``.
 
     The compute exponent is that of the frontier over size and time, ``C = n t``, where time and size balance: it is the
-    harmonic combination of the two, (a-1)/(1+b) where ``a - 1 < 2b``.
+    harmonic combination of the two, (a-1)/(1+b) where ``a - 1 < b``.
 
-    Reference: Bordelon, Atanasov & Pehlevan 2024, 'A dynamical model of neural scaling laws', section 4.
+    Reference: Bordelon, Atanasov & Pehlevan 2024, 'A dynamical model of neural scaling laws', section 4; the size
+    exponent above, derived here, departs from it where ``a - 1 > b``.
 
     Raises:
         ValueError: unless ``a > 1`` and ``b > 0``.
     """
     if a <= 1 or b <= 0:
         raise ValueError(f"a, b: got {a!r}, {b!r}; allowed: a > 1 and b > 0")
-    size = min(a - 1, 2 * b)
-    return Exponents((a - 1) / b, size, size, 1 / (b / (a - 1) + 1 / size))
+    size = min(a - 1, b)
+    return Exponents((a - 1) / b, size, min(a - 1, 2 * b), 1 / (b / (a - 1) + 1 / size))
 
 
 def response(

@@ -20,7 +20,10 @@ def ended(command: Callable[[], int]) -> int:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
-        code = command()
+        try:
+            code = command()
+        except SystemExit as stopped:  # the parser's, after --help or a flag that it does not know
+            code = stopped.code if isinstance(stopped.code, int) else HOLDS
         sys.stdout.flush()
         return code
     except RunError as error:

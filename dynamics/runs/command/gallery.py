@@ -25,6 +25,8 @@ OPEN, CLOSE = "<!-- gallery -->", "<!-- /gallery -->"
 def show_gallery(package: str, argv: list[str]) -> int:
     """Prints the gallery; the command of the package of all experiments."""
     entries = gallery(package)
+    if not entries:
+        raise BadInput(f"experiment: got {package!r}; allowed: a package of experiments")
     if argv not in ([], ["-h"], ["--help"], ["--json"]):
         raise BadInput(
             f"experiment: got {' '.join(argv)!r}; allowed: --json, or python -m {package}.FAMILY[.PAPER], from the list"

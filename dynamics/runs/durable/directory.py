@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,9 @@ class Directory:
         self.journal.set(division={**self.journal.get("division", {}), label: cut})
         return cut
 
-    def single(self, label: str, compute: Callable[[], Record]) -> Record:
-        """A study that is one piece."""
-        return compute()
+    def single(self, label: str) -> Record | None:
+        """The record of a study that is one piece, where another process computes it."""
+        return None
 
     def stored(self, label: str, header: dict[str, Any]) -> Record | None:
         """The record of a study in pieces, where all are there.

@@ -179,7 +179,7 @@ class Journal:
     def header(self, label: str) -> dict[str, Any] | None:
         """What a call was asked to do, or None for a new one (or one whose entry is damaged)."""
         found = self.query("SELECT header, digest FROM call WHERE label = ?", [label])
-        held = _entry(label, *found[0], kind=CALL) if found else BROKEN
+        held: Any = _entry(label, *found[0], kind=CALL) if found else BROKEN
         return None if held is BROKEN else held
 
     def begin(self, label: str, header: dict[str, Any], cells: Iterable[tuple] = ()) -> None:

@@ -53,13 +53,15 @@ def load(path: str | Path) -> LoadedRun:
 
     Cost: reads the journal; no checkpoint.
     """
-    from dynamics.types import Claim
 
     path = Path(path)
     with contextlib.closing(Journal(require_run(path), readonly=True)) as journal, understood(path):
         journal.require_format()
         status = journal.get("status", "running")
-        claims = [Claim(*(_exact(held, field) for field in Claim._fields)) for held in journal.get("claims", [])]
+        claims = [
+            Claim(**{field: _exact(held, field) for field in Claim._fields if field in held})
+            for held in journal.get("claims", [])
+        ]
         records = {label: _record(journal, label) for label in journal.labels()}
         events = journal.query("SELECT time, kind, text FROM event ORDER BY rowid")
         return LoadedRun(
@@ -70,7 +72,7 @@ def load(path: str | Path) -> LoadedRun:
             {label: record for label, record in records.items() if record is not None},
             journal.get("provenance", {}),
             journal.get("diverged", {}),
-            [tuple(map(str, row)) for row in events],
+            [(str(when), str(kind), str(text)) for when, kind, text in events],
         )
 
 
@@ -84,7 +86,9 @@ def damaged_files(path: Path, held: dict[str, str] | None = None) -> list[str]:
     if held is None:
         with contextlib.closing(Journal(path / "run.sqlite", readonly=True)) as journal:
             held = journal.get("files", {})
-    return [name for name, known in held.items() if Path(name).name != name or file_digest(path / name) != known]
+    return [
+        name for name, known in (held or {}).items() if Path(name).name != name or file_digest(path / name) != known
+    ]
 
 
 def _record(journal: Journal, label: str) -> Record | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dynamics.evolve.simulate import Call, Carry, advance
@@ -39,11 +40,12 @@ def traced(call: Call) -> tuple[dict[str, str], Carry]:
     closed, shapes = jax.make_jaxpr(whole, return_shape=True)(call.state, call.data, call.key, *places)
     known: dict[int, tuple[Any, str]] = {}
     found = {"whole": _digest(closed.jaxpr, closed.consts, known)}
-    loop = next(
-        (inner for inner in _inner(closed.jaxpr) if {"while", "cond"} <= {str(e.primitive) for e in inner.eqns}), None
-    )
-    for name, kind in (("step", "while"), ("readout", "cond")) if loop is not None else ():
-        found[name] = _shown([e.params for e in loop.eqns if str(e.primitive) == kind], known)
+    for inner in _inner(closed.jaxpr):  # the first with both is the loop over segments
+        kinds = {"while": "step", "cond": "readout"}
+        if kinds.keys() <= {str(equation.primitive) for equation in inner.eqns}:
+            for kind, name in kinds.items():
+                found[name] = _shown([e.params for e in inner.eqns if str(e.primitive) == kind], known)
+            break
     return found, shapes[0]
 
 
@@ -86,8 +88,8 @@ def _shown(value: Any, known: dict[int, tuple[Any, str]]) -> str:
             known[id(value)] = value, _digest(getattr(value, "jaxpr", value), getattr(value, "consts", ()), known)
         return known[id(value)][1]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(value) if is_key else value)
+        is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(value) if is_key else value)  # pyright: ignore[reportArgumentType]
         return f"{array.dtype}{array.shape}{hashlib.sha256(raw(array)).hexdigest()}"
     if isinstance(value, Mapping):
         return str([(key, _shown(value[key], known)) for key in sorted(value, key=str) if key not in NO_PART])

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def readings_of(label: str, header: Mapping[str, Any], rows: Mapping[str, np.nda
     if len(header.get("record_at", step)) * len(cells) * len(scalars) > MOST:
         return
     for name, value in scalars.items():
-        value = np.where(np.isnan(value), None, value) if np.isnan(value).any() else value  # NULL in SQL
+        value = np.where(np.isnan(value), cast(Any, None), value) if np.isnan(value).any() else value  # NULL in SQL
         yield from zip(
             itertools.repeat(label), np.repeat(step, len(cells)).tolist(), np.tile(cells, len(step)).tolist(),
             itertools.repeat(name), value.ravel().tolist(),

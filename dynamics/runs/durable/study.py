@@ -36,7 +36,8 @@ def durable_study(run: Directory, *arguments: Any, **options: Any) -> Record:
     cut = hosts.together(lambda: run.division(label) or run.divide(label, _cut(plan, run.workers)))
     pieces = _pieces(plan, cut)
     if len(pieces) == 1:
-        return run.single(label, lambda: plan.merge([_run(run, pieces[0], label, plan)]))
+        held = run.single(label)
+        return plan.merge([_run(run, pieces[0], label, plan)]) if held is None else held
     if jax.process_count() > 1:
         raise Unusable(
             f"{run.path}: {label!r} is a study of {len(pieces)} pieces on {jax.process_count()} processes of "

@@ -15,6 +15,7 @@ import numpy as np
 from dynamics.runs.durable.errors import BadInput, Unusable
 from dynamics.runs.durable.files import printable
 from dynamics.runs.durable.load import LoadedRun, load
+from dynamics.runs.report.listing import half_written
 
 
 def export(path: Path, target: Path) -> int:
@@ -41,7 +42,8 @@ def export(path: Path, target: Path) -> int:
     write = (_run_arrays if target.suffix == ".npz" else _run_netcdf)(run)
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):  # of an export that was killed
-        left.unlink(missing_ok=True)
+        if half_written(left):
+            left.unlink(missing_ok=True)
     try:
         count = write(beside)
         os.replace(beside, target)
@@ -66,7 +68,7 @@ def _run_arrays(run: LoadedRun) -> Callable[[Path], int]:
 
     def write(file: Path) -> int:
         with open(file, "xb") as held:
-            np.savez(held, **arrays)
+            np.savez(held, **arrays)  # pyright: ignore[reportArgumentType]
         return len(arrays)
 
     return write

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from dynamics.runs.durable.errors import BadInput, Unusable
 from dynamics.runs.durable.files import read_json, write_bytes
@@ -22,6 +24,7 @@ class Row(NamedTuple):
 
     experiment: str
     name: str
+    place: str
     holds: bool | None
     words: str
     changed: float
@@ -84,7 +87,7 @@ def rows(root: Path) -> Iterator[Row]:
             holds, words = None, "– unreadable"
         changed = config.lstat().st_mtime
         yield Row(
-            folder.parent.name, folder.name, holds, words, changed,
+            folder.parent.name, folder.name, quote(os.fsencode(folder.relative_to(root))), holds, words, changed,
             datetime.fromtimestamp(changed, UTC).strftime("%Y-%m-%d %H:%M"), _settings(config),
             (folder / "figure.png").is_file(), (folder / "report.html").is_file(),
         )  # fmt: skip

@@ -117,14 +117,14 @@ def _doomed(root: Path) -> Iterator[Path]:
         over = not os.path.lexists(path / "run.sqlite") or _glance(path)[0] in ("finished", "diverged")
         for file in files_within(path):
             is_state = file.suffix == ".ckpt" and file.parent.name == "checkpoints"
-            if _half_written(file) or (over and (is_state or file.name == "run.sqlite.damaged")):
+            if half_written(file) or (over and (is_state or file.name == "run.sqlite.damaged")):
                 yield file
     for folder in (root, *(place for place in root.iterdir() if place.is_dir() and not place.is_symlink())):
         with contextlib.suppress(OSError):
-            yield from (file for file in folder.iterdir() if _half_written(file) and not file.is_dir())
+            yield from (file for file in folder.iterdir() if half_written(file) and not file.is_dir())
 
 
-def _half_written(file: Path) -> bool:
+def half_written(file: Path) -> bool:
     """Whether it is a ``.NAME.PID.part`` whose writer is gone."""
     if not (file.name.startswith(".") and file.suffix == ".part"):
         return False

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
@@ -85,3 +85,30 @@ PAGES = Environment(
     lstrip_blocks=True,
 )  # fmt: skip
 PAGES.filters.update(shown=shown, moment=moment, broken=broken, badge=badge)
+
+
+def measured(claim: Mapping[str, Any]) -> str:
+    """``value +- standard error (draws)``, and the worst draw."""
+    text = number(claim, "measured")
+    if claim.get("error") is not None:
+        text += f" +- {claim['error']:.1g} ({claim['n']})"
+    return text if claim.get("worst") is None else f"{text}, worst {claim['worst']:.3g}"
+
+
+def rejects(claim: Mapping[str, Any]) -> str:
+    """The rivals with their values and how many standard errors away they are; 'NOT' before one that stands."""
+    told = []
+    for name, value in (claim.get("rivals") or {}).items():
+        number = "?" if value is None else f"{value:.3g}"
+        distance = (claim.get("distances") or {}).get(name)
+        away = "" if distance is None else f" ({distance:.2g} s.e.)"
+        told.append(f"{'NOT ' if name in (claim.get('standing') or ()) else ''}{name} {number}{away}")
+    return ", ".join(told)
+
+
+def number(claim: Mapping[str, Any], key: str) -> str:
+    """A number of a claim in words; its status where it is not finite."""
+    value = claim[key]
+    if value is None:
+        return claim.get(f"{key}_status", "")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dynamics.runs.durable.errors import understood
 from dynamics.runs.durable.files import read_bytes, read_json, write_bytes
-from dynamics.runs.report.page import render, verdict
+from dynamics.runs.report.page import rejects, render, verdict
 
 NUMBERS = ("measured", "predicted", "tolerance")
 FACTS = {"status": "{}", "started": "started {}", "seconds": "took {} s", "preset": "preset {}"}
@@ -71,11 +71,12 @@ def report_page(run_dir: Path) -> str:
     paths = sorted(run_dir.glob("*.svg"), key=lambda path: (path.name != "figure.svg", path.name))
     with understood(run_dir / "claims.json"):
         holds, words = verdict(claims)
+        claims = [{**claim, "rejects": rejects(claim)} for claim in claims]
         return render(
             "run.html.j2", ["page.css", "report.css"], "report.js",
             title=f"{experiment} / {name}", experiment=experiment, name=name, provenance=provenance, facts=FACTS,
             claims=claims, numbers=NUMBERS, holds=holds, words=words, figures=[*map(_picture, paths)],
-            more=[key for key in ("source", "note") if any(claim.get(key) for claim in claims)],
+            more=[key for key in ("rejects", "source", "note") if any(claim.get(key) for claim in claims)],
             command=shlex.join(map(str, command)) if isinstance(command, list) else command, config=[*_flat(config)],
             rest=[*_flat({key: value for key, value in provenance.items() if key not in ELSEWHERE})],
         )  # fmt: skip

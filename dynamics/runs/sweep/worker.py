@@ -58,7 +58,7 @@ class Helper(Follower):
     def division(self, label: str) -> dict[str, Any] | None:
         return self._awaited(lambda journal: journal.get("division", {}).get(label))
 
-    def single(self, label: str, compute: Callable[[], Record]) -> Record:
+    def single(self, label: str) -> Record:
         return self._awaited(lambda journal: _finished(journal, label, None))
 
     def stored(self, label: str, header: dict[str, Any]) -> Record | None:
@@ -92,7 +92,7 @@ def _finished(journal: Journal, label: str, header: dict[str, Any] | None) -> Re
     """A study's record where the journal has all of it."""
     held = journal.header(label)
     chunks, broken = ([], 1) if held is None else journal.chunks(label)
-    whole = bool(chunks) and chunks[-1].last and not broken and (header is None or not differing(held, header))
+    whole = bool(chunks) and chunks[-1].last and not broken and (header is None or not differing(held or {}, header))
     return record_of(held, chunks) if whole and held is not None else None
 
 

@@ -1,0 +1,169 @@
+"""Claims: what a paper states, what was measured with its error, and the rival explanations that are rejected.
+
+A claim holds when theory lies within its tolerance and k standard errors of the measurement and every rival (a wrong
+theory on the same record, or a control run) lies outside by the same rule, so that a wide error helps no claim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dynamics.record import Estimate
+
+SIGMAS = 3.0
+"""k, the standard errors that a claim of one number allows."""
+FAMILY = 1e-4
+"""Family-wise error rate of a claim over many cells."""
+
+
+class Claim(NamedTuple):
+    """One statement of a paper, with what was measured and whether it holds.
+
+    Attributes:
+        name, source: of the statement; a source that starts with 'identity' marks exact algebra, no evidence.
+        measured: the number; ``error`` its standard error over ``n`` independent draws (None, of one draw, where that
+            is not known).
+        predicted, tolerance: the theory's, or a bound and None.
+        holds: None where the settings make the claim meaningless (``note`` says why); such a claim fails nothing. What
+            is not finite never holds.
+        note: what a reader must know.
+        error, n: see ``measured``.
+        rivals: ``{name: value}`` of the wrong theories and controls.
+        distances: ``{name: standard errors between it and the measurement}``; None where no error is known.
+        standing: names of the rivals that are not rejected.
+        worst: the value of the draw that speaks most against the claim.
+    """
+
+    name: str
+    source: str
+    measured: Any
+    predicted: Any
+    tolerance: Any
+    holds: bool | None
+    note: str = ""
+    error: float | None = None
+    n: int = 1
+    rivals: Mapping[str, float] = {}
+    distances: Mapping[str, float | None] = {}
+    standing: Sequence[str] = ()
+    worst: float | None = None
+
+    @property
+    def identity(self) -> bool:
+        """Whether the claim is algebra that no measurement could contradict."""
+        return self.source.startswith("identity")
+
+    @classmethod
+    def close(
+        cls, name, source, measured, predicted, tolerance: float, *, relative=False, rivals=None, k=SIGMAS, note=""
+    ) -> Claim:
+        """Claims ``|measured - predicted| <= tolerance + k s.e.``, the tolerance times ``|predicted|`` if ``relative``.
+
+        Args:
+            name, source, note: strings.
+            measured: a number, an ``Estimate``, or values ``[n]`` of independent draws, whose mean is claimed.
+            predicted, tolerance: numbers.
+            relative: whether the tolerance is a share.
+            rivals: ``{name: number, Estimate or values [n]}``; values of the same draws are compared draw by draw.
+            k: standard errors.
+        """
+        predicted, allowed = float(predicted), tolerance * (abs(float(predicted)) if relative else 1.0)
+        shown = f"{tolerance:.3g} relative" if relative else tolerance
+
+        def near(value: float, error: float, other: float) -> bool:
+            return abs(value - other) <= allowed + k * error
+
+        def against(draws):
+            return draws[np.argmax(np.abs(draws - predicted))]
+
+        right = near(*_value_error(measured)[:2], predicted)
+        return cls._judged(name, source, measured, predicted, shown, right, rivals, near, against, note)
+
+    @classmethod
+    def between(cls, name, source, measured, low: float, high: float, *, rivals=None, k=SIGMAS, note="") -> Claim:
+        """Claims ``low <= measured <= high``, up to k standard errors; as ``close`` to their middle."""
+        middle, half = 0.5 * (low + high), 0.5 * (high - low)
+        return cls.close(name, source, measured, middle, half, rivals=rivals, k=k, note=note)
+
+    @classmethod
+    def at_least(cls, name, source, measured, low: float, *, rivals=None, k=SIGMAS, note="") -> Claim:
+        """Claims ``measured >= low``; a rival lies below ``low`` and k standard errors of the difference away."""
+        return cls._one_sided(name, source, measured, low, 1, rivals, k, note)
+
+    @classmethod
+    def at_most(cls, name, source, measured, high: float, *, rivals=None, k=SIGMAS, note="") -> Claim:
+        """Claims ``measured <= high``; a rival lies above ``high`` and k standard errors of the difference away."""
+        return cls._one_sided(name, source, measured, high, -1, rivals, k, note)
+
+    @classmethod
+    def cells(cls, name, source, z, *, rivals=None, p: float = FAMILY, note="") -> Claim:
+        """Claims that no cell deviates: ``max |z| <= z_p``, which chance exceeds in a share p of all repetitions.
+
+        Args:
+            name, source, note: strings.
+            z: deviations from the theory in standard errors, any shape; ``measured`` is the largest modulus.
+            rivals: ``{name: deviations from the rival}``.
+            p: family-wise error rate.
+        """
+        from scipy.special import ndtri
+
+        bound = -float(ndtri(p / (2 * np.size(z))))
+        largest = {key: np.max(np.abs(value)) for key, value in (rivals or {}).items()}
+        note = f"max |z| of {np.size(z)} cells{'; ' if note else ''}{note}"
+        return cls.at_most(name, source, float(np.max(np.abs(z))), bound, rivals=largest, note=note)
+
+    @classmethod
+    def not_applicable(cls, name: str, source: str, note: str) -> Claim:
+        """A claim that these settings cannot test; ``note`` says why."""
+        return cls(name, source, None, None, None, None, note)
+
+    @classmethod
+    def _one_sided(cls, name, source, measured, bound, side: int, rivals, k: float, note) -> Claim:
+        def near(value: float, error: float, other: float) -> bool:
+            return side * (other - bound) >= 0 or side * (value - other) <= k * error
+
+        value = _value_error(measured)[0]
+        right = math.isfinite(value) and side * (value - bound) >= 0
+        shown = f"{'>=' if side > 0 else '<='} {bound:g}"
+
+        def against(draws):
+            return side * np.min(side * draws)
+
+        return cls._judged(name, source, measured, shown, None, right, rivals, near, against, note)
+
+    @classmethod
+    def _judged(cls, name, source, measured, predicted, tolerance, right, rivals, near, against, note) -> Claim:
+        value, error, n = _value_error(measured)
+        values, distances, standing = {}, {}, []
+        for rival, given in (rivals or {}).items():
+            values[rival], _, _ = _value_error(given)
+            apart = _error_of_difference(measured, given)
+            gap = abs(value - values[rival])
+            distances[rival] = gap / apart if apart > 0 else None
+            if not math.isfinite(values[rival]) or near(value, apart, values[rival]):
+                standing.append(rival)
+        draws = None if isinstance(measured, Estimate) else np.ravel(np.asarray(measured, float))
+        worst = None if draws is None or draws.size < 2 else float(against(draws))
+        holds, known = bool(right and not standing), None if n < 2 else error
+        return cls(name, source, value, predicted, tolerance, holds, note, known, n, values, distances, standing, worst)
+
+
+def _value_error(measured: Any) -> tuple[float, float, int]:
+    """``(value, standard error, n)``; the error is 0 where one draw, or none, says."""
+    if isinstance(measured, Estimate):
+        error = float(measured.error)
+        return float(measured.value), error if math.isfinite(error) else 0.0, measured.n
+    draws = np.ravel(np.asarray(measured, float))
+    error = float(draws.std(ddof=1)) / draws.size**0.5 if draws.size > 1 else 0.0
+    return float(draws.mean()), error, draws.size
+
+
+def _error_of_difference(one: Any, two: Any) -> float:
+    """Standard error of ``one - two``: of the draws' differences where these are the same draws."""
+    if not isinstance(one, Estimate) and not isinstance(two, Estimate) and np.size(one) == np.size(two) > 1:
+        return _value_error(np.ravel(np.asarray(one, float)) - np.ravel(np.asarray(two, float)))[1]
+    return math.hypot(_value_error(one)[1], _value_error(two)[1])
