@@ -178,7 +178,7 @@ def _small(eps: float) -> float:
 
 def _require(*held: Any) -> None:
     if not all(held):
-        raise ValueError("not this optimiser")
+        raise ValueError("opt_state: got another optimiser's; allowed: this one's")
 
 
 def _array(tree: PyTree) -> np.ndarray:

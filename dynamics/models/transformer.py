@@ -56,8 +56,8 @@ def transformer(tokens: int, outputs: int, width: int = 128, heads: int = 4, mlp
     """
     hidden = 4 * width if mlp is None else mlp
     if min(tokens, outputs, width, heads, hidden) < 1 or width % heads:
-        allowed = "integers >= 1, with heads a divisor of width"
-        raise ValueError(f"tokens, outputs, width, heads, mlp: got {(tokens, outputs, width, heads, mlp)}; {allowed}")
+        got = (tokens, outputs, width, heads, hidden)
+        raise ValueError(f"tokens, outputs, width, heads, mlp: got {got}; allowed: integers >= 1, heads dividing width")
     size = width // heads
 
     def init(key, input_shape):

@@ -23,7 +23,7 @@ from dynamics.types import Array, ArrayLike
 _NODES = 64
 
 
-def mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike) -> Float[Array, ...]:
+def mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike) -> Float[Array, "*shape"]:
     """The strength of one mode of a two-layer linear net, ``a(t) = s e^{2st} / (e^{2st} - 1 + s/a0)``.
 
     Args:
@@ -49,7 +49,7 @@ def mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike) -> Float[Array,
 
 
 @jax.jit
-def learning_time(a0: ArrayLike, a1: ArrayLike, s: ArrayLike, depth: ArrayLike) -> Float[Array, ...]:
+def learning_time(a0: ArrayLike, a1: ArrayLike, s: ArrayLike, depth: ArrayLike) -> Float[Array, "*shape"]:
     """Time for a mode to go from ``a0`` to ``a1``, times the depth: ``K t = int da / (a^{2-2/K} (s - a))``.
 
     With the learning rate ``c/K`` the number of steps is ``learning_time / c`` at any depth, infinity included. The
@@ -82,7 +82,7 @@ def learning_time(a0: ArrayLike, a1: ArrayLike, s: ArrayLike, depth: ArrayLike) 
 
 
 @jax.jit
-def deep_mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike, depth: ArrayLike) -> Float[Array, ...]:
+def deep_mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike, depth: ArrayLike) -> Float[Array, "*shape"]:
     """The strength of one mode at any depth: the solution of ``da/dT = a^{2-2/K} (s - a)`` with ``T = K t``.
 
     ``learning_time`` is inverted by bisection in ``u = log(a/(s-a))``, then one Newton step, which also carries the

@@ -14,8 +14,8 @@ from dynamics.types import Array, ArrayLike
 class Errors(NamedTuple):
     """``train`` and ``test`` mean squared errors, one a time."""
 
-    train: Float[Array, ...]
-    test: Float[Array, ...]
+    train: Float[Array, "*shape"]
+    test: Float[Array, "*shape"]
 
 
 def linear_student(
@@ -73,7 +73,7 @@ def linear_student(
 
 def final_error(
     aspect: ArrayLike, *, signal: ArrayLike = 1.0, start: ArrayLike = 0.0, noise: ArrayLike = 0.0
-) -> Float[Array, ...]:
+) -> Float[Array, "*shape"]:
     """The test error at ``t -> infinity``: ``se^2 a/(a-1)`` for a > 1, ``S (1-a) + se^2/(1-a)`` for a < 1.
 
     Diverges at a = 1 with any noise: the peak of double descent. Assumptions: those of ``linear_student``.

@@ -44,23 +44,23 @@ class SignalPropagation(NamedTuple):
         residual: of the two fixed-point equations, relative to ``q*`` and 1; NaN where ``q*`` is 0 or inf.
     """
 
-    q: Float[Array, ...]
-    chi: Float[Array, ...]
-    correlation: Float[Array, ...]
-    length_slope: Float[Array, ...]
-    correlation_slope: Float[Array, ...]
-    length_depth: Float[Array, ...]
-    correlation_depth: Float[Array, ...]
-    gradient_depth: Float[Array, ...]
-    residual: Float[Array, ...]
+    q: Float[Array, "*shape"]
+    chi: Float[Array, "*shape"]
+    correlation: Float[Array, "*shape"]
+    length_slope: Float[Array, "*shape"]
+    correlation_slope: Float[Array, "*shape"]
+    length_depth: Float[Array, "*shape"]
+    correlation_depth: Float[Array, "*shape"]
+    gradient_depth: Float[Array, "*shape"]
+    residual: Float[Array, "*shape"]
 
 
 class Critical(NamedTuple):
     """A point of the edge of chaos: ``chi_1 = 1`` at the fixed point ``q``."""
 
-    W_std: Float[Array, ...]
-    b_std: Float[Array, ...]
-    q: Float[Array, ...]
+    W_std: Float[Array, "*shape"]
+    b_std: Float[Array, "*shape"]
+    q: Float[Array, "*shape"]
 
 
 def length_map(activation: Activation, W_std: ArrayLike, b_std: ArrayLike = 0.0) -> Callable[[ArrayLike], Array]:
@@ -313,6 +313,6 @@ def _depth(slope: Array) -> Array:
 def _check(W_std: ArrayLike, b_std: ArrayLike, start: float) -> None:
     for name, value in (("W_std", W_std), ("b_std", b_std)):
         if isinstance(value, int | float) and value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
+            raise ValueError(f"{name}: got {value}; allowed: a number >= 0")
     if not start > 0:
-        raise ValueError(f"start must be positive, got {start}")
+        raise ValueError(f"start: got {start}; allowed: a number > 0")

@@ -28,7 +28,7 @@ class Spectrum(NamedTuple):
         return self.zero * jnp.asarray(at_zero) + jnp.sum(self.weights * values, axis=-1)
 
 
-def marchenko_pastur_density(eigenvalue: ArrayLike, aspect: ArrayLike) -> Float[Array, ...]:
+def marchenko_pastur_density(eigenvalue: ArrayLike, aspect: ArrayLike) -> Float[Array, "*shape"]:
     """``rho(l) = sqrt((l_+ - l)(l - l_-)) / (2 pi l)`` with ``l_+- = (sqrt(a) +- 1)^2``, zero outside.
 
     The spectrum of ``X^T X`` for ``X [P, N]`` with entries of variance 1/N, as N grows at fixed ``a = P/N``; the mass

@@ -72,9 +72,9 @@ def kernel_width_study(
     """
     steps = np.diff(np.asarray(widths))
     if len(widths) < 1 or min(widths) < 1 or np.any(steps <= 0):
-        raise ValueError(f"widths must be positive and increasing, got {tuple(widths)}")
+        raise ValueError(f"widths: got {tuple(widths)}; allowed: positive integers, ascending")
     if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
+        raise ValueError(f"seeds: got {seeds}; allowed: an integer >= 1")
     columns = [_of_width(network(n), x, jax.random.fold_in(key, n), seeds, train) for n in widths]
     fluctuation, drift = (np.stack(readings, axis=1) for readings in zip(*columns, strict=True))
     return WidthStudy(
@@ -88,7 +88,7 @@ def kernel_width_study(
 
 def _of_width(model: Model, x: Array, key: Array, seeds: int, train) -> tuple[np.ndarray, np.ndarray]:
     if model.kernel is None:
-        raise ValueError("network must give models with an infinite-width kernel, got kernel None")
+        raise ValueError("network: got a model with kernel None; allowed: models with an infinite-width kernel")
     limit, ntk = model.kernel(x, None, "ntk"), empirical_ntk_fn(model.apply)
 
     @jax.jit

@@ -20,11 +20,11 @@ def names_of(get) -> tuple[str, ...] | None:
     if isinstance(get, str):
         return (check_name(get),)
     if not isinstance(get, tuple | list):
-        raise ValueError(f"get must be None, a name or a tuple of names, got {get!r}")
+        raise ValueError(f"get: got {get!r}; allowed: None, a name or a tuple of names")
     for name in get:
         check_name(name)
     if len(set(get)) < len(get):
-        raise ValueError(f"get must name each attribute once, got {tuple(get)}")
+        raise ValueError(f"get: got {tuple(get)}; allowed: each attribute once")
     return tuple(get)
 
 
