@@ -1,12 +1,21 @@
-"""Shared fixtures: float32 and float64, keys; jaxtyping annotations are checked with beartype under pytest only."""
+"""Shared fixtures: float32 and float64, keys; jaxtyping annotations are checked with beartype under pytest only.
+
+What is compiled once is kept in ``.pytest_cache`` for all workers, for the processes that tests start and for the next
+run: most of the suite's time is XLA's. Its keys hold program, flags and versions. Benchmarks compile afresh.
+"""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if not any("benchmark" in argument for argument in sys.argv):
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import config, install_import_hook
 
 install_import_hook("dynamics", "numeric_tower.check")
@@ -17,27 +26,6 @@ def precision(request):
     """Runs the test once in float32 and once in float64; the value is the dtype's name."""
     with jax.enable_x64(request.param == "float64"):
         yield request.param
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """What a module compiles is compiled once: kept in a folder, for the processes that it starts too."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    options = {
-        "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in options.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ from dynamics.types import Record
 
 TOY = str(pathlib.Path(__file__).parent / "programs" / "toy.py")
 ROOT = pathlib.Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def some(cases, quick):

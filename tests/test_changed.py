@@ -27,7 +27,6 @@ from dynamics.runs.sweep.module import module_named
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOY = pathlib.Path(__file__).parent / "programs" / "toy.py"
-pytestmark = pytest.mark.usefixtures("compiled")
 
 MINE = '''"""Mine: descent with constants."""
 

@@ -26,14 +26,7 @@ class Nursery:
     """A process that has imported everything and forks a fresh run for every request."""
 
     def __init__(self, folder):
-        environment = {
-            **os.environ,
-            "PYTHONWARNINGS": "ignore",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),  # the children compile once between them
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"}
         self.errors = folder / "errors"
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), str(self.errors)],

@@ -21,7 +21,6 @@ from dynamics.runs.durable.journal import Journal, root
 from dynamics.runs.trackers import Tracker
 from dynamics.types import Batch, Objective, Observable
 
-pytestmark = pytest.mark.usefixtures("compiled")
 L = Objective(lambda params, x: x @ params, half_mse)
 READ = [loss(), lambda params, batch: {"params": params}]
 

@@ -44,9 +44,6 @@ toy = module_named(str(TOY))
 ABOUT = {"experiment": "toy", "module": str(TOY), "device": None, "command": ["toy"]}
 
 
-pytestmark = pytest.mark.usefixtures("compiled")
-
-
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Figures are drawn where they are tested."""
