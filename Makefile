@@ -27,7 +27,7 @@ define reference
 	fi
 endef
 
-.PHONY: run test test-slow test-newest benchmark lint types clean
+.PHONY: run test test-slow test-newest benchmark lint types gallery clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m experiments.grokking
@@ -46,6 +46,10 @@ lint: $(VENV)/.test
 
 types: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The README's table of experiments; with RUNS=FOLDER the verdicts of the quick runs there go into docs/gallery.json too.
+gallery: $(VENV)/.test
+	$(BIN)/python -m dynamics.runs.command.gallery $(RUNS)
 
 # The newest JAX needs Python 3.12 or later; the first interpreter that really answers is used.
 test-newest:

@@ -407,7 +407,9 @@ def flat(params: Params, where: Where | None = None):
     if where is not None:
         chosen = jax.tree.map_with_path(lambda path, leaf: leaf if where(path, leaf) else None, params)
         if not jax.tree.leaves(chosen):
-            raise ValueError(f"where: chooses none of the {len(jax.tree.leaves(params))} leaves; allowed: at least one")
+            raise ValueError(
+                f"where: got one that chooses none of the {len(jax.tree.leaves(params))} leaves; allowed: at least one"
+            )
     theta, unravel = real_view(chosen)
 
     def merge(v):

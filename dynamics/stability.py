@@ -361,7 +361,7 @@ def _one(values: np.ndarray) -> float:
 
 def _require(*held: Any) -> None:
     if not all(held):
-        raise ValueError("not this optimiser")
+        raise ValueError("opt_state: got another optimiser's; allowed: this one's")
 
 
 def _nodes(state: PyTree, field: str) -> list[Any]:

@@ -267,7 +267,9 @@ class Observable(NamedTuple):
         if isinstance(read, cls):
             return read
         if getattr(read, "makes_observable", False):
-            raise TypeError(f"observable: got the factory {read.__name__}; call it, as in observe.{read.__name__}(...)")
+            raise TypeError(
+                f"observable: got the factory {read.__name__}; allowed: what it makes, observe.{read.__name__}(...)"
+            )
         if not callable(read):
             raise TypeError(
                 f"observable: got {type(read).__name__}; allowed: an Observable, made by a factory such as "
@@ -330,16 +332,16 @@ _BRIDGES = (
 def check_apply(apply: Any) -> None:
     """Raises TypeError, saying what to pass instead, when ``apply`` is a model or a module rather than its function."""
     if isinstance(apply, Model):
-        raise TypeError("apply: got a Model; pass its function, model.apply")
+        raise TypeError("apply: got a Model; allowed: its function, model.apply")
     if isinstance(apply, StatefulModel):
-        raise TypeError("apply: got a StatefulModel; pass models.frozen(model, state.model_state).apply")
+        raise TypeError("apply: got a StatefulModel; allowed: models.frozen(model, state.model_state).apply")
     for package, name, bridge in _BRIDGES:
         module = getattr(sys.modules.get(package), name, None)
         wraps = hasattr(apply, "__wrapped__") or hasattr(apply, "_fun")  # equinox wraps functions in modules
         if module is not None and isinstance(apply, module) and not wraps:
             raise TypeError(
-                f"apply: got the module {type(apply).__name__}; make it a Model with dynamics.models.{bridge} and pass "
-                "model.apply"
+                f"apply: got the module {type(apply).__name__}; allowed: model.apply of the Model that "
+                f"dynamics.models.{bridge} makes of it"
             )
     if not callable(apply):
         raise TypeError(f"apply: got {type(apply).__name__}; allowed: a function (params, x) -> f")

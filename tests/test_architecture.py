@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -95,6 +96,37 @@ def test_imports_inside_functions_are_of_heavy_packages():
                     ours = name and name.split(".")[0] in ("dynamics", "experiments")
                     if ours and INSIDE.get(str(path.relative_to(folder))) != name:
                         wrong.append(f"{path}:{node.lineno} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+# ImportError, AttributeError and the errors of files and runs (Unusable, ...) refuse no value, but say what to do.
+REFUSALS = ("ValueError", "TypeError", "KeyError", "BadInput")
+DIALECT = re.compile(r"[^:]+: got .+; allowed[^:]*: .", re.DOTALL)
+HANDS_ON = re.compile(r"\{(str\()?(error|rest)\)?\}$")  # at its end another message, which speaks the dialect
+
+
+def message(node: ast.expr) -> str:
+    """The text of an error, with its fields as written."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(message(part) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return message(node.left) + message(node.right)
+    return f"{{{ast.unparse(node.value if isinstance(node, ast.FormattedValue) else node)}}}"
+
+
+def test_errors_speak_one_dialect():
+    """``name: got VALUE; allowed: RANGE`` wherever a value is refused."""
+    wrong = []
+    for folder in (ROOT, ROOT.parent / "experiments"):
+        for path in folder.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                    text = message(node.exc.args[0]) if node.exc.args else ""
+                    refuses = ast.unparse(node.exc.func) in REFUSALS
+                    if refuses and not DIALECT.match(text) and not HANDS_ON.search(text):
+                        wrong.append(f"{path}:{node.lineno}: {text}")
     assert not wrong, "\n".join(wrong)
 
 

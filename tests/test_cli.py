@@ -112,9 +112,9 @@ def test_the_same_command_shows_the_stored_claims(command, tmp_path):
         (("--steps", str(10**20)), ("--steps", "an integer below 2^31")),
         (("--name", ""), ("name", "''", "letters, digits")),
         (("--workers", "0"), ("--workers", "0", ">= 1")),
-        (("--show", "x"), ("--show", "only with --sweep")),
+        (("--show", "x"), ("--show", "allowed: with --sweep")),
         (("--cluster", "pbs"), ("cluster", "pbs", "slurm or local")),
-        (("--sweep", "width=1,2", "--name", "a", "--resume"), ("--resume", "not with --sweep")),
+        (("--sweep", "width=1,2", "--name", "a", "--resume"), ("--resume", "got one with --sweep")),
     ],
 )
 def test_bad_input_exits_2_and_makes_no_files(command, tmp_path, flags, words):

@@ -1,4 +1,7 @@
-"""What the documents say runs: every Python block of README and docs, every docstring example, every link."""
+"""What the documents say runs: every Python block of README and docs, every docstring example, every link.
+
+Docstring examples run with the shapes of signatures checked, as every test does (conftest.py).
+"""
 
 import contextlib
 import doctest
@@ -11,9 +14,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+from jaxtyping import TypeCheckError
 
 import dynamics
+from dynamics.theory.deep_linear import lambda_balanced
+from dynamics.theory.lazy_to_rich import infinite_width, kernel
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -73,6 +80,18 @@ def test_docstring_examples_run(name, tmp_path, monkeypatch):
     for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
         runner.run(test, out=report.write)
     assert runner.failures == 0, report.getvalue()
+
+
+def test_shapes_of_signatures_are_checked_by_these_tests_alone(request):
+    """conftest.py puts jaxtyping's checks on every module; users meet JAX's own errors."""
+    weights = jnp.ones((3, 2)), jnp.ones((4, 3)), jnp.ones((2, 4))  # the target map's axes are in the wrong order
+    with pytest.raises(TypeCheckError, match="correlation"):
+        lambda_balanced([0.0], *weights, substeps=1)
+    with pytest.raises(TypeCheckError, match="x2"):
+        kernel(infinite_width(3), jnp.ones((5, 3)), jnp.ones((5, 4)), 0.1)
+    request.getfixturevalue("as_users_meet_it")
+    with pytest.raises(ValueError, match=r"^correlation: got"):
+        lambda_balanced([0.0], *weights, substeps=1)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)

@@ -92,9 +92,9 @@ CASES = {
     ),
     "factory for dynamics": (lambda: simulate(gradient_descent, W, GOOD, steps=2), "dynamics: got function; allowed"),
     "observable gives a number": (lambda: run(train=lambda w, batch: jnp.sum(w)), "observable: got .*; allowed: a"),
-    "factory not called": (lambda: run(train=[observe.weight_ranks]), "got the factory weight_ranks; call it"),
-    "factory within joined": (lambda: observe.joined(observe.sharpness), r"call it, as in observe.sharpness\("),
-    "factory within seldom": (lambda: observe.seldom(observe.ntk, 2), r"call it, as in observe.ntk\("),
+    "factory not called": (lambda: run(train=[observe.weight_ranks]), "factory weight_ranks; allowed: what it"),
+    "factory within joined": (lambda: observe.joined(observe.sharpness), r"what it makes, observe.sharpness\("),
+    "factory within seldom": (lambda: observe.seldom(observe.ntk, 2), r"allowed: what it makes, observe.ntk\("),
     "observable a number": (lambda: run(train=3.0), "observable: got float; allowed: an Observable"),
     "observable a word": (lambda: run(train="loss"), "observable: got str; allowed: an Observable"),
     "same reading twice": (
@@ -128,7 +128,7 @@ CASES = {
     ),
     "model for function": (
         lambda: gradient_descent(Objective(from_flax(nn.Dense(1)), half_mse), 0.1),
-        "apply: got a Model; pass its function, model.apply",
+        "apply: got a Model; allowed: its function, model.apply",
     ),
     "module for function": (
         lambda: read(observe.sharpness(), Objective(nn.Dense(1), half_mse)),
@@ -136,11 +136,11 @@ CASES = {
     ),
     "dropout without a switch": (
         lambda: from_flax(Dropped()).init(KEY, (-1, 2)),
-        "Dropped draws random numbers .* `train` or `deterministic`",
+        "module: got Dropped, which draws random numbers .*allowed: .* `train` or `deterministic`",
     ),
     "equinox dropout": (
         lambda: from_equinox(lambda key: eqx.nn.Dropout(0.5)).init(KEY, (-1, 2)),
-        "make: the module draws random numbers; allowed: dropout with inference=True",
+        "make: got a module that draws random numbers; allowed: dropout with inference=True",
     ),
     "equinox module, made": (
         lambda: from_equinox(eqx.nn.Linear(2, 1, key=KEY)),
@@ -200,7 +200,7 @@ def test_what_is_renewed_is_found():
 FORMS_OF_0_1 = {
     "simulate": (
         lambda: simulate(TRAINING, lambda s, d: {}, TRAINING.init(W), GOOD, 2, KEY, [0]),
-        r"simulate: got a call .* in the form of 0.1; write simulate\(gradient_descent\(L, .05\), params, data, train=",
+        r"simulate: got .* form of 0.1; allowed: simulate\(gradient_descent\(L, .05\), params, data, train=",
     ),
     "simulate, keywords": (
         lambda: simulate(TRAINING, observe.loss(), TRAINING.init(W), GOOD, steps=2, key=KEY),

@@ -166,17 +166,17 @@ K, Y = jnp.eye(2), jnp.ones((2, 1))
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: predict.gradient_descent_mse_steps(K, Y, momentum=1.0), "momentum must lie in"),
-        (lambda: predict.gradient_descent_mse_steps(K, Y)(1.5), "t must hold whole numbers"),
-        (lambda: predict.gradient_descent_mse_steps(K, Y)(-1), "t must hold whole numbers"),
-        (lambda: predict.gradient_descent_mse_steps(K, jnp.ones((3, 1))), "k_train_train of shape"),
-        (lambda: predict.gradient_descent_mse_steps(K, Y)(1, 0.0, 0.0), "k_test_train must be given"),
-        (lambda: predict.stochastic_gradient_descent_mse(K, Y, 1.0, 3), "batch_size must lie in"),
-        (lambda: predict.stochastic_gradient_descent_mse(K, Y, 1.0, 0), "batch_size must lie in"),
-        (lambda: predict.stochastic_gradient_descent_mse(jnp.eye(3), Y, 1.0, 1), "k_train_train must be"),
-        (lambda: predict.leave_one_out(jnp.ones((2, 2, 1, 1)), Y, trace_axes=()), "k_train_train must be"),
-        (lambda: predict.refreshed_gradient_descent_mse(lambda w, x: x @ w, K, K, Y), "y_train must have"),
-        (lambda: predict.refreshed_gradient_descent_mse(lambda w, x: x @ w, K, K, K, refresh=0), "refresh must be"),
+        (lambda: predict.gradient_descent_mse_steps(K, Y, momentum=1.0), "momentum: got"),
+        (lambda: predict.gradient_descent_mse_steps(K, Y)(1.5), "t: got 1.5; allowed: whole numbers"),
+        (lambda: predict.gradient_descent_mse_steps(K, Y)(-1), "t: got -1; allowed: whole numbers"),
+        (lambda: predict.gradient_descent_mse_steps(K, jnp.ones((3, 1))), "k_train_train: got shape"),
+        (lambda: predict.gradient_descent_mse_steps(K, Y)(1, 0.0, 0.0), "k_test_train: got None"),
+        (lambda: predict.stochastic_gradient_descent_mse(K, Y, 1.0, 3), "batch_size: got 3"),
+        (lambda: predict.stochastic_gradient_descent_mse(K, Y, 1.0, 0), "batch_size: got 0"),
+        (lambda: predict.stochastic_gradient_descent_mse(jnp.eye(3), Y, 1.0, 1), "k_train_train, y_train: got"),
+        (lambda: predict.leave_one_out(jnp.ones((2, 2, 1, 1)), Y, trace_axes=()), "k_train_train: got"),
+        (lambda: predict.refreshed_gradient_descent_mse(lambda w, x: x @ w, K, K, Y), "y_train: got"),
+        (lambda: predict.refreshed_gradient_descent_mse(lambda w, x: x @ w, K, K, K, refresh=0), "refresh: got 0"),
     ],
 )
 def test_bad_input_is_named(call, named):

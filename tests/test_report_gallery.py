@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def test_readme_table_is_up_to_date():
     content = table(gallery(), read_json(ROOT / "docs" / "gallery.json", {}))
     readme = (ROOT / "README.md").read_text()
-    assert filled(readme, content) == readme, "run: python -m dynamics.runs.command.gallery"
+    assert filled(readme, content) == readme, "run: make gallery"
 
 
 def run(root, experiment, name, holds, started, **about):

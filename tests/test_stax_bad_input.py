@@ -17,27 +17,36 @@ def channels_first(*layers):
 
 
 BAD = [
-    (lambda: stax.Dense(3, W_std=-1.0), "W_std must be at least 0, got -1.0"),
-    (lambda: stax.Conv(3, (2, 2), b_std=-0.5), "b_std must be at least 0, got -0.5"),
+    (lambda: stax.Dense(3, W_std=-1.0), "W_std: got -1.0; allowed: a number >= 0"),
+    (lambda: stax.Conv(3, (2, 2), b_std=-0.5), "b_std: got -0.5; allowed: a number >= 0"),
     (lambda: stax.Conv(3, (2, 2), (1,)), "strides"),
-    (lambda: stax.serial(stax.Dense(3), stax.Relu), "serial needs .* got Relu at 1: call it"),
-    (lambda: stax.parallel(jnp.tanh), "parallel needs"),
+    (lambda: stax.serial(stax.Dense(3), stax.Relu), "serial: got Relu at 1; allowed: .* call it"),
+    (lambda: stax.parallel(jnp.tanh), "parallel: got"),
     (lambda: stax.GlobalSelfAttention(1, 1, 1, 0), "n_heads"),
-    (lambda: stax.FanInSum().init(jax.random.key(0), [(1, 3), (1, 4)]), "FanInSum needs branches of equal shapes"),
-    (lambda: stax.FanInConcat(7).init(jax.random.key(0), [(1, 3), (1, 4)]), "axis must lie in"),
-    (lambda: stax.serial(stax.Dense(4), stax.LayerNorm(5)).kernel(jnp.ones((2, 3))), "axis must lie in"),
-    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, 3), "get must be None"),
+    (lambda: stax.FanInSum().init(jax.random.key(0), [(1, 3), (1, 4)]), "FanInSum: got branches of shapes"),
+    (lambda: stax.FanInConcat(7).init(jax.random.key(0), [(1, 3), (1, 4)]), "axis: got 7 for inputs"),
+    (lambda: stax.serial(stax.Dense(4), stax.LayerNorm(5)).kernel(jnp.ones((2, 3))), "axis: got 5 for inputs"),
+    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, 3), "get: got 3; allowed: None"),
     (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), diagonal_batch=False), "diagonal_batch: got False"),
-    (lambda: stax.Embedding(3, 4).apply((jnp.ones((3, 4)),), jnp.array([[0, 3]])), r"tokens in .* got 3"),
-    (lambda: stax.Embedding(3, 4).apply((jnp.ones((3, 4)),), jnp.array([[-1, 9]])), r"tokens in .* got -1"),
-    (lambda: stax.serial(stax.Relu(), stax.Relu()).kernel(jnp.ones((2, 3))), "put a Dense or Conv layer"),
-    (lambda: channels_first(stax.GlobalAvgPool()), "channel_axis of the layer is 3, but its input .* channel_axis 1"),
-    (lambda: channels_first(stax.Flatten(0, 1), stax.Dense(1)), "batch_axis of the layer is 0, but"),
-    (lambda: stax.Dense(1).kernel(jnp.ones((2, 0))), "x1 must be real with at least one channel"),
-    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3), complex)), "x1 must be real"),
-    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, ("ntk", "ntk")), "get must name each attribute once"),
-    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, ("ntk", 3)), "get must name an attribute .* got 3"),
-    (lambda: stax.Dense(1).kernel(stax.Dense(1).kernel(jnp.eye(2)), jnp.eye(2)), "x2 must be None where"),
+    (
+        lambda: stax.Embedding(3, 4).apply((jnp.ones((3, 4)),), jnp.array([[0, 3]])),
+        "inputs: got token 3; allowed: 0 to",
+    ),
+    (lambda: stax.Embedding(3, 4).apply((jnp.ones((3, 4)),), jnp.array([[-1, 9]])), "inputs: got token -1"),
+    (
+        lambda: stax.serial(stax.Relu(), stax.Relu()).kernel(jnp.ones((2, 3))),
+        "inputs: got those of a nonlinearity; allowed: Gaussian ones",
+    ),
+    (lambda: channels_first(stax.GlobalAvgPool()), "channel_axis: got 3 for an input .* allowed: 1"),
+    (lambda: channels_first(stax.Flatten(0, 1), stax.Dense(1)), "batch_axis: got 0 for an input"),
+    (lambda: stax.Dense(1).kernel(jnp.ones((2, 0))), "x1: got .* allowed: real numbers, at least one channel"),
+    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3), complex)), "x1: got complex.* allowed: real numbers"),
+    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, ("ntk", "ntk")), "get: got .*; allowed: each attribute once"),
+    (lambda: stax.Dense(1).kernel(jnp.ones((2, 3)), None, ("ntk", 3)), "get: got 3; allowed: "),
+    (
+        lambda: stax.Dense(1).kernel(stax.Dense(1).kernel(jnp.eye(2)), jnp.eye(2)),
+        "x2: got .* beside a Kernel; allowed: None",
+    ),
     (lambda: stax.Kernel.from_covariances(jnp.eye(2)), "cov1 None"),
     (lambda: stax.AvgPool((1,)).kernel(SEQUENCES, mask_constant=1.0), "mask_constant: got a mask with 3 channels"),
     (lambda: stax.Rnn(4, stax.Relu()).kernel(SEQUENCES, mask_constant=1.0), "mask_constant: got masked inputs of Rnn"),
@@ -72,7 +81,7 @@ def test_bad_input_is_named_in_one_sentence(call, named):
 def test_kernels_above_the_memory_are_refused_with_the_way_out(monkeypatch):
     monkeypatch.setattr(inputs, "free_bytes", lambda devices: 500)
     for args in ((jnp.ones((9, 3)),), (jnp.ones((9, 3)), jnp.ones((8, 3)))):
-        with pytest.raises(ValueError, match="free: evaluate it in tiles with batch"):
+        with pytest.raises(ValueError, match=r"x1, x2: got .*; allowed: what fits .* tiles: batch"):
             stax.Dense(1).kernel(*args)
 
 

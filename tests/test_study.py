@@ -538,7 +538,7 @@ WRONG = {
         lambda: called(make=lambda lane: gradient_descent(L, lane.eta)),
         "lane: got 'eta'; allowed: seed",
     ),
-    "a factory": (lambda: called(read=[loss]), r"got the factory loss; call it, as in observe.loss\("),
+    "a factory": (lambda: called(read=[loss]), r"got the factory loss; allowed: what it makes, observe.loss\("),
     "make gives no dynamics": (lambda: called(make=lambda lane: L), "make: got Objective from it; allowed: a Dynamics"),
     "steps": (lambda: called(steps=-1), "steps: got -1; allowed: an integer >= 0"),
     "no test set": (lambda: called(test=[loss()]), r"test: got Batch; allowed: Data\(train, test\)"),

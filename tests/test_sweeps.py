@@ -477,8 +477,8 @@ def test_phase_diagram_draws_the_median_over_the_rest(whole):
         ("width=1,1", "none twice"), ("curvature=log:0:1:3", "of float"), ("curvature=lin:0:nan:3", "of float"),
         ("seed=3:3", "at least one"), ("seed=0.5", "of int"), ("curvature=log:1:2", "of float"),
         ("seed=0:9999999", "of int"), ("steps=lin:1:1e9:1000001", "of int"),
-        ("seeds=1:3", "is an axis, all of whose values are one program: --seeds NUMBER"),
-        ("eta=log:.1:1:3", "is an axis, all of whose values are one program: --eta log:.1:1:3"),
+        ("seeds=1:3", "allowed: --seeds NUMBER, an axis, all of whose values are one program"),
+        ("eta=log:.1:1:3", "allowed: --eta log:.1:1:3, an axis, all of whose values are one program"),
     ],
 )  # fmt: skip
 def test_bad_sweeps_are_refused(spec, words):

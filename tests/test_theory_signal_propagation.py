@@ -101,11 +101,11 @@ def test_derivative_to_an_activation_parameter(x64):
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: signal_propagation(stax.Relu(), -1.0), "W_std must be at least 0, got -1.0"),
-        (lambda: signal_propagation(stax.Relu(), 1.0, -0.1), "b_std must be at least 0, got -0.1"),
-        (lambda: signal_propagation(stax.Relu(), 1.0, start=0.0), "start must be positive, got 0.0"),
-        (lambda: critical_point(stax.Relu(), -1.0), "b_std must be at least 0"),
-        (lambda: length_map(stax.Dense(3), 1.0)(1.0), "activation must be"),
+        (lambda: signal_propagation(stax.Relu(), -1.0), "W_std: got -1.0; allowed: a number >= 0"),
+        (lambda: signal_propagation(stax.Relu(), 1.0, -0.1), "b_std: got -0.1; allowed: a number >= 0"),
+        (lambda: signal_propagation(stax.Relu(), 1.0, start=0.0), "start: got 0.0; allowed: a number > 0"),
+        (lambda: critical_point(stax.Relu(), -1.0), "b_std: got -1.0"),
+        (lambda: length_map(stax.Dense(3), 1.0)(1.0), "activation: got a layer of weights"),
     ],
 )
 def test_bad_input_is_named(call, named):

@@ -58,10 +58,10 @@ def test_readings_are_those_of_the_kernels():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"widths": (8, 4)}, "widths must be"),
-        ({"widths": ()}, "widths must be"),
-        ({"seeds": 0}, "seeds must be"),
-        ({"network": lambda n: network(n)._replace(kernel=None)}, "network must give"),
+        ({"widths": (8, 4)}, "widths: got"),
+        ({"widths": ()}, "widths: got"),
+        ({"seeds": 0}, "seeds: got 0"),
+        ({"network": lambda n: network(n)._replace(kernel=None)}, "network: got"),
     ],
 )
 def test_bad_input_is_named(change, named):

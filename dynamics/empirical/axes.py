@@ -35,7 +35,7 @@ def output_axes(ndim: int, trace_axes: int | Sequence[int], diagonal_axes: int |
     diagonal = _canonical("diagonal_axes", diagonal_axes, ndim)
     both = set(trace) & set(diagonal)
     if both:
-        raise ValueError(f"diagonal_axes: got {diagonal_axes!r}; axes {sorted(both)} are in trace_axes already")
+        raise ValueError(f"diagonal_axes: got {diagonal_axes!r}; allowed: none of trace_axes, as {sorted(both)} are")
     full = tuple(axis for axis in range(ndim) if axis not in (*trace, *diagonal))
     return OutputAxes(trace, diagonal, full)
 
@@ -86,7 +86,7 @@ def check_shapes(shape1: Sequence[int], shape2: Sequence[int], axes: OutputAxes)
     same_rank = len(shape1) == len(shape2)
     if not same_rank or any(shape1[axis] != shape2[axis] for axis in (*axes.trace, *axes.diagonal)):
         raise ValueError(
-            f"x2: f(x1) has shape {tuple(shape1)} and f(x2) {tuple(shape2)}; allowed: equal sizes along trace_axes "
+            f"x2: got f(x1) {tuple(shape1)} and f(x2) {tuple(shape2)}; allowed: equal sizes along trace_axes "
             f"{axes.trace} and diagonal_axes {axes.diagonal}"
         )
 

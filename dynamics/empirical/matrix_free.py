@@ -63,7 +63,7 @@ def ntk_operator(
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size: got {batch_size!r}; allowed: None or an integer >= 1")
     if batch_size is not None and not splits_into_samples(f, params, x, "refuse"):
-        raise ValueError("batch_size: f has no batch axis that can be cut for certain; allowed: None")
+        raise ValueError("batch_size: got one for an f without a batch axis that can be cut for certain; allowed: None")
     output = jax.eval_shape(f, params, x)
     check_real(output)
     size, rest = math.prod(output.shape), output.shape[1:]

@@ -158,8 +158,8 @@ def prepare(
     if old or steps is None or isinstance(params, Observable) or not isinstance(dynamics, Dynamics):
         check_dynamics(dynamics)
         raise TypeError(
-            "simulate: got a call without steps= or in the form of 0.1; write simulate(gradient_descent(L, .05), "
-            "params, data, train=[...], test=[...], steps=..., record_at=..., key=...) with L = Objective(apply, loss)"
+            "simulate: got a call without steps= or in the form of 0.1; allowed: simulate(gradient_descent(L, .05), "
+            "params, data, train=[...], test=[...], steps=..., record_at=..., key=...), L = Objective(apply, loss)"
         )
     if state is None and hasattr(params, "opt_state"):
         raise TypeError("params: got a state of the dynamics; allowed: the parameters, or state= to go on from it")

@@ -50,7 +50,9 @@ def from_equinox(make: Callable[[Any], Any], *, dtype: Any = None) -> Model:
         except RuntimeError as error:
             if "key" not in str(error):
                 raise
-            raise TypeError("make: the module draws random numbers; allowed: dropout with inference=True") from error
+            raise TypeError(
+                "make: got a module that draws random numbers; allowed: dropout with inference=True"
+            ) from error
 
     def init(key, input_shape):
         params, rest = equinox.partition(make(key), equinox.is_inexact_array)

@@ -74,8 +74,8 @@ def _from_linen(module, dtype, call):
             return module.apply(variables, x, **how)
         except InvalidRngError as error:
             raise TypeError(
-                f"module: {type(module).__name__} draws random numbers (dropout) whenever it is called; give its call "
-                "an argument `train` or `deterministic` that turns them off, so that training and evaluation differ"
+                f"module: got {type(module).__name__}, which draws random numbers (dropout) at every call; allowed: a "
+                "call with `train` or `deterministic`, which turns them off"
             ) from error
 
     def variables_of(key, input_shape):
@@ -107,8 +107,8 @@ def _from_linen(module, dtype, call):
         names = sorted(split(jax.eval_shape(lambda k: variables_of(k, input_shape), key))[1])
         if names:
             raise TypeError(
-                f"module: {type(module).__name__} has collections {names} but its call takes neither `train` nor "
-                "`deterministic`; add one of them so that training and evaluation can be told apart"
+                f"module: got {type(module).__name__} with collections {names}; allowed: a call with `train` or "
+                "`deterministic`, which tells training and evaluation apart"
             )
         return _drop_state(init(key, input_shape))
 

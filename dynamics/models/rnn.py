@@ -7,16 +7,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dynamics.types import Array, Model
 
 
 class RnnParams(NamedTuple):
-    """``recurrent [N, N]``, ``inputs [N, d]``, ``readout [c, N]``."""
+    """Weights of N units on d inputs and c outputs."""
 
-    recurrent: Array
-    inputs: Array
-    readout: Array
+    recurrent: Float[Array, "N N"]
+    inputs: Float[Array, "N d"]
+    readout: Float[Array, "c N"]
 
 
 def rnn(
@@ -73,8 +74,10 @@ def rnn(
     return Model(init, apply)
 
 
-def states(params: RnnParams, x: Array, phi: Callable[[Array], Array] = jax.nn.relu, leak: float = 1.0) -> Array:
-    """Hidden states ``h_1, ..., h_T [T, n, N]`` on inputs ``x [n, T, d]``."""
+def states(
+    params: RnnParams, x: Float[Array, "n T d"], phi: Callable[[Array], Array] = jax.nn.relu, leak: float = 1.0
+) -> Float[Array, "T n N"]:
+    """Hidden states ``h_1, ..., h_T`` on inputs x."""
 
     def move(h, x_t):
         h = (1 - leak) * h + leak * (phi(h) @ params.recurrent.T + x_t @ params.inputs.T)
@@ -84,11 +87,10 @@ def states(params: RnnParams, x: Array, phi: Callable[[Array], Array] = jax.nn.r
     return jax.lax.scan(move, start, jnp.swapaxes(x, 0, 1))[1]
 
 
-def truncated(weights: Array, rank: int) -> Array:
+def truncated(weights: Float[Array, "n m"], rank: int) -> Float[Array, "n m"]:
     """``weights`` with all but the ``rank`` largest singular values removed, scaled back to its Frobenius norm.
 
     Args:
-        weights: ``[n, m]``.
         rank: number of singular values kept, between 1 and ``min(n, m)``.
 
     Raises:

@@ -6,31 +6,25 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dynamics.types import Array, Model
 
 
 class TransformerParams(NamedTuple):
-    """Weights, with h heads of size d/h.
+    """Weights, with h heads of ``size = d/h``."""
 
-    Attributes:
-        embed: ``[tokens, d]``. position: ``[length, d]``.
-        query, key, value: ``[h, d, d/h]``. output: ``[h, d/h, d]``.
-        up: ``[d, mlp]``. up_bias: ``[mlp]``. down: ``[mlp, d]``. down_bias: ``[d]``.
-        unembed: ``[d, outputs]``.
-    """
-
-    embed: Array
-    position: Array
-    query: Array
-    key: Array
-    value: Array
-    output: Array
-    up: Array
-    up_bias: Array
-    down: Array
-    down_bias: Array
-    unembed: Array
+    embed: Float[Array, "tokens d"]
+    position: Float[Array, "length d"]
+    query: Float[Array, "h d size"]
+    key: Float[Array, "h d size"]
+    value: Float[Array, "h d size"]
+    output: Float[Array, "h size d"]
+    up: Float[Array, "d mlp"]
+    up_bias: Float[Array, " mlp"]
+    down: Float[Array, "mlp d"]
+    down_bias: Float[Array, " d"]
+    unembed: Float[Array, "d outputs"]
 
 
 def transformer(tokens: int, outputs: int, width: int = 128, heads: int = 4, mlp: int | None = None) -> Model:
@@ -62,8 +56,8 @@ def transformer(tokens: int, outputs: int, width: int = 128, heads: int = 4, mlp
     """
     hidden = 4 * width if mlp is None else mlp
     if min(tokens, outputs, width, heads, hidden) < 1 or width % heads:
-        allowed = "integers >= 1, with heads a divisor of width"
-        raise ValueError(f"tokens, outputs, width, heads, mlp: got {(tokens, outputs, width, heads, mlp)}; {allowed}")
+        got = (tokens, outputs, width, heads, hidden)
+        raise ValueError(f"tokens, outputs, width, heads, mlp: got {got}; allowed: integers >= 1, heads dividing width")
     size = width // heads
 
     def init(key, input_shape):

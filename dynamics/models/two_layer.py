@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from dynamics.types import Array, Model
+from dynamics.types import Array, ArrayLike, Model
 
 
 class TwoLayerParams(NamedTuple):
-    """``first [width, inputs]`` and ``second [outputs, width]``."""
+    """Weights of the two layers."""
 
-    first: Array
-    second: Array
+    first: Float[Array, "width inputs"]
+    second: Float[Array, "outputs width"]
 
 
 def quadratic(eps: Any) -> Callable[[Array], Array]:
@@ -23,7 +24,9 @@ def quadratic(eps: Any) -> Callable[[Array], Array]:
     return lambda h: h + 0.5 * eps * h * h
 
 
-def committee(width: int, phi: Callable[[Array], Array], *, signs: Any = None, init_scale: Any = 1.0) -> Model:
+def committee(
+    width: int, phi: Callable[[Array], Array], *, signs: ArrayLike | None = None, init_scale: ArrayLike = 1.0
+) -> Model:
     """A two-layer network whose readout stays fixed: ``f(W, x) = (1/N) sum_i s_i phi(w_i . x)``.
 
     Args:

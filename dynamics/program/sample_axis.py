@@ -66,7 +66,7 @@ def splits_into_samples(f: Callable[[Params, PyTree], PyTree], params: Params, x
     mixed = [state for state in states if isinstance(state, Mixed)]
     if mixed and mixing == "refuse":
         raise ValueError(
-            f"f: output samples depend on other samples of the batch (by {mixed[0].where}, as batch statistics do); "
+            f"f: got one that mixes the samples of a batch (by {mixed[0].where}, as batch statistics do); "
             "allowed: a function of each sample alone (evaluation mode, or frozen statistics), or mixing='exact' for "
             "the exact kernel of the whole-batch function"
         )

@@ -6,18 +6,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from dynamics.types import Array, Batch, Data
 
 
 class Clusters(NamedTuple):
-    """``data`` (training labels partly flipped, test labels clean) and the cluster centres ``means [2, p]``."""
+    """``data`` (training labels partly flipped, test labels clean) and the cluster centres ``means``."""
 
     data: Data
-    means: Array
+    means: Float[Array, "2 p"]
 
 
-def xor_clusters(key: Array, samples: int, test_samples: int, dim: int, separation: float, flips: float) -> Clusters:
+def xor_clusters(
+    key: PRNGKeyArray, samples: int, test_samples: int, dim: int, separation: float, flips: float
+) -> Clusters:
     """Clusters at ``+-mu_1`` labelled +1 and at ``+-mu_2`` labelled -1 in unit noise, ``mu_1`` orthogonal to ``mu_2``.
 
     Training samples fall into the four clusters at random, their labels are flipped at random: the clusters' sizes

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 
 class Source(NamedTuple):
@@ -100,7 +101,7 @@ def fetch(source: Source, *, download: bool = False, cache: str | Path | None = 
         found = sha256(path)
         if found != wanted:
             raise ValueError(
-                f"{path}: SHA-256 is {found}, expected {wanted}; the file is damaged or another one: move it away and "
+                f"{path}: got SHA-256 {found}; allowed: {wanted}; the file is damaged or another one: move it away and "
                 "call again with download=True"
             )
     return home
@@ -136,8 +137,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Reads a gzipped IDX file of unsigned bytes (MNIST's format): uint8, shaped as its header says.
+def read_idx(path: Path) -> UInt8[np.ndarray, "*shape"]:
+    """Reads a gzipped IDX file of unsigned bytes (MNIST's format), shaped as its header says.
 
     Raises:
         ValueError: when the header or the length is not what the format asks; names the file.
@@ -147,12 +148,12 @@ def read_idx(path: Path) -> np.ndarray:
     axes = raw[3] if len(raw) > 3 else 0
     shape = tuple(np.frombuffer(raw, ">u4", axes, 4).tolist()) if len(raw) >= 4 + 4 * axes else ()
     if raw[:3] != b"\x00\x00\x08" or not shape or len(raw) != 4 + 4 * axes + int(np.prod(shape)):
-        raise ValueError(f"{path}: not an IDX file of unsigned bytes, or cut short ({len(raw)} bytes, shape {shape})")
+        raise ValueError(f"{path}: got {len(raw)} bytes, shape {shape}; allowed: a whole IDX file of unsigned bytes")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def read_cifar10(path: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Reads CIFAR-10's binary archive without unpacking it to disk: ``pixels [n, 32, 32, 3]`` uint8, ``labels [n]``.
+def read_cifar10(path: Path, *, train: bool) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int[np.ndarray, " n"]]:
+    """Reads CIFAR-10's binary archive without unpacking it to disk: ``(pixels, labels)``.
 
     Each record is one label byte and 3072 pixel bytes: red, green, blue planes, row by row.
 
@@ -167,7 +168,7 @@ def read_cifar10(path: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
             stream = archive.extractfile(members[name]) if name in members else None
             raw = b"" if stream is None else stream.read()
             if not raw or len(raw) % 3073:
-                raise ValueError(f"{path}: {name} has {len(raw)} bytes; expected whole records of 3073")
+                raise ValueError(f"{path}: got {len(raw)} bytes of {name}; allowed: whole records of 3073")
             batches.append(np.frombuffer(raw, np.uint8).reshape(-1, 3073))
     records = np.concatenate(batches)
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0].astype(int)

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Integer, Real
 
 from dynamics.tasks.files import CIFAR10, FASHION_MNIST, MNIST, Source, fetch, read_cifar10, read_idx
 from dynamics.types import Batch, Data
 
 
 class Images(NamedTuple):
-    """Pixels ``x [n, height, width, channels]`` and integer ``labels [n]``."""
+    """Pixels and labels."""
 
-    x: np.ndarray
-    labels: np.ndarray
+    x: Real[np.ndarray, "n height width channels"]
+    labels: Integer[np.ndarray, " n"]
 
 
 def digits(

@@ -8,14 +8,15 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int, PRNGKeyArray
 
-from dynamics.types import Array, Batch, Data
+from dynamics.types import Batch, Data
 
 Operation = Literal["add", "subtract", "multiply", "permute"]
 
 
-def operation_table(operation: Operation, size: int) -> np.ndarray:
-    """The table ``c = a o b`` of an operation, int ``[n, n]`` with entries in ``[0, n)``.
+def operation_table(operation: Operation, size: int) -> Int[np.ndarray, "n n"]:
+    """The table ``c = a o b`` of an operation, with entries in ``[0, n)``.
 
     Args:
         operation: ``add`` or ``subtract`` modulo ``size`` (n = size); ``multiply`` modulo a prime ``size`` on
@@ -50,17 +51,19 @@ def operation_table(operation: Operation, size: int) -> np.ndarray:
     raise ValueError(f"operation: got {operation!r}; allowed: add, subtract, multiply, permute")
 
 
-def permutations(letters: int) -> np.ndarray:
-    """All permutations of ``letters`` letters in lexicographic order, int ``[letters!, letters]``."""
+def permutations(letters: int) -> Int[np.ndarray, "n {letters}"]:
+    """All ``n = letters!`` permutations of ``letters`` letters in lexicographic order."""
     return np.array(list(itertools.permutations(range(letters))))
 
 
-def table_task(key: Array, table: np.ndarray, train_fraction: float, *, tokens: bool = False) -> Data:
+def table_task(
+    key: PRNGKeyArray, table: Int[np.ndarray, "n n"], train_fraction: float, *, tokens: bool = False
+) -> Data:
     """Learning a table from part of its cells: inputs ``(a, b)``, target ``c``, split at random.
 
     Args:
         key: draws the split.
-        table: int ``[n, n]``, e.g. from ``operation_table``.
+        table: e.g. from ``operation_table``.
         train_fraction: share of the n^2 cells in the training set, in (0, 1); at least one cell on either side.
         tokens: inputs as int tokens ``[.., 3]``: a, b and the sign ``=`` (token n), for a transformer; else as two
             one-hots side by side, float ``[.., 2n]``.

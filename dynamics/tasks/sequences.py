@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
-from dynamics.types import Array, Batch
+from dynamics.types import Batch
 
 
 def two_alternative_choice(
-    key: Array, samples: int, steps: int = 8, *, evidence: float = 0.5, noise: float = 0.5
+    key: PRNGKeyArray, samples: int, steps: int = 8, *, evidence: float = 0.5, noise: float = 0.5
 ) -> Batch:
     """Which of two noisy streams is larger on average? A fixation channel and two evidence channels over time.
 

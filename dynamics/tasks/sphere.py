@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
-from dynamics.types import Array, Batch, Data
+from dynamics.types import Batch, Data
 
 
-def sphere_quadratic(key: Array, samples: int, test_samples: int, dim: int) -> Data:
+def sphere_quadratic(key: PRNGKeyArray, samples: int, test_samples: int, dim: int) -> Data:
     """``y = x.u + ((x.u)^2 - 1)/2`` on the sphere ``|x|^2 = dim``, scaled to unit standard deviation over the samples.
 
     Args:

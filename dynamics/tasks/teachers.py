@@ -6,18 +6,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from dynamics.types import Array, Batch, Data, Model
 
 
 class QuadraticTask(NamedTuple):
-    """``data`` and the direction ``beta [D]`` of its teacher."""
+    """``data`` and the direction ``beta`` of its teacher."""
 
     data: Data
-    beta: Array
+    beta: Float[Array, " D"]
 
 
-def quadratic_teacher(key: Array, samples: int, test_samples: int, dim: int) -> QuadraticTask:
+def quadratic_teacher(key: PRNGKeyArray, samples: int, test_samples: int, dim: int) -> QuadraticTask:
     """``y = (beta . x)^2 / 2`` on ``x ~ N(0, I/D)``, with ``|beta|^2 = D`` exactly, so that seeds share one scale.
 
     Args:
@@ -47,7 +48,7 @@ def quadratic_teacher(key: Array, samples: int, test_samples: int, dim: int) -> 
     return QuadraticTask(Data(draw(train_key, samples), draw(test_key, test_samples)), beta)
 
 
-def network_teacher(key: Array, model: Model, samples: int, test_samples: int, dim: int) -> Data:
+def network_teacher(key: PRNGKeyArray, model: Model, samples: int, test_samples: int, dim: int) -> Data:
     """Labels ``y = f*(x)`` by a freshly initialised ``model`` on ``x ~ N(0, I)``.
 
     Args:

@@ -45,7 +45,7 @@ def moments_of(activation: Activation) -> Callable[[Array, Array], tuple[Array, 
         k = propagate(Kernel(gap.reshape(1, 1), jnp.ones((1, 1), q.dtype), q.reshape(1), **shape))
         if not isinstance(k, Kernel) or k.is_gaussian:
             raise ValueError(
-                "activation must be a nonlinearity (stax.Relu(), stax.Tanh(), a function), got a layer of weights"
+                "activation: got a layer of weights; allowed: a nonlinearity (stax.Relu(), stax.Tanh(), a function)"
             )
         return k.var1[0], k.gap[0, 0], k.ntk[0, 0]
 

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Float, PRNGKeyArray
 
 from dynamics.types import Array, ArrayLike
 
 _NODES = 64
 
 
-def mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike) -> Array:
+def mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike) -> Float[Array, "*shape"]:
     """The strength of one mode of a two-layer linear net, ``a(t) = s e^{2st} / (e^{2st} - 1 + s/a0)``.
 
     Args:
@@ -48,7 +49,7 @@ def mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike) -> Array:
 
 
 @jax.jit
-def learning_time(a0: ArrayLike, a1: ArrayLike, s: ArrayLike, depth: ArrayLike) -> Array:
+def learning_time(a0: ArrayLike, a1: ArrayLike, s: ArrayLike, depth: ArrayLike) -> Float[Array, "*shape"]:
     """Time for a mode to go from ``a0`` to ``a1``, times the depth: ``K t = int da / (a^{2-2/K} (s - a))``.
 
     With the learning rate ``c/K`` the number of steps is ``learning_time / c`` at any depth, infinity included. The
@@ -81,7 +82,7 @@ def learning_time(a0: ArrayLike, a1: ArrayLike, s: ArrayLike, depth: ArrayLike) 
 
 
 @jax.jit
-def deep_mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike, depth: ArrayLike) -> Array:
+def deep_mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike, depth: ArrayLike) -> Float[Array, "*shape"]:
     """The strength of one mode at any depth: the solution of ``da/dT = a^{2-2/K} (s - a)`` with ``T = K t``.
 
     ``learning_time`` is inverted by bisection in ``u = log(a/(s-a))``, then one Newton step, which also carries the
@@ -124,17 +125,24 @@ class LinearNet(NamedTuple):
     """What a two-layer linear net is up to rotations of its hidden layer.
 
     Attributes:
-        function: ``W2 W1 [..., N_o, N_i]``.
-        inputs: ``W1^T W1 [..., N_i, N_i]``, the similarity of the input representations.
-        outputs: ``W2 W2^T [..., N_o, N_o]``.
+        function: ``W2 W1``.
+        inputs: ``W1^T W1``, the similarity of the input representations.
+        outputs: ``W2 W2^T``.
     """
 
-    function: Array
-    inputs: Array
-    outputs: Array
+    function: Float[Array, "... N_o N_i"]
+    inputs: Float[Array, "... N_i N_i"]
+    outputs: Float[Array, "... N_o N_o"]
 
 
-def lambda_balanced(times: Any, w1: Array, w2: Array, correlation: Array, *, substeps: int | None = None) -> LinearNet:
+def lambda_balanced(
+    times: Any,
+    w1: Float[Array, "h N_i"],
+    w2: Float[Array, "N_o h"],
+    correlation: Float[Array, "N_o N_i"],
+    *,
+    substeps: int | None = None,
+) -> LinearNet:
     """The exact solution of a two-layer linear net from a lambda-balanced start, of any shape.
 
     With ``Q = [W1^T; W2]``, ``F = [[-lam/2 I, S^T], [S, lam/2 I]]`` the flow is ``Q' = F Q - Q Q^T Q / 2`` and
@@ -146,9 +154,8 @@ def lambda_balanced(times: Any, w1: Array, w2: Array, correlation: Array, *, sub
 
     Args:
         times: increasing times >= 0, ``[T]``, concrete.
-        w1, w2: the start, ``[h, N_i]`` and ``[N_o, h]``, with ``W2^T W2 - W1 W1^T = lam I`` (see
-            ``lambda_balanced_init``); lam is read off the trace of that matrix.
-        correlation: the target map ``S [N_o, N_i]``.
+        w1, w2: the start, ``W2^T W2 - W1 W1^T = lam I`` (``lambda_balanced_init``); lam is read off the trace.
+        correlation: the target map S.
         substeps: pieces an interval; None takes as many as ``|F|`` needs, which only concrete weights can tell (give
             a number under ``jit``, ``grad`` or ``vmap``).
 
@@ -178,7 +185,9 @@ def lambda_balanced(times: Any, w1: Array, w2: Array, correlation: Array, *, sub
     return _closed_form(w1, w2, correlation, jnp.asarray(pieces, w1.dtype), jnp.asarray(np.cumsum(counts)))
 
 
-def lambda_balanced_init(key: Array, shape: tuple[int, int, int], lam: float, scale: float) -> tuple[Array, Array]:
+def lambda_balanced_init(
+    key: PRNGKeyArray, shape: tuple[int, int, int], lam: float, scale: float
+) -> tuple[Float[Array, "h N_i"], Float[Array, "N_o h"]]:
     """Random weights with ``W2^T W2 - W1 W1^T = lam I`` whose product is ``scale`` times a Gaussian matrix.
 
     Args:
@@ -186,9 +195,6 @@ def lambda_balanced_init(key: Array, shape: tuple[int, int, int], lam: float, sc
         shape: ``(N_i, h, N_o)``; a positive lam needs ``h <= N_o``, a negative one ``h <= N_i``.
         lam: the imbalance.
         scale: standard deviation of the product's entries times ``sqrt(max(N_i, N_o))``.
-
-    Returns:
-        ``(W1 [h, N_i], W2 [N_o, h])``.
 
     Raises:
         ValueError: when no such weights exist.
@@ -201,15 +207,17 @@ def lambda_balanced_init(key: Array, shape: tuple[int, int, int], lam: float, sc
     return _balanced_pair(key, shape, lam, scale)
 
 
-def linear_net_ntk(net: LinearNet, x1: Array, x2: Array) -> Array:
+def linear_net_ntk(
+    net: LinearNet, x1: Float[Array, "n1 N_i"], x2: Float[Array, "n2 N_i"]
+) -> Float[Array, "... n1 n2 N_o N_o"]:
     """The tangent kernel of a two-layer linear net, ``(W2 W2^T)_ij x.x' + delta_ij x^T W1^T W1 x'``.
 
     Args:
         net: from ``lambda_balanced`` or from weights.
-        x1, x2: ``[n1, N_i]``, ``[n2, N_i]``.
+        x1, x2: inputs.
 
     Returns:
-        ``[..., n1, n2, N_o, N_o]``. Differentiable and vmappable.
+        The kernel, two axes for the outputs last. Differentiable and vmappable.
 
     Cost: ``O(n1 n2 (N_i + N_o^2))`` a net.
     """
@@ -219,7 +227,7 @@ def linear_net_ntk(net: LinearNet, x1: Array, x2: Array) -> Array:
     return gram[:, :, None, None] * net.outputs[..., None, None, :, :] + hidden[..., None, None] * eye
 
 
-def imbalance(weights: Sequence[Array]) -> list[Array]:
+def imbalance(weights: Sequence[Float[Array, "_ _"]]) -> list[Float[Array, "_ _"]]:
     """``W_{l+1}^T W_{l+1} - W_l W_l^T`` between neighbouring layers: conserved by gradient flow of any linear net.
 
     Args:
@@ -230,7 +238,7 @@ def imbalance(weights: Sequence[Array]) -> list[Array]:
     return [after.T @ after - before @ before.T for before, after in itertools.pairwise(weights)]
 
 
-def saddle_losses(s: Any) -> Array:
+def saddle_losses(s: Any) -> Float[Array, " _"]:
     """Losses of the plateaus a small start passes: ``L_i = 1/2 sum_{j > i} s_j^2``, ``i`` modes learnt.
 
     Args:

@@ -6,19 +6,22 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dynamics.types import Array
 
 
-def bisect(fn: Callable[[Array], Array], low: Array, high: Array, iterations: int = 64) -> Array:
+def bisect(
+    fn: Callable[[Array], Array], low: Float[Array, "*n"], high: Float[Array, "*n"], iterations: int = 64
+) -> Float[Array, "*n"]:
     """A root of ``fn`` between ``low`` and ``high``, both positive, by halving their logarithmic distance.
 
     Args:
-        fn: entry by entry; at least 0 at ``low``, at most 0 at ``high``. low, high: ``[...]``.
+        fn: entry by entry; at least 0 at ``low``, at most 0 at ``high``.
         iterations: halvings.
 
     Returns:
-        ``[...]``, not differentiable: see ``implicit``. Where ``fn`` keeps its sign, the end that it points to.
+        The root, not differentiable: see ``implicit``. Where ``fn`` keeps its sign, the end that it points to.
     """
 
     def halve(_, bracket):
@@ -32,7 +35,7 @@ def bisect(fn: Callable[[Array], Array], low: Array, high: Array, iterations: in
     return jax.lax.stop_gradient(jnp.sqrt(low) * jnp.sqrt(high))
 
 
-def implicit(fn: Callable[..., Array], root: Array, *args: Array) -> Array:
+def implicit(fn: Callable[..., Array], root: Float[Array, "*n"], *args: Array) -> Float[Array, "*n"]:
     """``root`` with the derivative ``-(dfn/dargs) / (dfn/droot)`` of the solution of ``fn(root, *args) = 0``.
 
     The derivative is 0 where ``dfn/droot`` vanishes, and there does not exist.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dynamics.theory.spectra import marchenko_pastur
 from dynamics.types import Array, ArrayLike
@@ -13,8 +14,8 @@ from dynamics.types import Array, ArrayLike
 class Errors(NamedTuple):
     """``train`` and ``test`` mean squared errors, one a time."""
 
-    train: Array
-    test: Array
+    train: Float[Array, "*shape"]
+    test: Float[Array, "*shape"]
 
 
 def linear_student(
@@ -70,7 +71,9 @@ def linear_student(
     return Errors(train, test)
 
 
-def final_error(aspect: ArrayLike, *, signal: ArrayLike = 1.0, start: ArrayLike = 0.0, noise: ArrayLike = 0.0) -> Array:
+def final_error(
+    aspect: ArrayLike, *, signal: ArrayLike = 1.0, start: ArrayLike = 0.0, noise: ArrayLike = 0.0
+) -> Float[Array, "*shape"]:
     """The test error at ``t -> infinity``: ``se^2 a/(a-1)`` for a > 1, ``S (1-a) + se^2/(1-a)`` for a < 1.
 
     Diverges at a = 1 with any noise: the peak of double descent. Assumptions: those of ``linear_student``.

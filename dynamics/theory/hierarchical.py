@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float, Real
 
 from dynamics.types import Array, ArrayLike
 
 
-def arc_cosine(overlap: ArrayLike) -> tuple[Array, Array]:
+def arc_cosine(overlap: Real[ArrayLike, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """Order-one and order-zero arc-cosine kernels: the ReLU layer on unit-norm features, scaled to one at overlap one.
 
         k1 = (sqrt(1 - t^2) + t (pi - arccos t)) / pi,        k0 = k1' = (pi - arccos t) / pi
@@ -26,7 +27,7 @@ def arc_cosine(overlap: ArrayLike) -> tuple[Array, Array]:
     return (jnp.sqrt(jnp.maximum(1 - t**2, 0.0)) + t * angle) / jnp.pi, angle / jnp.pi
 
 
-def hierarchical_ntk(overlaps: Array, depth: int) -> Array:
+def hierarchical_ntk(overlaps: Float[Array, "*n patches"], depth: int) -> Float[Array, "*n"]:
     """The ReLU tangent kernel of ``depth`` convolutions with non-overlapping filters and a mean over what is left.
 
     The first convolution sees single patches, each later one joins two neighbours, so that units of layer l see
@@ -35,11 +36,11 @@ def hierarchical_ntk(overlaps: Array, depth: int) -> Array:
         Sigma_{l+1} = mean_pair k1(Sigma_l),        Theta_{l+1} = Sigma_{l+1} + mean_pair Theta_l k0(Sigma_l).
 
     Args:
-        overlaps: ``t_i = x_i . z_i / (|x_i| |z_i|)`` of the patches, ``[..., patches]``.
+        overlaps: ``t_i = x_i . z_i / (|x_i| |z_i|)`` of the patches.
         depth: number of convolutions, >= 1; ``patches`` must divide by ``2^(depth-1)``.
 
     Returns:
-        ``Theta [...]``, with readout and final mean over positions. Differentiable for overlaps inside (-1, 1).
+        ``Theta``, with readout and final mean over positions. Differentiable for overlaps inside (-1, 1).
 
     Raises:
         ValueError: when the patches cannot be joined ``depth - 1`` times.

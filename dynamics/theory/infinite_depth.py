@@ -13,21 +13,22 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Real
 
 from dynamics.types import Array, ArrayLike
 
 
 @partial(jax.jit, static_argnames=("dual", "depth"))
-def log_deep_ntk(overlap: ArrayLike, dual: tuple[float, ...], depth: int) -> Array:
+def log_deep_ntk(overlap: Real[ArrayLike, "*n"], dual: tuple[float, ...], depth: int) -> Float[Array, "*n"]:
     """``log Theta_L(t)`` of a depth-L network, in logarithms throughout, since Theta falls or grows as ``c^L``.
 
     Args:
-        overlap: ``t = x.z`` in [0, 1], any shape: inputs on the positive part of the sphere.
+        overlap: ``t = x.z`` in [0, 1]: inputs on the positive part of the sphere.
         dual: ``a_i^2`` for i = 0, 1, ..., non-negative, of sum 1.
         depth: number of hidden layers L >= 1.
 
     Returns:
-        ``log Theta_L(t)``, of the shape of ``overlap``; -inf where Theta vanishes. Differentiable for 0 < t < 1.
+        ``log Theta_L(t)``; -inf where Theta vanishes. Differentiable for 0 < t < 1.
 
     Raises:
         ValueError: when ``dual`` is not non-negative of sum 1, or ``depth < 1``.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Float, Real
 
 from dynamics.types import Array, Batch, Data, Dynamics
 
@@ -18,12 +19,12 @@ class Moments(NamedTuple):
     """The order parameters of ``f = (alpha/N) sum_i phi(w_i . x)`` with ``phi(h) = h + (eps/2) h^2``.
 
     Attributes:
-        mean: ``[D]``, ``wbar = (1/N) sum_i w_i``.
-        second: ``[D, D]``, ``M = (1/N) sum_i w_i w_i^T``.
+        mean: ``wbar = (1/N) sum_i w_i``.
+        second: ``M = (1/N) sum_i w_i w_i^T``.
     """
 
-    mean: Array
-    second: Array
+    mean: Float[Array, "... D"]
+    second: Float[Array, "... D D"]
 
 
 class ReductionState(NamedTuple):
@@ -33,8 +34,8 @@ class ReductionState(NamedTuple):
     start: Moments
 
 
-def moments(weights: Array) -> Moments:
-    """The order parameters of a network with weights ``[N, D]``."""
+def moments(weights: Float[Array, "N D"]) -> Moments:
+    """The order parameters of a network with these weights."""
     return Moments(jnp.mean(weights, axis=0), weights.T @ weights / weights.shape[0])
 
 
@@ -48,18 +49,20 @@ def change(state: ReductionState) -> Moments:
     return Moments(state.moments.mean - state.start.mean, state.moments.second - state.start.second)
 
 
-def output(at: Moments, x: Array, alpha: Any, eps: Any) -> Array:
-    """``f(x) = alpha (wbar . x + (eps/2) x^T M x)`` for ``x [n, D]``; ``[n]``."""
+def output(at: Moments, x: Float[Array, "n D"], alpha: Any, eps: Any) -> Float[Array, " n"]:
+    """``f(x) = alpha (wbar . x + (eps/2) x^T M x)``."""
     return alpha * (x @ at.mean + 0.5 * eps * jnp.sum((x @ at.second) * x, axis=1))
 
 
-def kernel(at: Moments, x1: Array, x2: Array, eps: Any) -> Array:
-    """The NTK times ``N/alpha^2``, ``[n1, n2]``: ``x.x' (1 + eps wbar.(x + x') + eps^2 x^T M x')``."""
+def kernel(at: Moments, x1: Float[Array, "n1 D"], x2: Float[Array, "n2 D"], eps: Any) -> Float[Array, "n1 n2"]:
+    """The NTK times ``N/alpha^2``: ``x.x' (1 + eps wbar.(x + x') + eps^2 x^T M x')``."""
     linear = (x1 @ at.mean)[:, None] + (x2 @ at.mean)[None, :]
     return (x1 @ x2.T) * (1.0 + eps * linear + eps**2 * (x1 @ at.second) @ x2.T)
 
 
-def population_loss(at: Moments, start: Moments, beta: Array, alpha: Any, eps: Any) -> dict[str, Array]:
+def population_loss(
+    at: Moments, start: Moments, beta: Float[Array, " D"], alpha: Any, eps: Any
+) -> dict[str, Float[Array, ""]]:
     """The population loss of the centred network against ``y = (beta.x)^2/2``, ``x ~ N(0, I/D)``, term by term.
 
     With ``B = alpha eps (M - M_0) - beta beta^T`` and ``m = wbar - wbar_0``:
@@ -79,7 +82,7 @@ def population_loss(at: Moments, start: Moments, beta: Array, alpha: Any, eps: A
     return {"test_loss": mean + power + linear, "test_mean": mean, "test_power": power, "test_linear": linear}
 
 
-def teacher_share(at: Moments, beta: Array) -> Array:
+def teacher_share(at: Moments, beta: Float[Array, " D"]) -> Float[Array, ""]:
     """``beta^T M beta / (|beta|^2 Tr M)``: the share of the weights' second moment along the teacher; 1/D at random."""
     return beta @ at.second @ beta / (jnp.sum(beta**2) * jnp.trace(at.second))
 
@@ -140,15 +143,17 @@ def reduction(alpha: Any, eps: Any, eta0: Any) -> Dynamics:
     return Dynamics(init, step, lambda state: state.moments, 1.0)
 
 
-def lazy_moments(x: Array, y: Array, alpha: Any, eps: Any, eta0: Any, steps: Array) -> Moments:
+def lazy_moments(
+    x: Float[Array, "P D"], y: Float[Array, "P 1"], alpha: Any, eps: Any, eta0: Any, steps: Real[Array, " T"]
+) -> Moments:
     """Gradient descent with the kernel held at its infinite-width start: the lazy baseline, in closed form.
 
     ``f_t = k(., X) c_t`` with ``c_t = k^-1 (1 - (1 - 2 eta0 k/P)^t) y``, which is a network of changed moments
     ``wbar = X^T c/alpha`` and ``M = I + (2 eps/alpha) X^T diag(c) X``; its losses do not depend on ``alpha``.
 
     Args:
-        x, y: training data ``[P, D]`` and ``[P, 1]``.
-        steps: ``[T]`` update counts; inf gives kernel regression.
+        x, y: training data.
+        steps: update counts; inf gives kernel regression.
 
     Returns:
         ``Moments`` with a leading axis T. Cost: one eigendecomposition of ``[P, P]``.

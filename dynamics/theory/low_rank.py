@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dynamics.types import Array, ArrayLike
 
 
-def readout_power(strength: ArrayLike, scale: ArrayLike) -> Array:
+def readout_power(strength: ArrayLike, scale: ArrayLike) -> Float[Array, "*shape"]:
     """``|w_2|^2`` once the task is learnt: ``s^2 = (sqrt(c^2 + 4 b^2) - c)/2``, from ``s^2 (s^2 + c) = b^2``.
 
     Args:
@@ -20,7 +21,7 @@ def readout_power(strength: ArrayLike, scale: ArrayLike) -> Array:
 
 def low_rank_alignment(
     rank: ArrayLike, dim: ArrayLike, strength: ArrayLike, scale: ArrayLike, overlap: ArrayLike
-) -> Array:
+) -> Float[Array, "*shape"]:
     """Alignment ``<K_0, K_T>/(|K_0||K_T|)`` of the kernel's end with its start in ``f = w_2 . W_1 x``.
 
     ``W_1`` starts with ``rank`` singular values ``sqrt(c)``, so that ``K_0 = W_1^T W_1 = c P`` with ``P`` the

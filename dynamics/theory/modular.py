@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from dynamics.types import Array
 
@@ -51,14 +52,14 @@ def group_margin(dimensions: Sequence[int]) -> float:
     return float(2 / (3 * (3 * order) ** 0.5 * sum(d**2.5 for d in dimensions[1:])))
 
 
-def max_margin_network(p: int) -> tuple[Array, Array]:
+def max_margin_network(p: int) -> tuple[Float[Array, "H 2*{p}"], Float[Array, "{p} H"]]:
     """A network of ``4 (p - 1)`` neurons that attains ``max_margin(p)``: eight phases for every frequency.
 
     Neuron ``(k, theta_u, theta_v)`` has ``u[a] = cos(theta_u + 2 pi k a/p)``, ``v`` alike and
     ``w[c] = cos(theta_u + theta_v + 2 pi k c/p)``; the phases cancel all but ``cos(2 pi k (a + b - c)/p)``.
 
     Returns:
-        ``(first [4(p-1), 2p], second [p, 4(p-1)])``, the two layers on two one-hots.
+        ``(first, second)``, the two layers on two one-hots.
 
     Reference: Morwani et al. 2023, theorem 7 (the construction in its proof).
     """
@@ -75,23 +76,27 @@ def max_margin_network(p: int) -> tuple[Array, Array]:
     return jnp.concatenate([wave(u), wave(v)], axis=1), wave(u + v).T
 
 
-def normalised_margin(first: Array, second: Array, table: Array) -> Array:
+def normalised_margin(
+    first: Float[Array, "H inputs"], second: Float[Array, "n H"], table: Int[Array, "n n"]
+) -> Float[Array, ""]:
     """The smallest margin over all pairs of a two-layer quadratic network, divided by ``|theta|_{2,3}^3``.
 
     ``min_{a,b} (f_c - max_{c' != c} f_c')`` with ``c = table[a, b]`` and ``f = second (first x)^2`` on two one-hots.
 
     Args:
-        first: ``[H, 2n]``. second: ``[n, H]``. table: int ``[n, n]``.
+        first, second: the two layers, on 2 n inputs. table: of the operation.
 
     Returns:
-        Scalar; negative when a pair is misclassified; at most ``max_margin(n)`` for addition modulo an odd n
+        Negative when a pair is misclassified; at most ``max_margin(n)`` for addition modulo an odd n
         and ``group_margin`` of a group whose representations are real.
     """
     margin, scale = _margins(first, second, table)
     return jnp.min(margin) / scale
 
 
-def softmax_margin(first: Array, second: Array, table: Array) -> Array:
+def softmax_margin(
+    first: Float[Array, "H inputs"], second: Float[Array, "n H"], table: Int[Array, "n n"]
+) -> Float[Array, ""]:
     """The margin over ``|theta|_{2,3}^3`` as cross-entropy weighs it: a mean over all pairs and wrong answers.
 
     The weights are the probabilities that the softmax gives to the wrong answers. A network at a minimum of the
@@ -99,11 +104,7 @@ def softmax_margin(first: Array, second: Array, table: Array) -> Array:
     largest margin lies between ``normalised_margin`` and this mean. For addition the two agree; for other groups the
     smallest margin only rises to the maximum as ``1/log(1/lambda)``, while the mean is there at any small lambda.
 
-    Args:
-        first: ``[H, 2n]``. second: ``[n, H]``. table: int ``[n, n]``.
-
-    Returns:
-        Scalar.
+    Args: as in ``normalised_margin``.
 
     Cost: ``2 H n^3`` multiplications and ``n^3`` numbers.
     """

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Real
 
 from dynamics.types import Array, ArrayLike
 
@@ -20,21 +21,21 @@ class FeatureRisk(NamedTuple):
         residual: of the defining equation, relative to n.
     """
 
-    test: Array
-    train: Array
-    kappa: Array
-    gamma: Array
-    residual: Array
+    test: Float[Array, ""]
+    train: Float[Array, ""]
+    kappa: Float[Array, ""]
+    gamma: Float[Array, ""]
+    residual: Float[Array, ""]
 
 
 @partial(jax.jit, static_argnames="iterations")
 def random_feature_risk(
-    eigenvalues: ArrayLike,
-    target: ArrayLike,
-    samples: ArrayLike,
-    features: ArrayLike,
-    ridge: ArrayLike,
-    noise: ArrayLike = 0.0,
+    eigenvalues: Real[ArrayLike, " m"],
+    target: Real[ArrayLike, " m"],
+    samples: Real[ArrayLike, ""],
+    features: Real[ArrayLike, ""],
+    ridge: Real[ArrayLike, ""],
+    noise: Real[ArrayLike, ""] = 0.0,
     *,
     iterations: int = 100,
 ) -> FeatureRisk:
@@ -53,15 +54,15 @@ def random_feature_risk(
     carries the derivative. ``k -> infinity`` gives kernel ridge regression.
 
     Args:
-        eigenvalues: ``lam [m]`` of the kernel, positive, in units where ``K = sum_i lam_i phi_i phi_i^T``.
-        target: squared coefficients ``v_i^2 [m]`` of the target on the eigenfunctions.
+        eigenvalues: ``lam`` of the kernel, positive, in units where ``K = sum_i lam_i phi_i phi_i^T``.
+        target: squared coefficients ``v_i^2`` of the target on the eigenfunctions.
         samples, features: n and k, positive; may be real and traced; ``inf`` is not allowed, a large number is.
         ridge: > 0 (the ridgeless limit is that of a small one).
         noise: variance ``s^2`` of the label noise.
         iterations: bisections; each halves the bracket of ``log gamma``.
 
     Returns:
-        A ``FeatureRisk`` of scalars. Differentiable and vmappable.
+        A ``FeatureRisk``. Differentiable and vmappable.
 
     Assumptions: Gaussian features ("universality"); k features give ``K_hat = F F^T`` with entries of variance 1/k.
 

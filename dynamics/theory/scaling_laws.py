@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Complex, Float, Inexact, Num, Real
 
 from dynamics.types import Array, ArrayLike
 
@@ -20,8 +21,8 @@ from dynamics.types import Array, ArrayLike
 class Loss(NamedTuple):
     """``loss`` at the times asked for, and ``residual``: the largest error of the response equation met on the way."""
 
-    loss: Array
-    residual: Array
+    loss: Float[Array, " T"]
+    residual: Float[Array, ""]
 
 
 class Exponents(NamedTuple):
@@ -33,8 +34,8 @@ class Exponents(NamedTuple):
     compute: float
 
 
-def power_law_spectrum(modes: int, a: float, b: float) -> tuple[Array, Array]:
-    """``lam_k = k^-b`` and ``c_k = lam_k w*_k^2 = k^-a``, both ``[modes]``: Bordelon et al. 2024, eq. 15."""
+def power_law_spectrum(modes: int, a: float, b: float) -> tuple[Float[Array, " modes"], Float[Array, " modes"]]:
+    """``lam_k = k^-b`` and ``c_k = lam_k w*_k^2 = k^-a``: Bordelon et al. 2024, eq. 15."""
     k = jnp.arange(1, modes + 1, dtype=jnp.result_type(float))
     return k**-b, k**-a
 
@@ -66,20 +67,22 @@ def exponents(a: float, b: float) -> Exponents:
     return Exponents((a - 1) / b, size, min(a - 1, 2 * b), 1 / (b / (a - 1) + 1 / size))
 
 
-def response(s: ArrayLike, eigenvalues: ArrayLike, count: ArrayLike, *, iterations: int = 60) -> tuple[Array, Array]:
+def response(
+    s: Num[ArrayLike, "*s"], eigenvalues: Real[ArrayLike, " m"], count: ArrayLike, *, iterations: int = 60
+) -> tuple[Inexact[Array, "*s"], Float[Array, "*s"]]:
     """``R(s) = 1 - (R/n) sum_k lam_k/(s + lam_k R)``: the share of the gradient that ``n`` features (or samples) pass.
 
     Solved for ``u = s/R``, which obeys ``u (1 - (1/n) sum lam/(u + lam)) = s``, by Newton steps from the root at large
     ``|s|``, moved inwards along the ray to ``s``.
 
     Args:
-        s: complex Laplace variable, any shape, off the negative real axis.
-        eigenvalues: ``lam [m]``.
+        s: complex Laplace variable, off the negative real axis.
+        eigenvalues: ``lam``.
         count: n, the number of features (or of samples P); ``inf`` gives 1.
         iterations: stations on the ray, with three Newton steps each.
 
     Returns:
-        ``(R, residual)`` of the shape of ``s``; residual is ``|left - right|`` of the first equation.
+        ``(R, residual)``; residual is ``|left - right|`` of the first equation.
 
     Cost: ``3 iterations`` sums over m modes an entry.
 
@@ -112,21 +115,25 @@ def response(s: ArrayLike, eigenvalues: ArrayLike, count: ArrayLike, *, iteratio
 
 @partial(jax.jit, static_argnames="nodes")
 def feature_loss(
-    times: ArrayLike, eigenvalues: ArrayLike, weights: ArrayLike, features: ArrayLike, *, nodes: int = 32
+    times: Real[ArrayLike, " T"],
+    eigenvalues: Real[ArrayLike, " m"],
+    weights: Real[ArrayLike, " m"],
+    features: Real[ArrayLike, ""],
+    *,
+    nodes: int = 32,
 ) -> Loss:
     """Population loss of ``n`` random features with unlimited data: ``L(t) = sum_k c_k h_k(2t)``.
 
     ``h_k`` is the inverse Laplace transform of ``1/(s + lam_k R(s))``, taken on Talbot's contour.
 
     Args:
-        times: ``t > 0``, ``[T]``; gradient flow of ``dw/dt = -(A^T A/n) Lambda (w - w*)``.
-        eigenvalues: ``lam [m]``.
-        weights: ``c = lam w*^2 [m]``.
+        times: ``t > 0``; gradient flow of ``dw/dt = -(A^T A/n) Lambda (w - w*)``.
+        eigenvalues, weights: ``lam`` and ``c = lam w*^2``.
         features: n; ``inf`` gives ``sum c e^{-2 lam t}``.
         nodes: points on the contour (12 suffice in float32).
 
     Returns:
-        ``Loss(loss [T], residual scalar)``. Differentiable and vmappable.
+        A ``Loss``. Differentiable and vmappable.
 
     Assumptions: Gaussian features ``A [n, m]`` of unit variance, zero start, n large: corrections are O(1/n).
 
@@ -142,7 +149,13 @@ def feature_loss(
 
 @partial(jax.jit, static_argnames="nodes")
 def sample_loss(
-    times: ArrayLike, eigenvalues: Array, weights: Array, samples: ArrayLike, noise: ArrayLike = 0.0, *, nodes: int = 24
+    times: Real[ArrayLike, " T"],
+    eigenvalues: Real[ArrayLike, " m"],
+    weights: Real[ArrayLike, " m"],
+    samples: Real[ArrayLike, ""],
+    noise: Real[ArrayLike, ""] = 0.0,
+    *,
+    nodes: int = 24,
 ) -> Loss:
     """Population loss of the full linear model trained on ``P`` samples.
 
@@ -151,14 +164,14 @@ def sample_loss(
     adds ``se^2 gam/((1 - gam) s s')``.
 
     Args:
-        times: ``t > 0``, ``[T]``; gradient flow of ``dw/dt = -(X^T X/P)(w - w*) + X^T e/P``.
-        eigenvalues, weights: ``lam [m]`` and ``c = lam w*^2 [m]``.
+        times: ``t > 0``; gradient flow of ``dw/dt = -(X^T X/P)(w - w*) + X^T e/P``.
+        eigenvalues, weights: ``lam`` and ``c = lam w*^2``.
         samples: P.
         noise: variance ``se^2`` of the label noise (not itself part of the loss).
         nodes: points on each of the two contours (12 suffice in float32).
 
     Returns:
-        ``Loss(loss [T], residual scalar)``. Differentiable and vmappable.
+        A ``Loss``. Differentiable and vmappable.
 
     Assumptions: Gaussian inputs of covariance diag(lam), zero start, P large.
 
@@ -183,17 +196,20 @@ def sample_loss(
     return Loss(loss, jnp.max(residual))
 
 
-def compute_frontier(times: ArrayLike, features: ArrayLike, loss: ArrayLike, compute: ArrayLike) -> Array:
+def compute_frontier(
+    times: Real[ArrayLike, " T"],
+    features: Real[ArrayLike, " S"],
+    loss: Real[ArrayLike, "S T"],
+    compute: Real[ArrayLike, " C"],
+) -> Float[Array, " C"]:
     """The least loss at each compute ``C = n t``, over sizes n; each size's curve is interpolated between logarithms.
 
     Args:
-        times: ``[T]``, ascending.
-        features: sizes ``[S]``.
-        loss: ``[S, T]``.
-        compute: ``[C]``.
+        times: ascending.
+        features: sizes n.
 
     Returns:
-        ``[C]``; inf where no size covers that compute.
+        The loss; inf where no size covers that compute.
 
     Cost: S interpolations of C values.
     """
@@ -207,15 +223,15 @@ def compute_frontier(times: ArrayLike, features: ArrayLike, loss: ArrayLike, com
     return jnp.min(jax.vmap(curve)(jnp.asarray(features), jnp.asarray(loss)), axis=0)
 
 
-def talbot(times: ArrayLike, nodes: int) -> tuple[Array, Array]:
+def talbot(times: Real[ArrayLike, "*t"], nodes: int) -> tuple[Complex[Array, "*t half"], Complex[Array, "*t half"]]:
     """Weideman's modified Talbot contour: ``f(t) = Re sum_j weight_j F(s_j)`` for real ``f`` with transform ``F``.
 
     Args:
-        times: ``[...]``, > 0.
+        times: > 0.
         nodes: points on the whole contour, even; the error falls as ``3.89^-nodes`` until rounding.
 
     Returns:
-        ``(s, weight)``, complex ``[..., nodes/2]``: the upper half plane; the lower one is folded into the real part.
+        ``(s, weight)``, ``half`` being ``nodes/2``: the upper half plane; the lower one is folded into the real part.
 
     Raises:
         ValueError: unless ``nodes`` is even and >= 2.

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dynamics.theory.activations import Activation, moments_of
 from dynamics.theory.fixed_point import bisect, implicit
@@ -43,23 +44,23 @@ class SignalPropagation(NamedTuple):
         residual: of the two fixed-point equations, relative to ``q*`` and 1; NaN where ``q*`` is 0 or inf.
     """
 
-    q: Array
-    chi: Array
-    correlation: Array
-    length_slope: Array
-    correlation_slope: Array
-    length_depth: Array
-    correlation_depth: Array
-    gradient_depth: Array
-    residual: Array
+    q: Float[Array, "*shape"]
+    chi: Float[Array, "*shape"]
+    correlation: Float[Array, "*shape"]
+    length_slope: Float[Array, "*shape"]
+    correlation_slope: Float[Array, "*shape"]
+    length_depth: Float[Array, "*shape"]
+    correlation_depth: Float[Array, "*shape"]
+    gradient_depth: Float[Array, "*shape"]
+    residual: Float[Array, "*shape"]
 
 
 class Critical(NamedTuple):
     """A point of the edge of chaos: ``chi_1 = 1`` at the fixed point ``q``."""
 
-    W_std: Array
-    b_std: Array
-    q: Array
+    W_std: Float[Array, "*shape"]
+    b_std: Float[Array, "*shape"]
+    q: Float[Array, "*shape"]
 
 
 def length_map(activation: Activation, W_std: ArrayLike, b_std: ArrayLike = 0.0) -> Callable[[ArrayLike], Array]:
@@ -312,6 +313,6 @@ def _depth(slope: Array) -> Array:
 def _check(W_std: ArrayLike, b_std: ArrayLike, start: float) -> None:
     for name, value in (("W_std", W_std), ("b_std", b_std)):
         if isinstance(value, int | float) and value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
+            raise ValueError(f"{name}: got {value}; allowed: a number >= 0")
     if not start > 0:
-        raise ValueError(f"start must be positive, got {start}")
+        raise ValueError(f"start: got {start}; allowed: a number > 0")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Real
 
 from dynamics.types import Array, ArrayLike
 
@@ -14,21 +15,20 @@ class Spectrum(NamedTuple):
     """A measure on the half line: ``E g(lambda) = zero g(0) + sum_i weights_i g(eigenvalues_i)``.
 
     Attributes:
-        eigenvalues: ``[nodes]``, positive.
-        weights: ``[nodes]``.
+        eigenvalues: positive.
         zero: mass at zero; all masses sum to one.
     """
 
-    eigenvalues: Array
-    weights: Array
-    zero: Array
+    eigenvalues: Float[Array, " nodes"]
+    weights: Float[Array, " nodes"]
+    zero: Float[Array, ""]
 
-    def mean(self, values: Array, at_zero: ArrayLike = 0.0) -> Array:
-        """``E g``, from ``values = g(eigenvalues) [..., nodes]`` and ``at_zero = g(0) [...]``."""
+    def mean(self, values: Float[Array, "*n nodes"], at_zero: Real[ArrayLike, "*#n"] = 0.0) -> Float[Array, "*n"]:
+        """``E g``, from ``values = g(eigenvalues)`` and ``at_zero = g(0)``."""
         return self.zero * jnp.asarray(at_zero) + jnp.sum(self.weights * values, axis=-1)
 
 
-def marchenko_pastur_density(eigenvalue: ArrayLike, aspect: ArrayLike) -> Array:
+def marchenko_pastur_density(eigenvalue: ArrayLike, aspect: ArrayLike) -> Float[Array, "*shape"]:
     """``rho(l) = sqrt((l_+ - l)(l - l_-)) / (2 pi l)`` with ``l_+- = (sqrt(a) +- 1)^2``, zero outside.
 
     The spectrum of ``X^T X`` for ``X [P, N]`` with entries of variance 1/N, as N grows at fixed ``a = P/N``; the mass
@@ -51,7 +51,7 @@ def marchenko_pastur_density(eigenvalue: ArrayLike, aspect: ArrayLike) -> Array:
     return jnp.where(positive, root, 0.0)
 
 
-def marchenko_pastur(aspect: ArrayLike, nodes: int = 1000) -> Spectrum:
+def marchenko_pastur(aspect: Real[ArrayLike, ""], nodes: int = 1000) -> Spectrum:
     """The Marchenko-Pastur law as a quadrature that keeps its square-root edges exact.
 
     With ``l = 1 + a - 2 sqrt(a) cos(theta)`` the density becomes ``4 a sin^2(theta) / (2 pi l) d theta``, smooth on

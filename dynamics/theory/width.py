@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
 from dynamics.empirical import empirical_ntk_fn
 from dynamics.statistics import PowerLaw, kernel_distance, power_law
@@ -17,24 +18,23 @@ class WidthStudy(NamedTuple):
     """Kernels against width, with fitted powers and their 95 % intervals over seeds.
 
     Attributes:
-        widths: ``[W]``.
-        fluctuation: ``[seeds, W]`` ``|K_0 - K_inf| / |K_inf|``; theory: exponent -1/2.
-        drift: ``[seeds, W]`` ``|K_T - K_0| / |K_0|``, or None without training; theory (NTK parametrisation): -1.
+        fluctuation: ``|K_0 - K_inf| / |K_inf|``; theory: exponent -1/2.
+        drift: ``|K_T - K_0| / |K_0|``, or None without training; theory (NTK parametrisation): -1.
         fluctuation_law, drift_law: the fits (``str`` gives exponent and interval); None for fewer than three widths.
     """
 
-    widths: np.ndarray
-    fluctuation: np.ndarray
-    drift: Any
-    fluctuation_law: Any
-    drift_law: Any
+    widths: Int[np.ndarray, " W"]
+    fluctuation: Float[np.ndarray, "seeds W"]
+    drift: Float[np.ndarray, "seeds W"] | None
+    fluctuation_law: PowerLaw | None
+    drift_law: PowerLaw | None
 
 
 def kernel_width_study(
     network: Callable[[int], Model],
-    x: Array,
+    x: Shaped[Array, "n ..."],
     widths: Sequence[int],
-    key: Array,
+    key: PRNGKeyArray,
     *,
     seeds: int = 16,
     train: Callable[[Params], Params] | None = None,
@@ -43,7 +43,7 @@ def kernel_width_study(
 
     Args:
         network: ``width -> Model`` with a ``kernel``.
-        x: ``[n, ...]`` inputs on which kernels are compared (in Frobenius norm, outputs averaged).
+        x: inputs on which kernels are compared (in Frobenius norm, outputs averaged).
         widths: at least one; three or more for the fits.
         key: random key; each width and seed gets its own.
         seeds: independent networks a width.
@@ -72,9 +72,9 @@ def kernel_width_study(
     """
     steps = np.diff(np.asarray(widths))
     if len(widths) < 1 or min(widths) < 1 or np.any(steps <= 0):
-        raise ValueError(f"widths must be positive and increasing, got {tuple(widths)}")
+        raise ValueError(f"widths: got {tuple(widths)}; allowed: positive integers, ascending")
     if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
+        raise ValueError(f"seeds: got {seeds}; allowed: an integer >= 1")
     columns = [_of_width(network(n), x, jax.random.fold_in(key, n), seeds, train) for n in widths]
     fluctuation, drift = (np.stack(readings, axis=1) for readings in zip(*columns, strict=True))
     return WidthStudy(
@@ -88,7 +88,7 @@ def kernel_width_study(
 
 def _of_width(model: Model, x: Array, key: Array, seeds: int, train) -> tuple[np.ndarray, np.ndarray]:
     if model.kernel is None:
-        raise ValueError("network must give models with an infinite-width kernel, got kernel None")
+        raise ValueError("network: got a model with kernel None; allowed: models with an infinite-width kernel")
     limit, ntk = model.kernel(x, None, "ntk"), empirical_ntk_fn(model.apply)
 
     @jax.jit

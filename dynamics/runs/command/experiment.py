@@ -95,7 +95,7 @@ def _check(options: Any, swept: dict[str, list], argv: list[str]) -> None:
     """
     for name in ("fork", "resume"):
         if getattr(options, name) not in (None, False) and options.name is None:
-            raise BadInput(f"--{name}: needs --name, the run to continue from")
+            raise BadInput(f"--{name}: got it without a run; allowed: with --name, the run to continue from")
     if options.fork is not None and options.fork == options.name:
         raise BadInput(f"--fork: got {options.fork!r}, the run itself; allowed: a new name")
     if options.workers < 1:
@@ -107,9 +107,11 @@ def _check(options: Any, swept: dict[str, list], argv: list[str]) -> None:
     if early(argv, "sweep") == "":
         raise BadInput("--sweep: got no FIELD=SPEC; allowed: one or more")
     if options.sweep and (options.fork is not None or options.resume):
-        raise BadInput("--fork, --resume: not with --sweep; they take that of the run --name")
+        raise BadInput(
+            "--fork, --resume: got one with --sweep; allowed: without it, since they take that of the run --name"
+        )
     if options.show is not None and not swept:
-        raise BadInput("--show: only with --sweep")
+        raise BadInput("--show: got it without a sweep; allowed: with --sweep")
     if options.cluster is not None:
         checked_cluster(options.cluster)
     if options.track is not None:

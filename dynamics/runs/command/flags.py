@@ -80,7 +80,7 @@ def parse(
     clash = {name for name, *_ in own} & {name for name, *_ in common}
     if clash:
         raise BadInput(
-            f"{cls.__module__}.Config: fields {sorted(clash)} are options of every command line; rename them"
+            f"{cls.__module__}.Config: got fields {sorted(clash)}; allowed: names that no option of every command has"
         )
     literal = Literal[tuple(presets)]  # type: ignore[valid-type]
     choice = tyro.conf.arg(help=field_help(Options)["preset"], metavar="{" + ",".join(presets) + "}")

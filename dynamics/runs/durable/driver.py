@@ -56,7 +56,7 @@ def durable_simulate(
         ValueError: for a label used twice, or a call under ``jit`` or ``vmap`` (map with ``study`` instead).
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, state, data, key))):
-        raise ValueError("simulate: a durable run cannot stand inside jit or vmap; map lanes with run.study instead")
+        raise ValueError("simulate: got a durable run inside jit or vmap; allowed: run.study, which maps lanes")
     call = prepare(dynamics, params, data, old, train, test, steps, record_at, key, stop, state)
     return journalled(run, call, run.enter(label), {"dt": np.asarray(dynamics.dt).tolist()})
 

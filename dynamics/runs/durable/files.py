@@ -80,7 +80,7 @@ def read_json(path: Path, default: Any) -> Any:
         except FileNotFoundError:
             return default
         if not isinstance(value, type(default)):
-            raise TypeError(f"got {type(value).__name__}; allowed: {type(default).__name__}")
+            raise TypeError(f"content: got {type(value).__name__}; allowed: {type(default).__name__}")
     return value
 
 
@@ -219,7 +219,9 @@ def unpack(data: bytes, expected: str | None = None) -> dict[str, np.ndarray]:
     sound = len(view) >= len(MAGIC) + 40 and over.digest() == view[-32:]
     over.update(view[-32:])
     if not sound or expected not in (None, over.hexdigest()):
-        raise ValueError(f"digest mismatch over {len(view)} bytes: truncated or damaged")
+        raise ValueError(
+            f"digest: got another over {len(view)} bytes, truncated or damaged; allowed: that of the whole"
+        )
     at = len(MAGIC) + 8
     length = int.from_bytes(view[len(MAGIC) : at], "little")
     header = json.loads(bytes(view[at : at + length]))
@@ -229,7 +231,7 @@ def unpack(data: bytes, expected: str | None = None) -> dict[str, np.ndarray]:
         dtype = _dtype(kind)
         size = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or dtype.hasobject or at + size > len(view) - 32:
-            raise ValueError(f"{name}: got {kind}{shape} where {len(view) - 32 - at} bytes are left")
+            raise ValueError(f"{name}: got {kind}{shape}; allowed: what the {len(view) - 32 - at} bytes left hold")
         arrays[name] = np.frombuffer(view[at : at + size], dtype).reshape(shape).copy()
         at += size
     return arrays

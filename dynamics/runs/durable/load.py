@@ -126,7 +126,7 @@ def record_of(header: dict[str, Any], chunks: list[Chunk]) -> Record:
         needed = count // max(1, len(cells)) * sum(value.nbytes for value in values.values())
         if needed > MEMORY or len(set(cells) & set(range(count))) != len(cells):
             raise ValueError(
-                f"got {len(cells)} of {count} cells, {needed} bytes; allowed: own cells that fit the memory"
+                f"cells: got {len(cells)} of {count}, {needed} bytes; allowed: own ones that fit the memory"
             )
         lanes = {name: value[:, : len(cells)] for name, value in values.items()}
         return merged([(cells, np.asarray(dt), Record(step, step, lanes))], axes)

@@ -38,7 +38,9 @@ def export(path: Path, target: Path) -> int:
         raise BadInput(f"target: got {str(target)!r}; allowed: a file in a folder that exists")
     run = load(path)
     if not run.records:
-        raise BadInput(f"path: got {str(path)!r}, whose run recorded no curves; its numbers are in claims.json")
+        raise BadInput(
+            f"path: got {str(path)!r}, whose run recorded no curves; allowed: one that did (numbers: claims.json)"
+        )
     write = (_run_arrays if target.suffix == ".npz" else _run_netcdf)(run)
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):  # of an export that was killed

@@ -67,15 +67,15 @@ def values_of(field: str, text: str, kind: type) -> list[Any]:
         if parts[0] in ("lin", "log") and len(parts) == 4:
             low, high, count = float(parts[1]), float(parts[2]), int(parts[3])
             if not 1 <= count <= MAX_CELLS:
-                raise ValueError(f"{count} values")
+                raise ValueError(f"count: got {count}; allowed: 1 to {MAX_CELLS}")
             spaced = np.linspace(low, high, count) if parts[0] == "lin" else np.geomspace(low, high, count)
             if not np.all(np.isfinite(spaced)):
-                raise ValueError("not finite")
+                raise ValueError("values: got some that are not finite; allowed: finite ones")
             values = list(dict.fromkeys(round(v) for v in spaced)) if kind is int else [float(v) for v in spaced]
         elif len(parts) == 2 and kind is int:
             start, stop = int(parts[0]), int(parts[1])
             if stop - start > MAX_CELLS:
-                raise ValueError(f"{stop - start} values")
+                raise ValueError(f"count: got {stop - start}; allowed: at most {MAX_CELLS}")
             values = list(range(start, stop))
         else:
             values = [kind(part) for part in text.split(",")]
@@ -103,7 +103,7 @@ def parse_sweep(cls: type[Config], specs: tuple[str, ...]) -> dict[str, list]:
         field = field.lstrip("-").replace("-", "_")
         if field in fields and field not in single:
             line = "--seeds NUMBER" if field == "seeds" else f"--{field.replace('_', '-')} {text}"
-            raise BadInput(f"sweep: got {spec!r}; {field} is an axis, all of whose values are one program: {line}")
+            raise BadInput(f"sweep: got {spec!r}; allowed: {line}, an axis, all of whose values are one program")
         if not equals or field not in single or field in swept:
             raise BadInput(f"sweep: got {spec!r}; allowed: FIELD=SPEC with each FIELD once, of {', '.join(single)}")
         swept[field] = values_of(f"sweep: {field}", text, fields[field][0])

@@ -36,13 +36,13 @@ def elementwise(fn: Callable[[Array], Array] | None, dual: Dual) -> Model:
 
     def apply(params, inputs, **kwargs):
         if fn is None:
-            raise ValueError("fn is None: this layer has a kernel but no finite network")
+            raise ValueError("fn: got None, a layer with a kernel but no finite network; allowed: a function")
         return fn(inputs)
 
     def propagate(k: Kernel, **kwargs):
         if not k.is_gaussian:
             raise ValueError(
-                "a nonlinearity needs Gaussian preactivations: put a Dense or Conv layer between two nonlinearities"
+                "inputs: got those of a nonlinearity; allowed: Gaussian ones, by a Dense or Conv layer in between"
             )
         s1, s2 = deviations(k)
         gap, slope = dual.cross(k.gap, *k.sides(s1, s2))

@@ -119,7 +119,7 @@ def RectifiedMonomial(degree: int) -> Model:
     Reference: Cho & Saul 2009, eq. 4.
     """
     if degree < 0:
-        raise ValueError(f"degree must be at least 0, got {degree}")
+        raise ValueError(f"degree: got {degree}; allowed: an integer >= 0")
     polynomials = _arccosine_polynomials(degree)
     top = math.prod(range(2 * degree - 1, 0, -2))
 

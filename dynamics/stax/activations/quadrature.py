@@ -24,7 +24,7 @@ def gauss_hermite(degree: int) -> tuple[np.ndarray, np.ndarray]:
 def ElementwiseNumerical(fn: Callable[[Array], Array], deg: int, df: Callable | None = None) -> Model:
     """``f = fn`` by a two-dimensional Gauss-Hermite rule with ``deg`` nodes an axis; cost ``deg^2`` a kernel entry."""
     if deg < 1:
-        raise ValueError(f"deg must be a positive integer, got {deg}")
+        raise ValueError(f"deg: got {deg}; allowed: an integer >= 1")
     slope_fn = jax.grad(fn) if df is None else df
     points, weights = gauss_hermite(deg)
 
@@ -69,7 +69,7 @@ def Elementwise(
     """
     if nngp_fn is None:
         if fn is None:
-            raise ValueError("Elementwise needs fn or nngp_fn, got neither")
+            raise ValueError("fn, nngp_fn: got neither; allowed: one or both of them")
         return Series(fn)
     value_fn = jnp.vectorize(nngp_fn)
     slope_fn = jnp.vectorize(jax.grad(nngp_fn) if d_nngp_fn is None else d_nngp_fn)
@@ -127,7 +127,7 @@ def Series(fn: Callable[[Array], Array], terms: int = 64, degree: int = 128) -> 
     Reference: Daniely et al. 2016, section 4.
     """
     if not 2 <= terms <= degree:
-        raise ValueError(f"terms must lie in [2, degree={degree}], got {terms}")
+        raise ValueError(f"terms: got {terms}; allowed: an integer from 2 to degree={degree}")
 
     def slope_fn(x):
         return jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]

@@ -117,7 +117,7 @@ def Rbf(gamma: float | Array = 1.0) -> Model:
     Reference: Rahimi & Recht 2007.
     """
     if isinstance(gamma, int | float) and gamma < 0:
-        raise ValueError(f"gamma must be at least 0, got {gamma}")
+        raise ValueError(f"gamma: got {gamma}; allowed: a number >= 0")
 
     def cross(gap, s1, s2):
         distance = gap + 0.5 * (s1 - s2) ** 2
@@ -219,7 +219,7 @@ def Hermite(degree: int) -> Model:
     Reference: Daniely et al. 2016.
     """
     if degree < 0:
-        raise ValueError(f"degree must be at least 0, got {degree}")
+        raise ValueError(f"degree: got {degree}; allowed: an integer >= 0")
     coefficients = np.polynomial.hermite_e.herme2poly([0] * degree + [1])[::-1] / math.factorial(degree) ** 0.5
 
     def cross(k, q1, q2):
@@ -233,7 +233,7 @@ def Hermite(degree: int) -> Model:
 def Monomial(degree: int) -> Model:
     """``f(x) = x^degree``; see ``Polynomial``."""
     if degree < 0:
-        raise ValueError(f"degree must be at least 0, got {degree}")
+        raise ValueError(f"degree: got {degree}; allowed: an integer >= 0")
     return Polynomial([0.0] * degree + [1.0])
 
 
@@ -245,7 +245,7 @@ def Polynomial(coef: Sequence[float]) -> Model:
     """
     coef = [float(c) for c in coef]
     if not coef:
-        raise ValueError("coef must hold at least one coefficient, got none")
+        raise ValueError("coef: got none; allowed: one or more coefficients")
 
     def rho(order, q):
         terms = [

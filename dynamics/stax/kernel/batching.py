@@ -45,9 +45,11 @@ def batch(
     """
     devices = jax.local_devices()
     if batch_size < 0:
-        raise ValueError(f"batch_size must be at least 0, got {batch_size}")
+        raise ValueError(f"batch_size: got {batch_size}; allowed: an integer >= 0")
     if not -1 <= device_count <= len(devices):
-        raise ValueError(f"device_count must lie in [-1, {len(devices)}] (local devices), got {device_count}")
+        raise ValueError(
+            f"device_count: got {device_count}; allowed: an integer from -1 to {len(devices)}, the local devices"
+        )
     chosen = devices if device_count == -1 else devices[: max(device_count, 1)]
     compiled = _compiled(kernel_fn)
 

@@ -72,12 +72,14 @@ def canonical(x, batch_axis: int, channel_axis: int, name: str) -> Array:
     """``[n, *spatial, channels]`` in the default floating precision."""
     x = jnp.asarray(x)
     if x.ndim < 2:
-        raise ValueError(f"{name} must have a batch and a channel axis, got shape {x.shape}")
+        raise ValueError(f"{name}: got shape {x.shape}; allowed: a batch and a channel axis, and any between them")
     for axis_name, axis in (("batch_axis", batch_axis), ("channel_axis", channel_axis)):
         if not -x.ndim <= axis < x.ndim:
-            raise ValueError(f"{axis_name} must lie in [{-x.ndim}, {x.ndim}) for {name} of shape {x.shape}, got {axis}")
+            raise ValueError(
+                f"{axis_name}: got {axis} for {name} of shape {x.shape}; allowed: {-x.ndim} to {x.ndim - 1}"
+            )
     if jnp.iscomplexobj(x) or not x.shape[channel_axis]:
-        raise ValueError(f"{name} must be real with at least one channel, got {x.dtype} of shape {x.shape}")
+        raise ValueError(f"{name}: got {x.dtype} of shape {x.shape}; allowed: real numbers, at least one channel")
     x = x.astype(jnp.promote_types(jnp.result_type(float), jnp.float32))
     return jnp.moveaxis(x, (batch_axis, channel_axis), (0, -1))
 
@@ -86,15 +88,15 @@ def check_pair(x1: Array, x2: Array, diagonal: bool, alive: int = 3) -> None:
     """Refuses inputs of different shapes, and kernels that cannot fit: ``alive`` arrays of all pairs at once."""
     if x1.shape[1:] != x2.shape[1:]:
         raise ValueError(
-            f"x2 must match x1 in all but the batch axis, got {x2.shape} and {x1.shape} (samples first, channels last)"
+            f"x2: got shape {x2.shape} with x1 {x1.shape}; allowed: equal in all but the first axis, the batch"
         )
     positions = math.prod(x1.shape[1:-1]) ** (1 if diagonal else 2)
     needed = alive * x1.shape[0] * x2.shape[0] * positions * x1.dtype.itemsize
     available = free_bytes(jax.devices()[:1])
     if needed > available:
         raise ValueError(
-            f"the kernel of {x1.shape[0]} x {x2.shape[0]} inputs needs about {needed / 2**30:.3g} GiB and "
-            f"{available / 2**30:.3g} GiB are free: evaluate it in tiles with batch(kernel_fn, batch_size=...)"
+            f"x1, x2: got {x1.shape[0]} x {x2.shape[0]} samples, a kernel of {needed / 2**30:.3g} GiB; allowed: what "
+            f"fits {available / 2**30:.3g} GiB, or tiles: batch(kernel_fn, batch_size=...)"
         )
 
 

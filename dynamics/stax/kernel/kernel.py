@@ -170,7 +170,9 @@ class Kernel:
         if not given:
             return dataclasses.replace(self, **changes)
         if self.paired:
-            raise ValueError("nngp, cov1 and cov2 cannot be replaced in a paired Kernel: replace gap, var1 and within1")
+            raise ValueError(
+                "nngp, cov1, cov2: got them for a paired Kernel; allowed: gap, var1 and within1 in their place"
+            )
         covariances = [given.get(name, getattr(self, name)) for name in ("nngp", "ntk", "cov1", "cov2")]
         new = Kernel.from_covariances(*covariances, self.x1_is_x2, self.diagonal_spatial)
         stored = {name: getattr(new, name) for name in ("gap", "var1", "var2", "within1", "within2")}
@@ -257,14 +259,16 @@ PUBLIC = (*_ORIGINAL, "gap", "var1", "var2", "within1", "within2")
 def check_name(name: Any) -> str:
     """``name``, after checking that a Kernel has it."""
     if name not in PUBLIC:
-        raise ValueError(f"get must name an attribute of Kernel ({', '.join(PUBLIC)}), got {name!r}")
+        raise ValueError(f"get: got {name!r}; allowed: {', '.join(PUBLIC)}")
     return name
 
 
 def channels(k: Kernel) -> int:
     """Number of channels of a layer's input."""
     if k.channel_axis >= len(k.shape1):
-        raise ValueError(f"tokens of shape {k.shape1} have no channel axis: put Embedding before the other layers")
+        raise ValueError(
+            f"inputs: got tokens of shape {k.shape1}, without channels; allowed: Embedding before the other layers"
+        )
     return k.shape1[k.channel_axis]
 
 

@@ -56,7 +56,7 @@ def monte_carlo_kernel_fn(
     """
     counts = {n_samples} if isinstance(n_samples, int) else set(n_samples)
     if not counts or any(not isinstance(n, int) or n < 1 for n in counts):
-        raise ValueError(f"n_samples must be positive integers, got {n_samples}")
+        raise ValueError(f"n_samples: got {n_samples}; allowed: integers >= 1")
     empirical = empirical_kernel_fn(
         unmask_fn(apply_fn), trace_axes, diagonal_axes, vmap_axes, implementation, mixing=mixing
     )
@@ -106,7 +106,7 @@ def estimated_kernel_fn(model_from_key: Callable[..., Any], key, n_estimates: in
         ValueError: for ``n_estimates`` that is not an integer above 1, unknown names in ``get``.
     """
     if not isinstance(n_estimates, int) or n_estimates < 2:
-        raise ValueError(f"n_estimates must be an integer above 1, got {n_estimates}")
+        raise ValueError(f"n_estimates: got {n_estimates}; allowed: an integer >= 2")
 
     def kernel_fn(x1, x2=None, get=None):
         names = ("nngp", "ntk", "nngp" + _ERROR, "ntk" + _ERROR) if get is None else get
@@ -147,7 +147,7 @@ def _kinds(names) -> tuple[str, ...]:
     """'nngp' and 'ntk' as far as ``names`` ask for them or their errors."""
     for name in names:
         if not isinstance(name, str) or name.removesuffix(_ERROR) not in ("nngp", "ntk"):
-            raise ValueError(f"get must name 'nngp', 'ntk' or their '{_ERROR}', got {name!r}")
+            raise ValueError(f"get: got {name!r}; allowed: 'nngp', 'ntk' and their '{_ERROR}'")
     return tuple(dict.fromkeys(name.removesuffix(_ERROR) for name in names))
 
 

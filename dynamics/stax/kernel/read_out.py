@@ -13,10 +13,10 @@ def names_of(get) -> tuple[str, ...] | None:
     if isinstance(get, str):
         return (check_name(get.lower()),)
     if not isinstance(get, tuple | list):
-        raise ValueError(f"get must be None, a name or a tuple of names, got {get!r}")
+        raise ValueError(f"get: got {get!r}; allowed: None, a name or a tuple of names")
     names = tuple(check_name(name.lower() if isinstance(name, str) else name) for name in get)
     if len(set(names)) < len(names):
-        raise ValueError(f"get must name each attribute once, got {names}")
+        raise ValueError(f"get: got {names}; allowed: each attribute once")
     return names
 
 

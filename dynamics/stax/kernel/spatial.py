@@ -32,7 +32,7 @@ def windows(shape: Sequence[int], sizes: Sequence[int], strides: Sequence[int], 
     """The windows of a convolution or a pooling over spatial axes of sizes ``shape``."""
     if len(shape) != len(sizes) or len(sizes) != len(strides):
         raise ValueError(
-            f"window sizes {tuple(sizes)} and strides {tuple(strides)} must have one entry for each of the "
+            f"window sizes, strides: got {tuple(sizes)} and {tuple(strides)}; allowed: one entry for each of the "
             f"{len(shape)} spatial axes of the input"
         )
     pads = lax.padtype_to_pads(shape, sizes, strides, "VALID" if padding == "VALID" else "SAME")
@@ -42,7 +42,7 @@ def windows(shape: Sequence[int], sizes: Sequence[int], strides: Sequence[int], 
     ]
     for length, window in zip(shape, found, strict=True):
         if length + window.low + window.high < window.size:
-            raise ValueError(f"window of size {window.size} does not fit into a spatial axis of size {length}")
+            raise ValueError(f"window: got size {window.size}; allowed: what fits into a spatial axis of size {length}")
     return found
 
 

@@ -18,7 +18,7 @@ def kernel_from_tokens(
     one = first.masked_value
     two = one if x2 is None else second.masked_value
     if one.shape[1:] != two.shape[1:]:
-        raise ValueError(f"x2 of shape {two.shape} must match x1 of shape {one.shape} in all but the batch axis")
+        raise ValueError(f"x2: got shape {two.shape} with x1 {one.shape}; allowed: equal in all but the batch axis")
     diagonal = not full_spatial or one.ndim == 1
     paired = paired and x2 is None and not diagonal
     gap = _differ(one, two, diagonal, paired)
@@ -46,7 +46,7 @@ def integers(x, name: str) -> Array:
     """``x`` as an array of integer tokens ``[n, *positions]``."""
     x = jnp.asarray(x)
     if x.ndim < 1 or not jnp.issubdtype(x.dtype, jnp.integer):
-        raise ValueError(f"{name} must hold integer tokens [n, *positions], got {x.dtype} of shape {x.shape}")
+        raise ValueError(f"{name}: got {x.dtype} of shape {x.shape}; allowed: integer tokens [n, *positions]")
     return x
 
 

@@ -98,11 +98,13 @@ def GlobalSelfAttention(
         _Sizes(n_chan_out, n_chan_key, n_chan_val, n_heads, batch_axis, channel_axis),
     )
     if n_samples is not None and n_samples < 2:
-        raise ValueError(f"n_samples must be an integer above 1, got {n_samples}")
+        raise ValueError(f"n_samples: got {n_samples}; allowed: an integer >= 2")
 
     def propagate(k: Kernel, **kwargs):
         if k.spatial_ndim and k.within1 is None:
-            raise ValueError("diagonal_spatial: got True; GlobalSelfAttention needs full spatial covariances")
+            raise ValueError(
+                "diagonal_spatial: got True; allowed: False, for GlobalSelfAttention needs full spatial covariances"
+            )
         k = k.replace(mask1=output_mask(k.mask1, None), mask2=output_mask(k.mask2, None))
         counts = tuple(c.reshape(c.shape[0], -1) for c in visible(k) or ()) or None
         plain = Covariances(
@@ -255,8 +257,8 @@ def _attended(options: _Options, plain: Covariances, embedded: Covariances, coun
         return bilinear(plain, embedded, options.scales, in_values)
     if n_samples is None or key is None:
         raise ValueError(
-            f"linear_scaling must be True for attention_mechanism={options.mechanism!r} without n_samples and key: "
-            "square-root scaling has a closed kernel for 'IDENTITY' only, the others are averaged over n_samples draws"
+            f"linear_scaling: got False with attention_mechanism={options.mechanism!r}; allowed: True, or n_samples "
+            "and key to average over: square-root scaling has a closed kernel for 'IDENTITY' only"
         )
     if counts is not None:
         raise ValueError(

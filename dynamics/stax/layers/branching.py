@@ -19,7 +19,7 @@ from dynamics.types import Model
 def FanOut(num: int) -> Model:
     """``num`` copies of the input, for ``parallel``."""
     if num < 1:
-        raise ValueError(f"num must be a positive integer, got {num}")
+        raise ValueError(f"num: got {num}; allowed: an integer >= 1")
     return layer(
         lambda rng, shape: ([shape] * num, ()),
         lambda params, x, **kwargs: [x] * num,
@@ -36,8 +36,8 @@ def FanInSum() -> Model:
         _check(ks, "FanInSum")
         if len(ks) > 1 and not all(k.is_gaussian for k in ks):
             raise ValueError(
-                "FanInSum needs Gaussian branches (is_gaussian): end every branch with a Dense or Conv layer, "
-                f"got {[k.is_gaussian for k in ks]}"
+                f"FanInSum: got branches with is_gaussian {[k.is_gaussian for k in ks]}; allowed: all True, every "
+                "branch ending with a Dense or Conv layer"
             )
         return functools.reduce(_add, ks)
 
@@ -50,7 +50,7 @@ def FanInSum() -> Model:
 def _one_shape(shapes, name: str) -> tuple[int, ...]:
     """The shape that all branches share."""
     if any(tuple(shape) != tuple(shapes[0]) for shape in shapes[1:]):
-        raise ValueError(f"{name} needs branches of equal shapes, got {list(shapes)}")
+        raise ValueError(f"{name}: got branches of shapes {list(shapes)}; allowed: equal ones")
     return shapes[0]
 
 
@@ -137,7 +137,7 @@ def FanInConcat(axis: int = -1) -> Model:
             out = _mix(ks, [k.shape1[position] for k in ks]).replace(is_gaussian=False)
         elif not all(k.is_gaussian for k in ks):
             raise ValueError(
-                f"axis must be the channel axis {ks[0].channel_axis} for non-Gaussian branches, got {axis}"
+                f"axis: got {axis} with non-Gaussian branches; allowed: their channel axis {ks[0].channel_axis}"
             )
         else:
             kept = [i for i in range(len(ks[0].shape1)) if i != ks[0].channel_axis and i != ks[0].batch_axis]
@@ -218,7 +218,7 @@ def _stack(ks, axis: int) -> Kernel:
 
 def _check(ks, name: str, except_axis: int | None = None) -> None:
     if not isinstance(ks, list | tuple) or not ks:
-        raise ValueError(f"{name} needs a list of branches: put FanOut and parallel before it")
+        raise ValueError(f"{name}: got no list of branches; allowed: FanOut and parallel before it")
 
     def shape(full):
         if except_axis is None:
@@ -228,8 +228,8 @@ def _check(ks, name: str, except_axis: int | None = None) -> None:
 
     shapes = [(shape(k.shape1), shape(k.shape2)) for k in ks]
     if any(each != shapes[0] for each in shapes[1:]):
-        raise ValueError(f"{name} needs branches of equal shapes, got {[k.shape1 for k in ks]}")
+        raise ValueError(f"{name}: got branches of shapes {[k.shape1 for k in ks]}; allowed: equal ones")
     if any((k.batch_axis, k.channel_axis) != (ks[0].batch_axis, ks[0].channel_axis) for k in ks):
-        raise ValueError(f"{name} needs branches with the same batch and channel axes")
+        raise ValueError(f"{name}: got branches of several batch and channel axes; allowed: the same for all")
     if any(k.diagonal_spatial != ks[0].diagonal_spatial for k in ks):
-        raise ValueError(f"{name} needs branches that keep the same spatial covariances (diagonal_spatial)")
+        raise ValueError(f"{name}: got branches of several diagonal_spatial; allowed: the same for all")

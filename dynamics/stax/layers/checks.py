@@ -23,36 +23,36 @@ def choice(name: str, value: Any, allowed: type[enum.Enum]) -> str:
     """The name in capitals of one of ``allowed``, from a member or a string."""
     found = str(getattr(value, "name", value)).upper()
     if found not in allowed.__members__:
-        raise ValueError(f"{name} must be one of {', '.join(allowed.__members__)}, got {value!r}")
+        raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed.__members__)}")
     return found
 
 
 def check_count(name: str, value: Any) -> None:
     """``value`` must be a positive integer."""
     if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value}")
+        raise ValueError(f"{name}: got {value}; allowed: an integer >= 1")
 
 
 def check_scales(**scales: Any) -> None:
     """Standard deviations must not be negative; None and traced values pass."""
     for name, value in scales.items():
         if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
+            raise ValueError(f"{name}: got {value}; allowed: a number >= 0")
 
 
 def check_axes(name: str, axes: Sequence[int], ndim: int) -> None:
     """Each axis must exist in an array of ``ndim`` axes."""
     for axis in axes:
         if not -ndim <= axis < ndim:
-            raise ValueError(f"{name} must lie in [-{ndim}, {ndim}) for inputs with {ndim} axes, got {axis}")
+            raise ValueError(f"{name}: got {axis} for inputs of {ndim} axes; allowed: {-ndim} to {ndim - 1}")
 
 
 def check_layers(name: str, layers: Sequence[Any]) -> None:
     """Each layer must be a triple."""
     if not layers:
-        raise ValueError(f"{name} needs at least one layer, got none")
+        raise ValueError(f"{name}: got no layer; allowed: one or more")
     for position, each in enumerate(layers):
         if not isinstance(each, tuple | list) or len(each) < 3:
             hint = ": call it, as in stax.Relu()" if callable(each) else ""
             shown = getattr(each, "__name__", type(each).__name__)
-            raise ValueError(f"{name} needs (init_fn, apply_fn, kernel_fn) layers, got {shown} at {position}{hint}")
+            raise ValueError(f"{name}: got {shown} at {position}; allowed: (init_fn, apply_fn, kernel_fn) layers{hint}")

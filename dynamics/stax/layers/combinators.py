@@ -96,8 +96,8 @@ def parallel(*layers: Any) -> Model:
 
 def _same_count(layers, branches) -> None:
     if not isinstance(branches, list | tuple) or len(branches) != len(layers):
-        count = len(branches) if isinstance(branches, list | tuple) else "a single one"
-        raise ValueError(f"parallel has {len(layers)} layers and needs a list of as many inputs, got {count}")
+        count = len(branches) if isinstance(branches, list | tuple) else "single"
+        raise ValueError(f"parallel: got {count} inputs for {len(layers)} layers; allowed: a list of as many")
 
 
 def _parallel_needs(needs: Sequence[Needs]) -> Needs:
@@ -121,13 +121,15 @@ def repeat(layer: Sequence, n: int) -> Model:
         layer: a Model or a triple. n: number of copies, at least 0.
     """
     if n < 0:
-        raise ValueError(f"n must be at least 0, got {n}")
+        raise ValueError(f"n: got {n}; allowed: an integer >= 0")
     init_fn, apply_fn, kernel_fn = layer
 
     def init(rng, input_shape):
         shape, _ = init_fn(rng, input_shape)
         if tuple(shape) != tuple(input_shape):
-            raise ValueError(f"repeat needs a layer that keeps its input's shape {input_shape}, got {shape}")
+            raise ValueError(
+                f"repeat: got a layer to shape {shape}; allowed: one that keeps its input's, {input_shape}"
+            )
 
         def one(rng, _):
             rng, layer_rng = jax.random.split(rng)

@@ -179,7 +179,7 @@ def _geometry(filter_shape, strides, padding, dimension_numbers, flavour) -> _Ge
     filter_shape = tuple(filter_shape)
     strides = (1,) * len(filter_shape) if strides is None else tuple(strides)
     if len(strides) != len(filter_shape):
-        raise ValueError(f"strides must have one entry for each of filter_shape {filter_shape}, got {strides}")
+        raise ValueError(f"strides: got {strides}; allowed: one entry for each of filter_shape {filter_shape}")
     if dimension_numbers is None:
         names = "".join(c for c in string.ascii_uppercase if c not in "NCIO")[: len(filter_shape)]
         dimension_numbers = "N" + names + "C", names + "IO", "N" + names + "C"

@@ -59,7 +59,7 @@ def Embedding(vocabulary: int, out_dim: int, W_std: ArrayLike = 1.0, parameteriz
 
     def propagate(k: Kernel, **kwargs):
         if k.channel_axis < len(k.shape1):
-            raise ValueError("Embedding needs integer tokens as its inputs: put it first")
+            raise ValueError("Embedding: got inputs with channels; allowed: integer tokens, so put it first")
         variance = scaled.weight_variance(1)
         full = {name: value for name in ("gap", "within1", "within2") if (value := getattr(k, name)) is not None}
         out = k.replace(
@@ -80,4 +80,6 @@ def _check_range(tokens: Array, vocabulary: int) -> None:
         return
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:
-        raise ValueError(f"inputs must hold tokens in [0, vocabulary={vocabulary}), got {low if low < 0 else high}")
+        raise ValueError(
+            f"inputs: got token {low if low < 0 else high}; allowed: 0 to vocabulary - 1 = {vocabulary - 1}"
+        )

@@ -98,7 +98,7 @@ class KernelFn:
             kwargs["pattern"] = pattern
         if _all_kernels(x1):
             if x2 is not None:
-                raise ValueError(f"x2 must be None where x1_or_kernel is a Kernel, got {type(x2).__name__}")
+                raise ValueError(f"x2: got {type(x2).__name__} beside a Kernel; allowed: None")
             kernel = x1
         elif self.needs.pairs and not (kwargs or self.needs.tokens) and mask_constant is None and _many_vectors(x1, x2):
             axes = self.needs.batch_axis or 0, _or(self.needs.channel_axis, -1)
@@ -232,8 +232,8 @@ def _check_placed(k: Kernel, needs: Needs) -> None:
         asked, found = getattr(needs, name), getattr(k, name)
         if asked is not None and found < ndim and asked % ndim != found % ndim:
             raise ValueError(
-                f"{name} of the layer is {asked % ndim}, but its input of shape {k.shape1} has {name} {found % ndim}: "
-                "give each layer the axes (or dimension_numbers) of its input"
+                f"{name}: got {asked % ndim} for an input of shape {k.shape1}; allowed: {found % ndim}, the "
+                "input's own (give each layer the axes, or dimension_numbers, of its input)"
             )
 
 
@@ -246,7 +246,7 @@ def kernel_layer(model: Sequence) -> KernelFn:
     """The KernelFn of a Model or of an ``(init_fn, apply_fn, kernel_fn)`` triple."""
     kernel_fn = model[2]
     if kernel_fn is None:
-        raise ValueError("kernel of the layer is None: this Model has no infinite-width kernel")
+        raise ValueError("kernel_fn: got None, a Model without an infinite-width kernel; allowed: a layer that has one")
     if isinstance(kernel_fn, KernelFn):
         return kernel_fn
     return KernelFn(kernel_fn, Needs(pairs=False))

@@ -327,4 +327,4 @@ def _without_positions(k: Kernel) -> Kernel:
 
 def _need_full(name: str, k: Kernel) -> None:
     if k.spatial_ndim and k.within1 is None:
-        raise ValueError(f"diagonal_spatial: got True; {name} {_FULL}")
+        raise ValueError(f"diagonal_spatial: got True; allowed: False, for {name} {_FULL}")

@@ -35,7 +35,7 @@ def RMSNorm(axis: int | Sequence[int] = -1, eps: float = 1e-12, batch_axis: int 
 
 def _norm(axis, eps, batch_axis, channel_axis, centre) -> Model:
     if eps < 0:
-        raise ValueError(f"eps must be at least 0, got {eps}")
+        raise ValueError(f"eps: got {eps}; allowed: a number >= 0")
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
 
     def apply(params, inputs, mask=None, **kwargs):
@@ -51,7 +51,9 @@ def _norm(axis, eps, batch_axis, channel_axis, centre) -> Model:
 
     def propagate(k: Kernel, **kwargs):
         if not k.is_gaussian:
-            raise ValueError("a normalisation needs Gaussian inputs: put a Dense or Conv layer before it")
+            raise ValueError(
+                "inputs: got those of a nonlinearity; allowed: Gaussian ones, by a Dense or Conv layer in between"
+            )
         reduced = _reduced(axes, len(k.shape1), batch_axis, channel_axis)
 
         counted = (visible(k) or (None, None)) if reduced else (None, None)
@@ -70,7 +72,7 @@ def _reduced(axes: Sequence[int], ndim: int, batch_axis: int, channel_axis: int)
     check_axes("axis", axes, ndim)
     chosen, channel, samples = {a % ndim for a in axes}, channel_axis % ndim, batch_axis % ndim
     if channel not in chosen:
-        raise ValueError(f"axis must contain the channel axis {channel_axis}, got {tuple(axes)}")
+        raise ValueError(f"axis: got {tuple(axes)}; allowed: axes with the channel axis {channel_axis}")
     spatial = [i for i in range(ndim) if i not in (channel, samples)]
     positions = sorted(1 + spatial.index(a) for a in chosen - {channel, samples})
     return (0, *positions) if samples in chosen else tuple(positions)
@@ -105,15 +107,15 @@ def Dropout(rate: float, mode: str = "train") -> Model:
     Reference: Srivastava et al. 2014; Schoenholz et al. 2017, eq. 18.
     """
     if mode not in ("train", "test"):
-        raise ValueError(f"mode must be 'train' or 'test', got {mode!r}")
+        raise ValueError(f"mode: got {mode!r}; allowed: 'train', 'test'")
     if not 0 < rate <= 1:
-        raise ValueError(f"rate must lie in (0, 1], got {rate}")
+        raise ValueError(f"rate: got {rate}; allowed: a number > 0 and <= 1")
 
     def apply(params, inputs, rng=None, **kwargs):
         if mode == "test":
             return inputs
         if rng is None:
-            raise ValueError("rng must be a key when Dropout is applied in mode 'train', got None")
+            raise ValueError("rng: got None; allowed: a key, for Dropout in mode 'train'")
         kept = jax.random.bernoulli(rng, rate, inputs.shape)
         return jnp.where(kept, inputs / rate, 0)
 

@@ -301,7 +301,7 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Model:
         batch_axis: axis of the samples. batch_axis_out: 0 or 1, axis of the samples in the output.
     """
     if batch_axis_out not in (0, 1, -1, -2):
-        raise ValueError(f"batch_axis_out must be 0 or 1, got {batch_axis_out}")
+        raise ValueError(f"batch_axis_out: got {batch_axis_out}; allowed: 0 or 1")
     samples_first = batch_axis_out in (0, -2)
 
     def output_shape(input_shape):

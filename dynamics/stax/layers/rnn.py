@@ -102,7 +102,7 @@ def Rnn(
 
 def _check(spatial_ndim: int) -> None:
     if spatial_ndim != 1:
-        raise ValueError(f"Rnn needs inputs [n, T, channels] with one spatial axis, got {spatial_ndim}")
+        raise ValueError(f"Rnn: got inputs with {spatial_ndim} spatial axes; allowed: one, [n, T, channels]")
 
 
 class _Scales(NamedTuple):

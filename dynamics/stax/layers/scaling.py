@@ -78,7 +78,7 @@ def scaling(parameterization: str, W_std: ArrayLike, b_std: ArrayLike | None, fa
     """A checked ``Scaling``; ``name`` is what the layer calls its ``fan_out``."""
     kind = parameterization.lower()
     if kind not in KINDS:
-        raise ValueError(f"parameterization must be 'ntk', 'standard' or 'mup', got {parameterization!r}")
+        raise ValueError(f"parameterization: got {parameterization!r}; allowed: 'ntk', 'standard', 'mup'")
     check_count(name, fan_out)
     check_scales(W_std=W_std, b_std=b_std)
     return Scaling(kind, W_std, b_std, fan_out, s)

@@ -65,7 +65,7 @@ def gradient_descent(
     check_rate(learning_rate)
     found = jax.eval_shape(loss, y_train.astype(k_train_train.dtype), y_train)
     if getattr(found, "shape", ()) != ():
-        raise ValueError(f"loss must return a scalar, got shape {found.shape}")
+        raise ValueError(f"loss: got a value of shape {found.shape}; allowed: a scalar")
     rate = learning_rate if momentum is None else learning_rate**0.5
     friction = None if momentum is None else (1.0 - momentum) / rate
     k, dtype = matrix(k_train_train), k_train_train.dtype
@@ -94,7 +94,7 @@ def gradient_descent(
 
 def check_momentum(momentum: ArrayLike | None) -> None:
     if isinstance(momentum, int | float) and not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        raise ValueError(f"momentum: got {momentum}; allowed: a number >= 0 and < 1")
 
 
 class _Shapes(NamedTuple):
@@ -108,13 +108,13 @@ def _start(first, fx_test_0, k_test_train, shapes: _Shapes, first_order: bool, d
     """The full state at time 0 from what the caller gave."""
     if isinstance(first, ODEState):
         if fx_test_0 is not None:
-            raise ValueError("fx_test_0 must be None when the state holds fx_test")
+            raise ValueError("fx_test_0: got one beside a state that holds fx_test; allowed: None")
         state = first
     else:
         state = ODEState(first, fx_test_0)
     check_start(state.fx_train, state.fx_test, k_test_train)
     if first_order and (state.qx_train is not None or state.qx_test is not None):
-        raise ValueError("qx_train and qx_test must be None without momentum")
+        raise ValueError("qx_train, qx_test: got velocities without momentum; allowed: None")
 
     def filled(name, value, shape, default):
         value = default if value is None else value

@@ -64,7 +64,7 @@ def max_learning_rate(ntk_train_train, y_train_size: int | None = None, momentum
     """
     k = jnp.asarray(ntk_train_train)
     if k.ndim < 2 or k.ndim % 2 or k.shape[::2] != k.shape[1::2]:
-        raise ValueError(f"ntk_train_train must be [n, n] (with two axes for each output axis), got shape {k.shape}")
+        raise ValueError(f"ntk_train_train: got shape {k.shape}; allowed: [n, n], with two axes for each output axis")
     k = matrix(k)
     size = k.shape[0] if y_train_size is None else y_train_size
     return 2 * (1 + momentum) * size / (jnp.linalg.eigvalsh(k)[-1] + eps)

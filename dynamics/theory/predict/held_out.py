@@ -45,7 +45,7 @@ def leave_one_out(
     k_train_train, y_train = jnp.asarray(k_train_train), jnp.asarray(y_train)
     layout = layout_of(y_train, trace_axes, k_train_train)
     if k_train_train.ndim != 2:
-        raise ValueError(f"k_train_train must be [n, n], one row a sample, got shape {k_train_train.shape}")
+        raise ValueError(f"k_train_train: got shape {k_train_train.shape}; allowed: [n, n], one row a sample")
     k = regularised(matrix(k_train_train), diag_reg, diag_reg_absolute_scale)
     y, (solve, singular) = layout.flatten(y_train).astype(k.dtype), solver(k)
     inverse = solve(jnp.eye(len(k), dtype=k.dtype))

@@ -56,13 +56,13 @@ def layout_of(y_train: Array, trace_axes: Axes, k_train_train: Array) -> Layout:
     axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes)
     for axis in axes:
         if not -y_train.ndim <= axis < y_train.ndim:
-            raise ValueError(f"trace_axes must name axes of y_train of shape {y_train.shape}, got {trace_axes}")
+            raise ValueError(f"trace_axes: got {trace_axes}; allowed: axes of y_train, of shape {y_train.shape}")
     layout = Layout(tuple(sorted(a % y_train.ndim for a in axes)), tuple(y_train.shape))
     kept = [s for a, s in enumerate(y_train.shape) if a not in layout.trace_axes]
     if k_train_train.ndim % 2 or list(k_train_train.shape[::2]) != kept or list(k_train_train.shape[1::2]) != kept:
         raise ValueError(
-            f"k_train_train of shape {k_train_train.shape} must have two axes for each axis of y_train "
-            f"{y_train.shape} outside trace_axes {trace_axes}: axes {[s for s in kept for _ in (0, 1)]}"
+            f"k_train_train: got shape {k_train_train.shape}; allowed: {[s for s in kept for _ in (0, 1)]}, two axes "
+            f"for each axis of y_train {y_train.shape} outside trace_axes {trace_axes}"
         )
     return layout
 
@@ -86,7 +86,7 @@ def across(k_test_train, k_train_train: Array) -> tuple[Any, tuple[int, ...]]:
     k = jnp.asarray(k_test_train)
     if k.ndim != k_train_train.ndim or k.shape[1::2] != k_train_train.shape[1::2]:
         raise ValueError(
-            f"k_test_train must be [test, train, ...] and fit k_train_train {k_train_train.shape}, got {k.shape}"
+            f"k_test_train: got shape {k.shape}; allowed: [test, train, ...] to fit k_train_train {k_train_train.shape}"
         )
     return matrix(k), k.shape[::2]
 
@@ -96,7 +96,7 @@ def start_of(name: str, value: Any, shape: Sequence[int], dtype: Any) -> Array:
     value = jnp.asarray(value, dtype)
     if value.ndim > len(shape) or any(a not in (1, b) for a, b in zip(value.shape[::-1], tuple(shape)[::-1])):
         raise ValueError(
-            f"{name} must have the shape {tuple(shape)} of the outputs or broadcast to it, got {value.shape}"
+            f"{name}: got shape {value.shape}; allowed: {tuple(shape)}, that of the outputs, or what broadcasts to it"
         )
     return jnp.broadcast_to(value, shape)
 
@@ -109,7 +109,7 @@ def shape_on_tests(layout: Layout, positions: Sequence[int]) -> tuple[int, ...]:
 
 def check_rate(learning_rate: ArrayLike) -> None:
     if isinstance(learning_rate, int | float) and not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+        raise ValueError(f"learning_rate: got {learning_rate}; allowed: a number > 0")
 
 
 def regularised(k: Array, diag_reg: ArrayLike, absolute: bool) -> Array:
@@ -120,14 +120,14 @@ def regularised(k: Array, diag_reg: ArrayLike, absolute: bool) -> Array:
 
 def check_reg(diag_reg: ArrayLike) -> None:
     if isinstance(diag_reg, int | float) and diag_reg < 0:
-        raise ValueError(f"diag_reg must be at least 0, got {diag_reg}")
+        raise ValueError(f"diag_reg: got {diag_reg}; allowed: a number >= 0")
 
 
 def check_start(fx_train_0, fx_test_0, k_test_train) -> None:
     if fx_train_0 is None and fx_test_0 is None:
-        raise ValueError("fx_train_0 or fx_test_0 must be given, both are None")
+        raise ValueError("fx_train_0, fx_test_0: got None for both; allowed: one or both of them")
     if fx_test_0 is not None and k_test_train is None:
-        raise ValueError("k_test_train must be given to predict on the test set, got None")
+        raise ValueError("k_test_train: got None; allowed: the kernel, to predict on the test set")
 
 
 def outputs(train, test):

@@ -78,7 +78,7 @@ def stochastic_gradient_descent_mse(
     """
     k, y = jnp.asarray(k_train_train), jnp.asarray(y_train)
     if y.ndim != 2 or k.shape != (len(y), len(y)):
-        raise ValueError(f"k_train_train must be [n, n] and y_train [n, c], got {k.shape} and {y.shape}")
+        raise ValueError(f"k_train_train, y_train: got shapes {k.shape} and {y.shape}; allowed: [n, n] and [n, c]")
     draws = _draws(len(y), batch_size, replace)
     check_momentum(momentum)
     check_rate(learning_rate)
@@ -115,7 +115,7 @@ class _Draws(NamedTuple):
 
 def _draws(n: int, size: int, replace: bool) -> _Draws:
     if size < 1 or (size > n and not replace):
-        raise ValueError(f"batch_size must lie in [1, n={n}] (above n only with replacement), got {size}")
+        raise ValueError(f"batch_size: got {size}; allowed: 1 to n={n} (above n only with replacement)")
     p = size / n
     if replace:
         return _Draws(p, size * (size - 1) / n**2, p)

@@ -97,7 +97,9 @@ def named(kernel: Any, name: str) -> Array:
         return jnp.asarray(kernel)
     value = getattr(kernel, name, None)
     if value is None:
-        raise ValueError(f"kernel must hold {name!r} for this prediction, got {type(kernel).__name__}")
+        raise ValueError(
+            f"kernel: got {type(kernel).__name__} without {name!r}; allowed: one that holds it, for this prediction"
+        )
     return value
 
 
@@ -107,7 +109,7 @@ def requested(get, allowed=("nngp", "ntk", "ntkgp")) -> tuple[str, ...]:
     names = tuple(name.lower() if isinstance(name, str) else name for name in names)
     for name in names:
         if name not in allowed:
-            raise ValueError(f"get must be None or among {', '.join(allowed)}, got {name!r}")
+            raise ValueError(f"get: got {name!r}; allowed: None, {', '.join(allowed)}")
     return names
 
 
@@ -124,7 +126,7 @@ def answer(get, found: dict[str, Any]):
 def _prior(k_train_train, k_test_train, k_test_test) -> tuple[Array, ...]:
     """Covariances of the initial function, as matrices."""
     if hasattr(k_train_train, "shape") or hasattr(k_test_train, "shape"):
-        raise ValueError("the NTK's covariance needs k_train_train and k_test_train with nngp and ntk")
+        raise ValueError("k_train_train, k_test_train: got one kernel; allowed: nngp and ntk, for the NTK's covariance")
     return tuple(matrix(named(k, "nngp")) for k in (k_train_train, k_test_train, k_test_test))
 
 

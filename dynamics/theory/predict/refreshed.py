@@ -65,15 +65,15 @@ def refreshed_gradient_descent_mse(
     """
     if momentum is not None:
         raise ValueError(
-            f"momentum must be None, got {momentum}: a renewed kernel is predicted for plain gradient descent only; "
-            "gradient_descent_mse_steps takes momentum with a constant kernel"
+            f"momentum: got {momentum}; allowed: None, since a renewed kernel is predicted for plain gradient descent "
+            "only (gradient_descent_mse_steps takes momentum with a constant kernel)"
         )
     if refresh is not None and (not isinstance(refresh, int) or refresh < 1):
-        raise ValueError(f"refresh must be a positive integer or None, got {refresh}")
+        raise ValueError(f"refresh: got {refresh}; allowed: an integer >= 1, or None")
     x_train, y_train = jnp.asarray(x_train), jnp.asarray(y_train)
     found = jax.eval_shape(apply_fn, params, x_train).shape
     if found != y_train.shape or y_train.ndim != 2:
-        raise ValueError(f"y_train must have the shape [n, c] of the outputs, {found}, got {y_train.shape}")
+        raise ValueError(f"y_train: got shape {y_train.shape}; allowed: [n, c], that of the outputs, {found}")
     kernel_fn = empirical_ntk_fn(apply_fn, trace_axes=())
     n, size, eta = len(y_train), y_train.size, jnp.asarray(learning_rate)
 

@@ -68,7 +68,7 @@ def step_counts(t) -> Array:
         return jnp.asarray(t).astype(jnp.int32)
     counts = np.asarray(t)
     if counts.dtype.kind not in "iuf" or np.any(counts < 0) or np.any(counts != np.round(counts)):
-        raise ValueError(f"t must hold whole numbers of steps, at least 0, got {t}")
+        raise ValueError(f"t: got {t}; allowed: whole numbers of steps >= 0")
     return jnp.asarray(counts.astype(np.int32))
 
 
