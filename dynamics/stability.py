@@ -184,19 +184,32 @@ class _Probe(NamedTuple):
 _KNOWN = ({"count", "mu", "nu"}, {"nu"}, {"count", "nu"})
 
 
+_STEPS = 6
+
+
+def _counts_moments(node: Any) -> bool:
+    return {"count", "nu"} <= set(getattr(node, "_fields", ()))
+
+
+def _later(node: Any) -> Any:
+    return node._replace(count=node.count + 10**4) if _counts_moments(node) else node
+
+
 def _shrunk(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(min(size, 3) for size in shape)
 
 
 @functools.lru_cache(maxsize=64)
 def _probe(optimizer: Any, structure: Any, shapes: tuple[tuple[int, ...], ...]) -> _Probe:
-    """Four steps from random gradients and parameters, eight times side by side."""
+    """Six steps of eight runs from random gradients; the last two late by its moments' count (RAdam)."""
     rng, seen = np.random.default_rng(0), _Probe([], [], [], [])
     draws = [(8, *shape) for shape in shapes]
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         try:
             state = jax.vmap(optimizer.init)(jax.tree.unflatten(structure, [jnp.zeros(size) for size in draws]))
-            for step in range(4):
+            for step in range(_STEPS):
+                if step == _STEPS - 2:
+                    state = jax.tree.map(_later, state, is_leaf=_counts_moments)
                 g = [10 ** rng.uniform(-7, -2, size) * rng.choice([-1, 1], size) for size in draws]
                 w = [step * 3**i * rng.standard_normal(size) for i, size in enumerate(draws)]
                 given = (jax.tree.unflatten(structure, list(map(jnp.asarray, leaves))) for leaves in (g, w))
@@ -234,7 +247,7 @@ def _proved(optimizer: Any, structure: Any, keys: tuple[str, ...], shapes: Any, 
     moving = [leaf for leaf in found if leaf is not None]
     averages = {(kind, known.b1) for kind, known, _ in moving}
     first = moving[0] if moving else None
-    ratios = [np.ones(4) if leaf is None else moving[0][2] / leaf[2] for leaf in found]
+    ratios = [np.ones(_STEPS) if leaf is None else moving[0][2] / leaf[2] for leaf in found]
     even = all(np.allclose(ratio, ratio[0], 1e-6) for ratio in ratios)
     uniform = len(moving) == len(found) and np.allclose(ratios, 1, 1e-6)
     uniform = uniform and all(_alike(leaf[1], first[1]) for leaf in moving)
@@ -281,7 +294,7 @@ def _leaf(probe: _Probe, index: int, key: str) -> tuple[str, _Moments, np.ndarra
         raise ValueError("several moments")
     if not places:
         trace = [np.reshape(t[key], -1) for step in traces for t in step if key in t]
-        found = [_rate(_weights(u[t], [*trace[t : t + 1], g[t]], [w[t]]), 1 + bool(trace)) for t in range(4)]
+        found = [_rate(_weights(u[t], [*trace[t : t + 1], g[t]], [w[t]]), 1 + bool(trace)) for t in range(_STEPS)]
         return ("trace" if trace else "gradient"), _Moments(None), np.array(found)
     nodes = [step[places[0]] for step in listed]
     if set(nodes[0]._fields) not in _KNOWN:

@@ -257,6 +257,9 @@ def test_look_alikes_are_refused_by_name(x64):
         stability.preconditioner_of(optax.contrib.muon(0.1), PARAMS)
     with pytest.raises(ValueError, match=r"^opt_state: got a ScaleByAmsgradState; allowed: "):
         stability.adam_preconditioner(optax.amsgrad(0.1).init(PARAMS))
+    for params in (PARAMS, jnp.ones((3, 1))):  # plain descent for five steps, and only then itself
+        with pytest.raises(ValueError, match=r"^optimizer: got one"):
+            stability.preconditioner_of(optax.radam(0.1), params)
     wrong = (optax.adamax(0.1), optax.radam(0.1), optax.nadam(0.1), optax.lamb(0.1), optax.adam(0.1, eps=1e-4))
     for optimizer in wrong:
         with pytest.raises(ValueError, match=r"^preconditioner: got a P that is not the optimiser's"):
