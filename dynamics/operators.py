@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from dynamics.program.forward import linearized, pushed
@@ -478,7 +479,7 @@ def _mean(whole: Array, parts: Array) -> Array:
     """1 where L of the batch is the mean over its parts; else an error, or NaN where the values are traced."""
     scale = jnp.mean(jnp.abs(parts)) + jnp.finfo(parts.dtype).tiny
     sound = jnp.abs(whole - jnp.mean(parts)) <= jnp.sqrt(jnp.finfo(parts.dtype).eps) * scale
-    if isinstance(sound, jax.core.Tracer):
+    if isinstance(sound, Tracer):
         return jnp.where(sound, 1.0, jnp.nan).astype(parts.dtype)
     if not sound and jnp.isfinite(whole):
         raise ValueError(

@@ -121,6 +121,9 @@ def check_preconditioner(optimizer: Any, preconditioner: Callable[[PyTree], PyTr
 
     A P that is a function of vectors is taken at its word, and so is any where the optimiser cannot be tried.
     """
+    if hasattr(optimizer, "inner_opt"):  # optax.MultiSteps moves by the optimiser which it calls
+        outer, given = optimizer.init(params), preconditioner
+        optimizer, preconditioner = optimizer.inner_opt, lambda state: given(outer._replace(inner_opt_state=state))
     flat, structure = jax.tree.flatten(params)
     shapes = tuple(jnp.shape(leaf) for leaf in flat)
     try:
@@ -133,8 +136,6 @@ def check_preconditioner(optimizer: Any, preconditioner: Callable[[PyTree], PyTr
         return
     shares: list[float] = []
     for t, tree in enumerate(found):
-        if callable(jax.tree.leaves(tree)[0]):
-            return
         wide = [np.asarray(p, float) for p in jax.tree.leaves(tree)]
         wide = wide * len(flat) if len(wide) == 1 else wide
         p = np.concatenate(
@@ -142,11 +143,10 @@ def check_preconditioner(optimizer: Any, preconditioner: Callable[[PyTree], PyTr
         )
         g = [np.concatenate([np.reshape(leaf, -1) for leaf in probe.g[s]]) for s in range(t + 1)]
         u, w = (np.concatenate([np.reshape(leaf, -1) for leaf in part[t]]) for part in (probe.u, probe.w))
-        ends = np.cumsum([0, *(leaf.size for leaf in probe.u[t])])
-        decays = [
-            p * w * ((ends[i] <= np.arange(len(w))) & (np.arange(len(w)) < ends[i + 1])) for i in range(len(flat))
-        ]
-        weights = _weights(p * u, g[::-1], decays)
+        owner = np.repeat(np.arange(len(flat)), [leaf.size for leaf in probe.u[t]])
+        moves = np.isfinite(p) | (u != 0)
+        p, u, w, owner, g = p[moves], u[moves], w[moves], owner[moves], [leaf[moves] for leaf in g]
+        weights = _weights(p * u, g[::-1], [p * w * (owner == leaf) for leaf in range(len(flat))])
         if weights is not None and t:
             shares.append(weights[1] / weights[0])
         if weights is None or not np.allclose(shares, shares[:1], 1e-4, 1e-6):

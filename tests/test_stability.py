@@ -267,6 +267,9 @@ def test_look_alikes_are_refused_by_name(x64):
     stability.check_preconditioner(optax.adamw(0.1), stability.adam_preconditioner, PARAMS)
     stability.check_preconditioner(optax.rmsprop(0.1), stability.rmsprop_preconditioner, PARAMS)
     stability.check_preconditioner(optax.sgd(0.1), lambda state: 1.0, PARAMS)
+    stability.check_preconditioner(optax.MultiSteps(optax.adam(0.1), 2), stability.adam_preconditioner, PARAMS)
+    masked = ACCEPTED["masked"]
+    stability.check_preconditioner(masked, stability.preconditioner_of(masked, PARAMS), PARAMS)
 
 
 def test_steps_of_many_batches_and_live_settings_are_followed(x64):

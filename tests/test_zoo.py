@@ -218,7 +218,7 @@ PROGRAMS = {
     "flax dense": linen(lambda nn: nn.Sequential([nn.Dense(4), nn.tanh, nn.LayerNorm(), nn.Dense(K)])),
     "flax embedding": linen(lambda nn: nn.Sequential([nn.Embed(5, 4), lambda h: h.mean(1), nn.Dense(K)]), TOKENS, jnp.int32),
     "flax attention": linen(lambda nn: nn.Sequential([nn.MultiHeadDotProductAttention(2, qkv_features=4), lambda h: h.mean(1)]), (2, 3)),
-    "flax gru": linen(lambda nn: nn.Sequential([nn.RNN(nn.GRUCell(3)), lambda h: h[:, -1]]), (2, 2)),
+    "flax gru": linen(lambda nn: nn.Sequential([nn.RNN(nn.GRUCell(3, param_dtype=float)), lambda h: h[:, -1]]), (2, 2)),
     "nnx": nnx_network,
     "equinox": equinox_network,
     "overlapping": ZOO["overlapping_uses"],

@@ -141,7 +141,8 @@ def _preconditioner(known: Callable[[Params], Callable[[PyTree], PyTree]]) -> Ca
         params, opt_state = state.params, state.opt_state
         if any(map(real_view.is_complex, jax.tree.leaves(params))):
             pairs = split_real_and_imaginary(optax.GradientTransformation(lambda tree: tree, optax.identity().update))
-            found = known(pairs.init(params).inner_state)(opt_state.inner_state)
+            held: Any = pairs.init(params)
+            found = known(held.inner_state)(opt_state.inner_state)
         else:
             found = known(params)(opt_state)
         if callable(found):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dynamics.types import Model
 
@@ -57,7 +58,7 @@ def from_equinox(make: Callable[[Any], Any], *, dtype: Any = None) -> Model:
     def init(key, input_shape):
         params, rest = equinox.partition(make(key), equinox.is_inexact_array)
         for one, other in zip(*(filter(_is_array, jax.tree.leaves(tree)) for tree in (static, rest)), strict=True):
-            if not isinstance(other, jax.core.Tracer) and not np.array_equal(one, other):
+            if not isinstance(other, Tracer) and not np.array_equal(one, other):
                 raise ValueError(f"make: got an array of {one.dtype} that depends on the key; allowed: constants")
         one = jax.ShapeDtypeStruct(tuple(input_shape[1:]), dtype or jnp.result_type(float))
         f = jax.eval_shape(call, params, one)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from dynamics.program import jaxpr
@@ -116,9 +117,9 @@ def _written(program: ClosedJaxpr) -> tuple[list[str], set[str]]:
 
 def _value(constant: Any) -> str:
     """A constant by value; what is large or traced by its identity, which a value made anew has not."""
-    if isinstance(constant, jax.core.Tracer) or np.size(constant) > _LARGE:
+    if isinstance(constant, Tracer) or np.size(constant) > _LARGE:
         return str(id(constant))
-    if jax.dtypes.issubdtype(jnp.result_type(constant), jax.dtypes.prng_key):
+    if jnp.issubdtype(jnp.result_type(constant), jax.dtypes.prng_key):
         constant = jax.random.key_data(constant)
     return f"{np.shape(constant)} {np.asarray(constant).tobytes().hex()}"
 
