@@ -149,7 +149,7 @@ FOLDERS = {
         ("division", {"decay": {"lanes": {"decay": -1}, "devices": 0}}), ("schema", "four"), ("seconds", "long"),
         ("inherited", {"a": 1}), ("config", "raw:" + "[" * 100000),
     ]},
-    "rows of text": sql("UPDATE chunk SET rows = 'text'"), "numbers of text": sql("UPDATE chunk SET number = 'one'"),
+    "rows of text": sql("UPDATE chunk SET rows = 'text'"), "numbers of text": sql("UPDATE chunk SET number = 'n' || number"),
     "no state": sql("UPDATE chunk SET state = 3"), "no table": sql("DROP TABLE chunk"),
     "no entries": sql("DELETE FROM meta"), "events of bytes": sql("INSERT INTO event VALUES (x'ff', 3, x'1b5b324a')"),
     "a trigger": sql("CREATE TRIGGER t AFTER INSERT ON meta BEGIN DELETE FROM chunk; END"),
@@ -162,7 +162,8 @@ FOLDERS = {
     "rows elsewhere": call(rows=pack({"x": np.ones(3)})), "cells beyond": call(cells=[7]),
     **{f"{make.__name__} as {name}": in_place(name, make) for name, make in [
         ("lock", link), ("run.sqlite", link), ("config.json", link), ("figure.svg", link), ("checkpoints", link),
-        ("pieces", link), ("jobs", link), ("lock", hard), ("claims.json", dangling), ("run.sqlite", pipe), ("lock", pipe), ("claims.json", pipe),
+        ("pieces", link), ("jobs", link), ("lock", hard), ("claims.json", dangling), ("run.sqlite", pipe), ("lock", pipe),
+        ("claims.json", pipe),
         ("run.sqlite", folder), (".x.1.part", folder), (".y.1.part", dangling), ("run.sqlite", sparse),
         ("claims.json", sparse),
     ]},
