@@ -83,7 +83,7 @@ def test_no_import_runs_in_a_circle():
 
 
 # Inside a function: packages that are heavy or optional, and what brings in JAX where a listing must not.
-INSIDE = {"runs/durable/load.py": "dynamics.types", "stax/kernel/monte_carlo.py": "dynamics.empirical"}
+INSIDE = {"stax/kernel/monte_carlo.py": "dynamics.empirical"}
 
 
 def test_imports_inside_functions_are_of_heavy_packages():

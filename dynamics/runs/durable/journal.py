@@ -74,16 +74,13 @@ class Journal:
                 for part in () if str(path) == ":memory:" else (path, path.with_name(f"{path.name}-journal")):
                     if os.path.lexists(part):
                         os.close(open_file(part, os.O_RDWR))
-                self.db = sqlite3.connect(path, timeout=30, isolation_level=None)
+                self.db = _checked(sqlite3.connect(path, timeout=30, isolation_level=None), path)
                 self.db.execute("PRAGMA synchronous=FULL")
                 check = self.db.execute("PRAGMA integrity_check(1)").fetchone()[0]
                 if check != "ok":
                     raise sqlite3.DatabaseError(check)
                 self.db.executescript(SCHEMA)
             self.db.text_factory = lambda text: text.decode(errors="replace")  # the digests then tell
-            odd = "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE '%VIRTUAL%'"
-            if found := self.db.execute(odd).fetchone():  # code that a file of anybody's would run
-                raise sqlite3.DatabaseError(f"malformed: holds {found[0]!r}, a view or a trigger")
 
     def close(self) -> None:
         self.db.close()
@@ -304,8 +301,15 @@ def _open_readonly(path: Path) -> sqlite3.Connection:
     os.close(open_file(path, os.O_RDONLY))
     quoted = path.absolute().as_uri()
     try:
-        db = sqlite3.connect(f"{quoted}?mode=ro", uri=True, timeout=30)
-        db.execute("SELECT count(*) FROM meta").fetchone()
+        return _checked(sqlite3.connect(f"{quoted}?mode=ro", uri=True, timeout=30), path)
     except sqlite3.OperationalError:
-        db = sqlite3.connect(f"{quoted}?immutable=1", uri=True)
+        return _checked(sqlite3.connect(f"{quoted}?immutable=1", uri=True), path)
+
+
+def _checked(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """A journal without views, triggers and virtual tables, which are code that reading it would run."""
+    odd = "SELECT 1 FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE '%VIRTUAL%'"
+    if db.execute(odd).fetchone():
+        db.close()
+        raise Unusable(f"{path}: holds a view, a trigger or a virtual table, which no run writes")
     return db

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dynamics.runs.durable.errors import understood
+from dynamics.runs.durable.errors import BadInput, understood
 from dynamics.runs.durable.files import read_bytes, read_json, write_bytes
 from dynamics.runs.report.page import rejects, render, verdict
 
@@ -43,6 +43,9 @@ def write_report(run_dir: Path) -> Path:
     Returns:
         The path of the page.
 
+    Raises:
+        BadInput: where there is no such folder; Damaged as ``report_page``.
+
     Example:
         >>> import tempfile
         >>> run = Path(tempfile.mkdtemp()) / "grokking.lazy_to_rich" / "first"
@@ -50,6 +53,8 @@ def write_report(run_dir: Path) -> Path:
         >>> write_report(run).name
         'report.html'
     """
+    if not Path(run_dir).is_dir():
+        raise BadInput(f"run_dir: got {str(run_dir)!r}; allowed: a run's folder")
     path = Path(run_dir) / "report.html"
     write_bytes(path, report_page(Path(run_dir)).encode())
     return path
