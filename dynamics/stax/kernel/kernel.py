@@ -8,7 +8,6 @@ Cauchy-Schwarz gap ``g = s1 s2 - k = s1 s2 (1 - cos) >= 0``. Where two inputs ne
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -119,10 +118,14 @@ class Kernel:
         s1, s2 = where_kept(safe_sqrt, var1), where_kept(safe_sqrt, var2)
 
         def within(cov, s):
-            return None if diagonal or cov is None else jnp.maximum(math.prod(within_sides(s)) - cov, 0)
+            if diagonal or cov is None:
+                return None
+            row, column = within_sides(s)
+            return jnp.maximum(row * column - cov, 0)
 
         k = Kernel(nngp, ntk, var1, var2, x1_is_x2=same, diagonal_spatial=diagonal, **meta)
-        gap = jnp.maximum(math.prod(k.sides(s1, k.other(s1, s2))) - nngp, 0)
+        row, column = k.sides(s1, k.other(s1, s2))
+        gap = jnp.maximum(row * column - nngp, 0)
         return k.replace(gap=gap, within1=within(cov1, s1), within2=within(cov2, s2))
 
     @property
