@@ -10,40 +10,41 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Real, Shaped
 
 from dynamics.types import Array
 
 
-def mse(f: Array, y: Array | np.ndarray) -> Array:
+def mse(f: Real[Array, "*n c"], y: Shaped[Array | np.ndarray, "*y"]) -> Float[Array, ""]:
     """``(1/n) sum_i |f_i - y_i|^2``: mean over samples, sum over outputs, no factor 1/2."""
     _check_shapes(f, y)
     return jnp.sum((f - y) ** 2) / f.shape[0]
 
 
-def half_mse(f: Array, y: Array | np.ndarray) -> Array:
+def half_mse(f: Real[Array, "*n c"], y: Shaped[Array | np.ndarray, "*y"]) -> Float[Array, ""]:
     """``(1/2n) sum_i |f_i - y_i|^2``: mean over samples, sum over outputs, with the factor 1/2."""
     return 0.5 * mse(f, y)
 
 
-def cross_entropy(f: Array, y: Array | np.ndarray) -> Array:
+def cross_entropy(f: Real[Array, "*n c"], y: Shaped[Array | np.ndarray, "*y"]) -> Float[Array, ""]:
     """``-(1/n) sum_i sum_c y_ic log softmax(f_i)_c`` for one-hot (or probability) targets ``y``, in nats."""
     _check_shapes(f, y)
     return -jnp.sum(y * jax.nn.log_softmax(f, axis=-1)) / f.shape[0]
 
 
-def logistic(f: Array, y: Array | np.ndarray) -> Array:
+def logistic(f: Real[Array, "*n c"], y: Shaped[Array | np.ndarray, "*y"]) -> Float[Array, ""]:
     """``(1/n) sum_ic log(1 + exp(-y_ic f_ic))`` for targets ``y`` in {-1, +1}, in nats."""
     _check_shapes(f, y)
     return jnp.sum(jax.nn.softplus(-y * f)) / f.shape[0]
 
 
-def hinge(f: Array, y: Array | np.ndarray) -> Array:
+def hinge(f: Real[Array, "*n c"], y: Shaped[Array | np.ndarray, "*y"]) -> Float[Array, ""]:
     """``(1/n) sum_ic max(0, 1 - y_ic f_ic)`` for targets ``y`` in {-1, +1}."""
     _check_shapes(f, y)
     return jnp.sum(jax.nn.relu(1.0 - y * f)) / f.shape[0]
 
 
-def accuracy(f: Array, y: Array | np.ndarray) -> Array:
+def accuracy(f: Real[Array, "*n c"], y: Shaped[Array | np.ndarray, "*y"]) -> Float[Array, ""]:
     """Share of samples classified right: by argmax for ``c > 1``, by sign for ``c = 1`` (targets in {-1, +1}).
 
     NaN where an output is not finite: a diverged network scores nothing, not chance.

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 
 from dynamics.types import Array, PyTree
 
@@ -218,14 +219,16 @@ def rmsprop_preconditioner(opt_state: PyTree, *, eps: float = 1e-8) -> PyTree:
     return jax.tree.map(lambda nu: jnp.sqrt(nu + eps), found.nu)
 
 
-def shampoo_inverse_root(left: Array, right: Array, *, power: float = 0.25, eps: float = 1e-12):
+def shampoo_inverse_root(
+    left: Float[Array, "m m"], right: Float[Array, "n n"], *, power: float = 0.25, eps: float = 1e-12
+):
     """``v -> P^-1/2 v`` for Shampoo on one matrix parameter, ``P = left^power (x) right^power``.
 
     Definition: Gupta, Koren & Singer 2018, algorithm 1: ``L = sum g g^T``, ``R = sum g^T g``, update
     ``L^-1/4 G R^-1/4``; so P is linear in the gradient and ``P^-1 H`` has a threshold as for Adam with b1 = 0.
 
     Args:
-        left: ``L [m, m]``. right: ``R [n, n]``.
+        left, right: L and R.
         power: 1/4 as in the paper.
         eps: added to the eigenvalues.
 
@@ -265,7 +268,7 @@ def shampoo_inverse_roots(params: PyTree, factors: Sequence[tuple[Array, Array] 
     return root
 
 
-def muon_threshold(learning_rate: Any, gradient: Array) -> Array:
+def muon_threshold(learning_rate: Any, gradient: Float[Array, "m n"]) -> Float[Array, ""]:
     """``2 |g|_* / eta`` on ``spectral_sharpness`` for the step ``-eta polar(g)``, with ``|g|_*`` the nuclear norm.
 
     The step is the steepest descent ``-eta' |g|_* polar(g)`` under the spectral norm with ``eta' = eta / |g|_*``: to
@@ -274,12 +277,12 @@ def muon_threshold(learning_rate: Any, gradient: Array) -> Array:
 
     Args:
         learning_rate: eta.
-        gradient: ``g [m, n]`` of one matrix parameter.
+        gradient: g of one matrix parameter.
     """
     return 2 * jnp.sum(jnp.linalg.svd(gradient, compute_uv=False)) / learning_rate
 
 
-def spectral_sharpness(matvec, start: Array, iterations: int = 20) -> Array:
+def spectral_sharpness(matvec, start: Float[Array, "m n"], iterations: int = 20) -> Float[Array, ""]:
     """Sharpness in the spectral norm, ``max_{|D|_op <= 1} <D, H D>`` over matrices D.
 
     Steepest descent under that norm, ``-eta |g|_* polar(g)``, is stable below ``2 / eta``; Muon's step, ``-eta
@@ -289,7 +292,7 @@ def spectral_sharpness(matvec, start: Array, iterations: int = 20) -> Array:
 
     Args:
         matvec: ``D [m, n] -> H D [m, n]``, symmetric.
-        start: ``[m, n]``, not zero.
+        start: not zero.
         iterations: matvecs, >= 1.
 
     Raises:
