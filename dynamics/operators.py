@@ -1,8 +1,8 @@
 """Curvature operators as matvecs on flat vectors: Hessian, Gauss-Newton, Fisher, gradient covariance, NTK.
 
 Parameters are flattened by ``real_view``. A batch that is sharded over devices along its samples
-needs nothing special: the sums become cross-device sums under ``jit``. The loss must be a mean over samples wherever
-``batch_size`` splits it.
+needs nothing special: the sums become cross-device sums under ``jit``. ``batch_size`` splits the passes through f,
+never the loss: what is read is that of the whole batch, masked means and all, or refused where f mixes its samples.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
+from dynamics.program.forward import linearized, pushed
+from dynamics.program.sample_axis import splits_into_samples
 from dynamics.types import Array, Batch, Objective, Params, check_objective, factory
 
 Where = Callable[[Any, Array], bool]
@@ -97,13 +99,15 @@ def hessian(
         batch: ``x``, ``y``, or whatever L takes.
         where: ``(path, leaf) -> bool`` chooses the leaves of a diagonal block; all of them unless given. See
             ``blocks``.
-        batch_size: samples linearised at once, a divisor of n; all of them unless given.
+        batch_size: samples in a pass at once, a divisor of n; all of them unless given.
 
     Returns:
-        ``Operator``. Cost of a matvec: 2 gradients (3 when split, for nothing is kept); linearising costs one gradient.
+        ``Operator``. Cost of a matvec: 2 gradients (4 when split, for nothing is kept); linearising costs one gradient.
 
     Raises:
-        ValueError: when ``where`` chooses nothing or ``batch_size`` does not divide the sample count.
+        ValueError: when ``where`` chooses nothing, or ``batch_size`` does not divide the sample count or is given for
+            an f that mixes its samples, or may (batch statistics); for ``Objective.of`` when L is no mean over the
+            pieces (NaN where values are traced).
     """
     check_objective(objective)
     theta, unravel, merge = flat(params, where)
@@ -113,8 +117,22 @@ def hessian(
 
     if batch_size is None:
         _, matvec = jax.linearize(gradient(batch), theta)
+    elif objective.apply is None:
+        parts = _split(batch, batch_size)
+        sound = _mean(objective(params, batch), jax.lax.map(lambda piece: objective(params, piece), parts))
+        matvec = _summed(lambda piece: lambda v: sound * jax.jvp(gradient(piece), (theta,), (v,))[1], parts)
     else:
-        matvec = _summed(lambda piece: lambda v: jax.jvp(gradient(piece), (theta,), (v,))[1], _split(batch, batch_size))
+        cut = _Cut(objective.f("hessian"), params, merge, theta, batch.x, batch_size)
+        slope = jax.grad(lambda f: objective.loss(f, batch.y))
+
+        def matvec(v):
+            g, dg = jax.jvp(slope, (cut.outputs,), (cut.push(v),))
+            h = cut.pull_along(v, g, dg)
+            if objective.penalty is None:
+                return h
+            rise = jax.grad(lambda t: objective.penalised(merge(t), jnp.zeros(())))
+            return h + jax.jvp(rise, (theta,), (v,))[1]
+
     return Operator(matvec, theta.size, theta.dtype, unravel)
 
 
@@ -134,13 +152,14 @@ def gauss_newton(
     apply, loss = objective.f("gauss_newton"), objective.loss
     theta, unravel, merge = flat(params, where)
 
-    def whole(batch: Batch) -> Callable[[Array], Array]:
+    if batch_size is None:
         f, push, pull, shaped = _outputs(lambda v: apply(merge(v), batch.x), theta)
         _, curve = jax.linearize(jax.grad(lambda f: loss(shaped(f), batch.y)), f)
-        return lambda v: pull(curve(push(v)))[0]
-
-    matvec = whole(batch) if batch_size is None else _summed(whole, _split(batch, batch_size))
-    return Operator(matvec, theta.size, theta.dtype, unravel)
+    else:
+        cut = _Cut(apply, params, merge, theta, batch.x, batch_size)
+        push, pull = cut.push, cut.pull
+        _, curve = jax.linearize(jax.grad(lambda f: loss(f, batch.y)), cut.outputs)
+    return Operator(lambda v: pull(curve(push(v))), theta.size, theta.dtype, unravel)
 
 
 @factory("operators.fisher(L, params, batch)")
@@ -185,11 +204,16 @@ def fisher(
 
     def whole(batch: Batch) -> Callable[[Array], Array]:
         f, push, pull, shaped = _outputs(lambda v: apply(merge(v), batch.x), theta)
-        f, n = shaped(f), shaped(f).shape[0]
+        f = shaped(f)
+        if not hasattr(f, "shape"):
+            raise TypeError(f"f: got {jax.tree.structure(f)}; allowed for fisher: one array [n, c]")
+        n = f.shape[0]
         if jnp.iscomplexobj(f):
             raise TypeError(f"f: got {f.dtype}; allowed for fisher: real numbers")
-        return lambda v: pull(jnp.ravel(inner(f, shaped(push(v)))).astype(v.dtype) / n)[0]
+        return lambda v: pull(jnp.ravel(inner(f, shaped(push(v)))).astype(v.dtype) / n)
 
+    if batch_size is not None:
+        _check_cut(apply, params, batch.x, batch_size)
     matvec = whole(batch) if batch_size is None else _summed(whole, _split(batch, batch_size))
     return Operator(matvec, theta.size, theta.dtype, unravel)
 
@@ -206,59 +230,95 @@ def gradient_covariance(
 ) -> Operator:
     """The covariance of single-sample gradients, ``Sigma = (1/n) sum_i g_i g_i^T - g g^T``.
 
-    SGD with batches of B drawn with replacement has gradient noise ``Sigma / B``.
+    SGD with batches of B drawn with replacement has gradient noise ``Sigma / B``. A sample's gradient is its share of
+    the whole's, ``g_i = n J_i^T dL/df_i``, whose mean is the gradient: for a mean over samples that of its own loss.
 
     Args:
-        objective: L, a mean over samples, whose f takes one sample at a time (no batch statistics).
+        objective: L; one without f must be a mean over samples.
         params: the point.
-        batch: ``x [n, ...]``, ``y [n, c]``, or whatever L takes, its leaves led by the samples.
+        batch: ``x [n, ...]``, ``y``, or whatever L takes, its leaves led by the samples.
         centred: False leaves out ``- g g^T``: the empirical Fisher matrix.
         where, batch_size: see ``hessian``.
 
     Returns:
-        ``Operator``. Cost of a matvec: about 1.3 gradients, 2.3 when split.
+        ``Operator``. Cost of a matvec: about 1.3 gradients, 3 when split.
 
     Raises:
         ValueError: as ``hessian``.
     """
     check_objective(objective)
     theta, unravel, merge = flat(params, where)
+    n = jax.tree.leaves(batch)[0].shape[0]
+    if objective.apply is None:
+        if batch_size is not None:
+            _split(batch, batch_size)
+        sound, push, pull = _single_losses(objective, params, batch, merge, theta, batch_size)
+    else:
+        sound, push, pull = _shares(objective, params, batch, merge, theta, batch_size)
+    rise = jax.grad(lambda t: objective.penalised(merge(t), jnp.zeros((), t.dtype)))(theta)
 
-    def one(loss, *sample):
-        return loss(*jax.tree.map(lambda leaf: leaf[None], sample))
+    def matvec(v):
+        along = push(v) + jnp.vdot(rise, v)  # g_i . v
+        weights = sound * (along - jnp.mean(along) if centred else along) / n
+        return pull(weights) + rise * jnp.sum(weights)
 
-    def losses_of(params, batch):
-        if objective.apply is None:
-            found = jax.vmap(lambda sample: one(lambda piece: objective.loss(params, piece), sample))(batch)
-        else:
-            f = objective.f("gradient_covariance")(params, batch.x)
-            found = jax.vmap(lambda f, y: one(objective.loss, f, y))(f, batch.y)
-        return objective.penalised(params, found)
+    return Operator(matvec, theta.size, theta.dtype, unravel)
 
-    def whole(batch: Any) -> Callable[..., Array]:
-        def losses(v):
-            return losses_of(merge(v), batch)
 
-        _, push = jax.linearize(lambda v: losses(v).astype(v.dtype), theta)
-        pull = jax.linear_transpose(push, theta)
+def _single_losses(objective: Objective, params: Params, batch: Any, merge, theta: Array, batch_size: int | None):
+    """Of an L without f: ``(sound, v -> grad L_i . v [n], w [n] -> sum_i w_i grad L_i)``."""
+    n = jax.tree.leaves(batch)[0].shape[0]
 
-        def matvec(v, mean=jnp.mean):
-            along = push(v)  # g_i . v
-            weights = along - mean(along) if centred else along
-            return pull(weights / along.shape[0])[0]
+    def losses(v, part):
+        def one(sample):
+            return objective.loss(merge(v), jax.tree.map(lambda leaf: leaf[None], sample))
 
-        return matvec
+        return jax.vmap(one)(part).astype(v.dtype)
 
+    parts = _split(batch, n if batch_size is None else batch_size)
+    apart = jax.lax.map(lambda part: losses(theta, part), parts)
+    sound = _mean(objective.loss(params, batch), jnp.ravel(apart))
     if batch_size is None:
-        return Operator(whole(batch), theta.size, theta.dtype, unravel)
-    parts = _split(batch, batch_size)
-    gradient = _summed(lambda piece: jax.grad(lambda v: objective(merge(v), piece)), parts)(theta)
+        _, push, pull = linearized(lambda v: losses(v, batch), theta)
+        return sound, push, pull
 
-    def split(v):
-        along = jnp.vdot(gradient, v)
-        return _summed(lambda piece: lambda v: whole(piece)(v, lambda _: along), parts)(v)
+    def push_all(v):
+        return jnp.ravel(jax.lax.map(lambda part: pushed(lambda t: losses(t, part), theta, v)[1], parts))
 
-    return Operator(split, theta.size, theta.dtype, unravel)
+    def pull_all(weights):
+        def add(total, held):
+            part, own = held
+            return total + jax.vjp(lambda t: losses(t, part), theta)[1](own)[0], None
+
+        return jax.lax.scan(add, jnp.zeros_like(theta), (parts, jnp.reshape(weights, (-1, batch_size))))[0]
+
+    return sound, push_all, pull_all
+
+
+def _shares(objective: Objective, params: Params, batch: Batch, merge, theta: Array, batch_size: int | None):
+    """The same of an L with f, by each sample's share of the gradient."""
+    apply = objective.f("gradient_covariance")
+    if batch_size is None:
+        f, push, pull = linearized(lambda v: apply(merge(v), batch.x), theta)
+    else:
+        cut = _Cut(apply, params, merge, theta, batch.x, batch_size)
+        f, push, pull = cut.outputs, cut.push, cut.pull
+    n = jax.tree.leaves(batch.x)[0].shape[0]
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(f)]
+    if any(shape[:1] != (n,) for shape in shapes):
+        raise ValueError(f"f: got shapes {shapes}; allowed for gradient_covariance: [n, ...], led by the {n} samples")
+    slope = jax.tree.map(lambda leaf: n * leaf, jax.grad(lambda f: objective.loss(f, batch.y))(f))
+
+    def along(v):
+        def each(s, d):
+            return jnp.sum(jnp.reshape(jnp.real(s * d), (n, -1)).astype(v.dtype), 1)
+
+        return sum(jax.tree.leaves(jax.tree.map(each, slope, push(v))), start=jnp.zeros(n, v.dtype))
+
+    def back(weights):
+        return pull(jax.tree.map(lambda s: s * jnp.reshape(weights, (n,) + (1,) * (s.ndim - 1)).astype(s.dtype), slope))
+
+    return 1.0, along, back
 
 
 @factory("operators.ntk(L, params, batch)")
@@ -271,7 +331,7 @@ def ntk(objective: Objective, params: Params, batch: Batch, *, where: Where | No
     apply = objective.f("ntk")
     theta, _, merge = flat(params, where)
     f, push, pull, shaped = _outputs(lambda v: apply(merge(v), batch.x), theta)
-    return Operator(lambda v: push(pull(v)[0]), f.size, f.dtype, shaped)
+    return Operator(lambda v: push(pull(v)), f.size, f.dtype, shaped)
 
 
 def preconditioned(operator: Operator, preconditioner: Any) -> Operator:
@@ -301,12 +361,12 @@ def preconditioned(operator: Operator, preconditioner: Any) -> Operator:
 
 
 def _like(operator: Operator, preconditioner: Any) -> Any:
-    """A diagonal P with (p, p) for both parts of a complex leaf."""
+    """A diagonal P with (p, p) for both parts of a complex leaf, or its own ``p_re + i p_im``."""
     moved = jax.eval_shape(operator.unravel, jax.ShapeDtypeStruct((operator.size,), operator.dtype))
     if jax.tree.structure(moved) != jax.tree.structure(preconditioner):
         return preconditioner
     return jax.tree.map(
-        lambda leaf, p: jax.lax.complex(p, p) if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else p,
+        lambda leaf, p: jax.lax.complex(p, p) if jnp.iscomplexobj(leaf) and not jnp.iscomplexobj(p) else p,
         moved,
         preconditioner,
     )
@@ -331,8 +391,7 @@ def blocks(params: Params, level: int = 1) -> dict[str, Where]:
 def _outputs(outputs: Callable[[Array], Any], theta: Array):
     """``(f, push, pull, shaped)``: outputs in the real view, ``J``, ``J^T`` and the inverse of that view."""
     _, shaped = real_view(jax.tree.map(jnp.zeros_like, jax.eval_shape(outputs, theta)))
-    f, push = jax.linearize(lambda v: real_view(outputs(v))[0], theta)
-    return f, push, jax.linear_transpose(push, theta), shaped
+    return *linearized(lambda v: real_view(outputs(v))[0], theta), shaped
 
 
 def _summed(of_batch: Callable[[Any], Callable[[Array], Array]], parts: Any) -> Callable[[Array], Array]:
@@ -367,3 +426,64 @@ def _split(batch: Any, size: int) -> Any:
     if size < 1 or n % size:
         raise ValueError(f"batch_size: got {size!r}; allowed: a divisor of the {n} samples")
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (n // size, size, *leaf.shape[1:])), batch)
+
+
+def _check_cut(apply: Callable[..., Any], params: Params, x: Any, size: int) -> None:
+    if not splits_into_samples(apply, params, x, "exact"):
+        raise ValueError(
+            f"batch_size: got {size} for an f that mixes the samples of its batch, or may (batch statistics); allowed: "
+            "None, or a function of each sample alone (evaluation mode)"
+        )
+
+
+class _Cut:
+    """Passes through f piece by piece: ``outputs``, ``J v`` and ``J^T c`` of the whole batch."""
+
+    def __init__(self, apply: Callable[..., Any], params: Params, merge, theta: Array, x: Any, size: int):
+        self.pieces, self.theta, self.size = _split(x, size), theta, size
+        _check_cut(apply, params, x, size)
+        self.f = lambda v, piece: apply(merge(v), piece)
+        self.outputs = self._joined(jax.lax.map(lambda piece: self.f(theta, piece), self.pieces))
+
+    def push(self, v: Array) -> Any:
+        def one(piece):
+            return pushed(lambda t: self.f(t, piece), self.theta, v)[1]
+
+        return self._joined(jax.lax.map(one, self.pieces))
+
+    def pull(self, cotangents: Any) -> Array:
+        return self._sum(lambda piece, c: self._pulled(self.theta, piece, c), cotangents)
+
+    def pull_along(self, v: Array, g: Any, dg: Any) -> Array:
+        """The derivative of ``J^T g`` along v, g moving by dg."""
+
+        def one(piece, held):
+            return jax.jvp(lambda t, c: self._pulled(t, piece, c), (self.theta, held[0]), (v, held[1]))[1]
+
+        return self._sum(one, (g, dg))
+
+    def _pulled(self, v: Array, piece: Any, cotangents: Any) -> Array:
+        return jax.vjp(lambda t: self.f(t, piece), v)[1](cotangents)[0]
+
+    def _sum(self, of_piece: Callable[[Any, Any], Array], held: Any) -> Array:
+        def add(total, part):
+            return total + of_piece(*part), None
+
+        return jax.lax.scan(add, jnp.zeros_like(self.theta), (self.pieces, _split(held, self.size)))[0]
+
+    def _joined(self, parts: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, *leaf.shape[2:])), parts)
+
+
+def _mean(whole: Array, parts: Array) -> Array:
+    """1 where L of the batch is the mean over its parts; else an error, or NaN where the values are traced."""
+    scale = jnp.mean(jnp.abs(parts)) + jnp.finfo(parts.dtype).tiny
+    sound = jnp.abs(whole - jnp.mean(parts)) <= jnp.sqrt(jnp.finfo(parts.dtype).eps) * scale
+    if isinstance(sound, jax.core.Tracer):
+        return jnp.where(sound, 1.0, jnp.nan).astype(parts.dtype)
+    if not sound and jnp.isfinite(whole):
+        raise ValueError(
+            f"objective: got L = {float(whole):.6g} for the batch and a mean of {float(jnp.mean(parts)):.6g} over its "
+            "parts; allowed to be taken apart: a mean over samples (no batch statistics, no masked mean)"
+        )
+    return jnp.ones((), parts.dtype)

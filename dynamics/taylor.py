@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
+from dynamics.program.forward import pushed
 from dynamics.types import Array, Params
 
 
@@ -32,8 +34,11 @@ def taylor_expand(f: Callable[..., Array], params: Params, degree: int) -> Calla
 
     Args:
         f: ``(params, x, **kwargs) -> output``, a pytree of arrays.
-        params: the expansion point, a pytree.
+        params: the expansion point, a pytree; integer and boolean leaves are constants.
         degree: order of the expansion, at least 0; 1 is ``linearize``.
+
+    Raises:
+        ValueError: for a degree below 0.
 
     Returns:
         A function of the same signature. Cost: ``degree`` nested jvps, ``2^degree`` evaluations in the worst case.
@@ -42,10 +47,19 @@ def taylor_expand(f: Callable[..., Array], params: Params, degree: int) -> Calla
     """
     if degree < 0:
         raise ValueError(f"degree: got {degree!r}; allowed: an integer >= 0")
+    leaves, structure = jax.tree.flatten(params)
+    moving = [place for place, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
 
     def f_taylor(p, *args, **kwargs):
-        shift = jax.tree.map(lambda a, b: a - b, p, params)
-        terms = _derivatives(lambda q: f(q, *args, **kwargs), params, shift, degree)
+        def g(moved):
+            whole = list(leaves)
+            for place, leaf in zip(moving, moved, strict=True):
+                whole[place] = leaf
+            return f(jax.tree.unflatten(structure, whole), *args, **kwargs)
+
+        given, start = jax.tree.leaves(p), [leaves[place] for place in moving]
+        shift = [given[place] - leaves[place] for place in moving]
+        terms = _derivatives(g, start, shift, degree)
         scaled = [jax.tree.map(lambda a, r=r: a / math.factorial(r), term) for r, term in enumerate(terms)]
         return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *scaled)
 
@@ -60,5 +74,5 @@ def _derivatives(f: Callable, params: Params, shift: Params, degree: int) -> lis
     def up_to(q):
         return _derivatives(f, q, shift, degree - 1)
 
-    values, slopes = jax.jvp(up_to, (params,), (shift,))
+    values, slopes = pushed(up_to, params, shift)
     return [*values, slopes[-1]]

@@ -192,6 +192,7 @@ class Dynamics(NamedTuple):
             (averaged) gradient. None where that is not known.
         order: p, where its path at a fixed time ``dt * step`` tends to a flow as ``O(dt^p)``; None where there is no
             such flow (minibatches, a schedule; moments that forget by the step) or ``dt`` is not the step's size.
+        optimizer: the optax transformation that moves the parameters, None elsewhere.
     """
 
     init: Callable[[Params], PyTree]
@@ -202,6 +203,7 @@ class Dynamics(NamedTuple):
     objective_at: Callable[[PyTree], Objective] | None = None
     preconditioner: Callable[[PyTree], PyTree] | None = None
     order: int | None = None
+    optimizer: Any = None
 
 
 class View(NamedTuple):
@@ -346,7 +348,11 @@ def check_apply(apply: Any) -> None:
 
 
 def scalar(loss: Array) -> Array:
-    """``loss`` itself; raises TypeError when it is no scalar."""
+    """``loss`` itself; raises TypeError when it is no real scalar."""
+    if jnp.iscomplexobj(loss):
+        raise TypeError(
+            f"loss: got {jnp.result_type(loss)}; allowed: a real scalar, e.g. the mean of jnp.abs(f - y)**2"
+        )
     if jnp.shape(loss):
         raise TypeError(f"loss: got shape {jnp.shape(loss)}; allowed: a scalar; take the mean over samples")
     return loss

@@ -151,12 +151,18 @@ FOLDERS = {
     "rows of text": sql("UPDATE chunk SET rows = 'text'"), "numbers of text": sql("UPDATE chunk SET number = 'one'"),
     "no state": sql("UPDATE chunk SET state = 3"), "no table": sql("DROP TABLE chunk"),
     "no entries": sql("DELETE FROM meta"), "events of bytes": sql("INSERT INTO event VALUES (x'ff', 3, x'1b5b324a')"),
+    "a trigger": sql("CREATE TRIGGER t AFTER INSERT ON meta BEGIN DELETE FROM chunk; END"),
+    "an endless view": sql(
+        "ALTER TABLE meta RENAME TO held; CREATE VIEW meta AS WITH RECURSIVE n(key, value, digest) AS "
+        "(SELECT * FROM held UNION ALL SELECT key, value || 'x', digest FROM n) SELECT * FROM n"
+    ),
     "axes of nothing": call(axes=3), "cells of nothing": call(cells="all"),
     "14 TiB": call(axes=[["eta", list(range(10**4))], ["seed", list(range(10**4))], ["third", list(range(10**3))]]),
     "rows elsewhere": call(rows=pack({"x": np.ones(3)})), "cells beyond": call(cells=[7]),
     **{f"{make.__name__} as {name}": in_place(name, make) for name, make in [
         ("lock", link), ("run.sqlite", link), ("config.json", link), ("figure.svg", link), ("checkpoints", link),
-        ("lock", hard), ("claims.json", dangling), ("run.sqlite", pipe), ("lock", pipe), ("claims.json", pipe),
+        ("pieces", link), ("jobs", link), ("lock", hard),
+        ("claims.json", dangling), ("run.sqlite", pipe), ("lock", pipe), ("claims.json", pipe),
         ("run.sqlite", folder), (".x.1.part", folder), (".y.1.part", dangling), ("run.sqlite", sparse),
         ("claims.json", sparse),
     ]},
@@ -166,7 +172,7 @@ FOLDERS = {
 assert len(FOLDERS) >= 48
 
 
-@pytest.mark.parametrize("kind", some(FOLDERS, {0, 4, 30, 32, 33, 38}))
+@pytest.mark.parametrize("kind", some(FOLDERS, {1, 32}))
 def test_a_hostile_folder_is_a_sentence_and_stops_nothing(whole, tmp_path, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs, victim = tmp_path / "runs", tmp_path / "outside" / "victim.txt"
@@ -200,7 +206,7 @@ NAMES = ["runs#1", "runs?mode=rw", "runs%20", " runs ", "-runs", "ru\x1b[2Jns", 
          "run*s",         "r" * 200, "\udcff"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", some(NAMES, {0, 5}))
+@pytest.mark.parametrize("name", some(NAMES, {0}))
 def test_a_folder_of_any_name_is_read_and_nothing_is_made(whole, tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(whole, tmp_path / name)
@@ -254,11 +260,11 @@ OTHERS = [
 assert len(LINES) + len(OTHERS) >= 154, len(LINES) + len(OTHERS)
 
 
-@pytest.mark.parametrize("part", some(range(8), {0}))
+@pytest.mark.parametrize("part", some(range(16), {0}))
 def test_a_command_line_of_nonsense_exits_2_with_no_file_made(part, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cases = [(TOY, line) for line in LINES] + OTHERS
-    for name, line in cases[part::8]:
+    for name, line in cases[part::16]:
         code, _, errors = said(*line, name=name)
         assert code == 2, (name, line, code, errors)
         assert errors.strip(), (name, line)
@@ -322,10 +328,10 @@ CALLS = [
 assert len(CALLS) >= 70, len(CALLS)
 
 
-@pytest.mark.parametrize("part", some(range(4), {0}))
+@pytest.mark.parametrize("part", some(range(8), {0}))
 def test_a_call_of_nonsense_is_refused_with_no_file_made(part, tmp_path, monkeypatch, as_users_meet_it):
     monkeypatch.chdir(tmp_path)
-    for number in range(part, len(CALLS), 4):
+    for number in range(part, len(CALLS), 8):
         try:
             CALLS[number]()
         except SystemExit as stopped:
@@ -348,11 +354,12 @@ PLACES = {
     "no HOME": ("env -u HOME {}", {}), "unknown user": ("{}", {"HOME": ""}), "C locale": ("{}", {"LC_ALL": "C"}),
     "ascii": ("{}", {"PYTHONIOENCODING": "ascii"}), "no columns": ("{}", {"COLUMNS": "0", "TERM": "dumb"}),
     "few addresses": ("ulimit -v 2000000; {}", {}), "cache is a file": ("{}", {"XDG_CACHE_HOME": "/dev/null"}),
+    "no such platform": ("{}", {"JAX_PLATFORMS": "abacus"}), "folder gone": ("mkdir x; cd x; rmdir ../x; {}", {}),
     "unwritable": ("chmod -R a-w runs; {}", {}),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", some(itertools.product(PLACES, COMMANDS), {3, 33}))
+@pytest.mark.parametrize("case", some(itertools.product(PLACES, COMMANDS), {0}))
 def test_any_environment_is_met_without_a_traceback(whole, tmp_path, case):
     place, command = case
     shutil.copytree(whole, tmp_path / "runs")
@@ -367,6 +374,7 @@ def test_any_environment_is_met_without_a_traceback(whole, tmp_path, case):
     assert "Traceback" not in done.stderr, done.stderr
     assert "Exception ignored" not in done.stderr, done.stderr
     expected = {("stdout full", "list"): {1}, ("stdout full", "help"): {1}, ("few addresses", "run"): {4}}
+    expected |= {("folder gone", name): {4} for name in COMMANDS} | {("no such platform", "run"): {2}}
     assert done.returncode in expected.get(case, {0}), (case, done.returncode, done.stderr)
 
 

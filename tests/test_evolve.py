@@ -311,7 +311,15 @@ def test_test_readings_have_a_prefix_and_their_own_batch(x64, key):
     assert not np.any(both.values["test_loss"] == both.values["loss"])
 
 
-@pytest.mark.parametrize("make", [gradient_descent, adam, lambda L, eta: gradient_descent(L, eta, momentum=0.9)])
+CONTINUED = {
+    "descent": gradient_descent,
+    "adam, minibatches": lambda L, eta: adam(L, eta, batch_size=3),
+    "momentum": lambda L, eta: gradient_descent(L, eta, momentum=0.9),
+    "linearised, minibatches": lambda L, eta: linearized(L, lambda M: gradient_descent(M, eta, batch_size=3)),
+}
+
+
+@pytest.mark.parametrize("make", CONTINUED.values(), ids=CONTINUED)
 def test_a_state_goes_on_bit_for_bit(precision, key, make):
     """17 and 13 updates are 30: optimiser states, parameters and losses; the parameters given then are not used."""
     batch, params = problem(key)

@@ -60,6 +60,7 @@ def test_no_circle_and_no_import_hidden_in_a_function():
     assert not hidden
 
 
+@pytest.mark.slow
 def test_a_trip_returns_to_a_file_it_has_left_at_most_four_times(tmp_path, monkeypatch, capsys):
     """From flags to exit code: calls into a file of runs/ that is left and still waits further up."""
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,10 @@ import optax
 import pytest
 
 from dynamics import stability
+from dynamics.evolve import descent, simulate
+from dynamics.losses import half_mse
+from dynamics.observe import preconditioned_sharpness
+from dynamics.types import Batch, Objective
 
 
 def growth(optimizer, curvature, steps=400):
@@ -139,3 +143,154 @@ def test_muon_threshold_separates_descent_from_ascent(x64, ratio, falls):
 def test_rmsprop_preconditioner_refuses_other_denominators(optimizer, extra):
     with pytest.raises(ValueError, match=rf"^opt_state: got .* also holds {extra}; allowed: "):
         stability.rmsprop_preconditioner(optimizer.init(jnp.ones(2)))
+
+
+PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.ones(()), "v": jnp.ones(5)}
+FIRST, REST = {"w": True, "b": False, "v": True}, {"w": False, "b": True, "v": False}
+LABELS = {"w": "a", "b": "b", "v": "a"}
+ACCEPTED = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "nesterov": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.01),
+    "adam, eps": optax.adam(0.01, b1=0.5, b2=0.9, eps=1e-3),
+    "adam, eps_root": optax.adam(0.01, eps=1e-6, eps_root=1e-9),
+    "adam, eps_root alone": optax.adam(0.01, eps=0.0, eps_root=1e-8),
+    "adamw": optax.adamw(0.01, weight_decay=0.1),
+    "rmsprop": optax.rmsprop(0.01),
+    "rmsprop, eps outside": optax.rmsprop(0.01, eps=1e-5, eps_in_sqrt=False),
+    "rmsprop, corrected": optax.rmsprop(0.01, bias_correction=True),
+    "schedule": optax.adam(optax.cosine_decay_schedule(0.1, 100)),
+    "chain": optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.scale(-0.1)),
+    "injected": optax.inject_hyperparams(optax.adamw)(learning_rate=0.1, b2=0.95, eps=1e-6),
+    "masked": optax.chain(
+        optax.masked(optax.adam(0.1), FIRST),
+        optax.masked(optax.set_to_zero(), REST),
+    ),
+    "two rates": optax.multi_transform({"a": optax.adam(0.1), "b": optax.adam(0.02, eps=1e-4)}, LABELS),
+    "frozen": optax.multi_transform({"a": optax.sgd(0.1), "b": optax.set_to_zero()}, LABELS),
+    "layers": optax.multi_transform({"a": optax.sgd(0.1), "b": optax.sgd(0.01)}, LABELS),
+}
+
+
+def combination(optimizer, p_of, steps=5):
+    """How far ``P u`` is from one combination of all gradients so far (and of ``P w`` by leaf), relative; the most."""
+    rng, worst, seen = np.random.default_rng(3), 0.0, []
+
+    def draw(scale):
+        return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=(16, *leaf.shape))), PARAMS)
+
+    state = jax.vmap(optimizer.init)(draw(0.0))
+    for step in range(steps):
+        g, w = draw(3e-4), draw(float(step))
+        u, state = jax.vmap(optimizer.update)(g, state, w)
+        p = jax.vmap(p_of, axis_size=16)(state)
+        p = p if isinstance(p, dict) else dict.fromkeys(u, p)
+        p = {
+            k: np.zeros(u[k].shape) + np.reshape(p[k], (*np.shape(p[k]), *(1,) * (u[k].ndim - np.ndim(p[k]))))
+            for k in u
+        }
+        seen.insert(0, g)
+        moving = [k for k in u if np.any(u[k])]
+        assert all(np.all(np.isinf(p[k])) for k in u if k not in moving)
+        flat = lambda tree, keys=moving: np.concatenate([np.ravel(tree[k]) for k in keys])  # noqa: E731
+        decay = [flat({k: p[k] * w[k] * (k == own) for k in moving}) for own in moving]
+        columns = np.stack([*map(flat, seen), *decay], 1)
+        columns = columns / np.maximum(np.abs(columns).max(0), 1e-300)
+        target = flat({k: p[k] * u[k] for k in moving})
+        left = target - columns @ np.linalg.lstsq(columns, target, rcond=None)[0]
+        worst = max(worst, np.linalg.norm(left) / np.linalg.norm(target))
+    return worst
+
+
+QUICK = ("adam, eps_root", "two rates", "nesterov")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ACCEPTED])
+def test_the_preconditioner_is_found_from_the_updates(name, x64):
+    """By definition ``u = -rate m / P - decay w`` with m an average of gradients: no other P makes P u one."""
+    assert combination(ACCEPTED[name], stability.preconditioner_of(ACCEPTED[name], PARAMS)) < 1e-5
+
+
+def exported():
+    found = {}
+    for module in (optax, optax.contrib):
+        for name in dir(module):
+            made = getattr(module, name)
+            if name.startswith("_") or not callable(made) or isinstance(made, type):
+                continue
+            for args in ((), (0.01,), (0.01, 0.9), (0.01, 0.9, 7), (optax.sgd(0.1),)):
+                try:
+                    optimizer = made(*args)
+                    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+                        found[name] = optimizer
+                        break
+                except Exception:
+                    continue
+    return found
+
+
+@pytest.mark.slow
+def test_every_optimiser_of_optax_has_its_preconditioner_or_is_refused(x64):
+    found, known = exported(), {}
+    assert len(found) > 60
+    for name, optimizer in found.items():
+        for wrap in (
+            lambda one: one,
+            lambda one: optax.chain(one, optax.scale(-2.0)),
+            lambda one: optax.chain(one, optax.scale(-1.0)),
+        ):
+            try:
+                p_of = stability.preconditioner_of(wrap(optimizer), PARAMS)
+            except ValueError as error:
+                assert str(error).startswith("optimizer: got one")  # noqa: PT017
+                continue
+            known[name] = max(known.get(name, 0.0), combination(wrap(optimizer), p_of))
+    assert {"sgd", "adam", "adamw", "rmsprop", "scale_by_adam", "scale_by_rms", "trace"} <= set(known)
+    assert not {name: off for name, off in known.items() if not off < 1e-4}
+
+
+def test_look_alikes_are_refused_by_name(x64):
+    with pytest.raises(ValueError, match=r"ScaleByAmsgradState\) whose updates"):
+        stability.preconditioner_of(optax.amsgrad(0.1))
+    with pytest.raises(ValueError, match=r"MuonState.*muon_threshold"):
+        stability.preconditioner_of(optax.contrib.muon(0.1), PARAMS)
+    with pytest.raises(ValueError, match=r"^opt_state: got a ScaleByAmsgradState; allowed: "):
+        stability.adam_preconditioner(optax.amsgrad(0.1).init(PARAMS))
+    wrong = (optax.adamax(0.1), optax.radam(0.1), optax.nadam(0.1), optax.lamb(0.1), optax.adam(0.1, eps=1e-4))
+    for optimizer in wrong:
+        with pytest.raises(ValueError, match=r"^preconditioner: got a P that is not the optimiser's"):
+            stability.check_preconditioner(optimizer, stability.adam_preconditioner, PARAMS)
+    stability.check_preconditioner(optax.adamw(0.1), stability.adam_preconditioner, PARAMS)
+    stability.check_preconditioner(optax.rmsprop(0.1), stability.rmsprop_preconditioner, PARAMS)
+    stability.check_preconditioner(optax.sgd(0.1), lambda state: 1.0, PARAMS)
+
+
+def test_steps_of_many_batches_and_live_settings_are_followed(x64):
+    several, one = optax.MultiSteps(optax.adam(0.1), 2), optax.adam(0.1)
+    state, inner = several.init(PARAMS), one.init(PARAMS)
+    for g in (PARAMS, PARAMS):
+        _, state = several.update(g, state, PARAMS)
+    _, inner = one.update(PARAMS, inner, PARAMS)
+    ours = stability.preconditioner_of(several, PARAMS)(state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, stability.adam_preconditioner(inner))
+    injected = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
+    state = injected.init(PARAMS)
+    _, state = injected.update(PARAMS, state, PARAMS)
+    state.hyperparams["eps"] = jnp.asarray(0.5)
+    p = stability.preconditioner_of(injected, PARAMS)(state)
+    np.testing.assert_allclose(p["v"], 0.1 * (1.0 + 0.5), rtol=1e-6)
+
+
+def test_a_look_alike_s_preconditioner_is_refused_in_a_run():
+    L, batch = Objective(lambda w, x: x @ w, half_mse), Batch(jnp.eye(3), jnp.ones((3, 1)))
+    for optimizer, ok in ((optax.adamax(0.1), False), (optax.adamw(0.1), True)):
+        run, read = descent(L, optimizer), preconditioned_sharpness(stability.adam_preconditioner)
+        if ok:
+            values = simulate(run, jnp.ones((3, 1)), batch, train=read, steps=3)[1].values
+            assert np.isfinite(values["preconditioned_sharpness"][-1])
+            continue
+        with pytest.raises(ValueError, match=r"^preconditioner: got a P that is not the optimiser's"):
+            simulate(run, jnp.ones((3, 1)), batch, train=read, steps=3)
+        with pytest.raises(ValueError, match=r"^optimizer: got one \(ScaleByAdamState\)"):
+            simulate(run, jnp.ones((3, 1)), batch, train=preconditioned_sharpness(), steps=3)

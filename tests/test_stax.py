@@ -250,7 +250,10 @@ BAD = [
     (lambda: stax.Relu().kernel(jnp.ones((2, 3))), "Gaussian"),
     (lambda: stax.Conv(3, (5, 5)).kernel(jnp.ones((2, 3, 3, 1))), "window"),
     (lambda: stax.FanInSum().kernel(jnp.ones((2, 3))), "FanInSum"),
-    (lambda: stax.GlobalAvgPool().kernel(jnp.ones((2, 3))), "spatial"),
+    (
+        lambda: stax.GlobalSelfAttention(1, 1, 1, 1).kernel(jnp.ones((2, 3, 1)), diagonal_spatial=True),
+        "diagonal_spatial",
+    ),
     (lambda: stax.repeat(stax.Dense(4), 2).init(jax.random.key(0), (1, 3)), "shape"),
     (lambda: nt.batch(stax.Dense(1).kernel, -1), "batch_size"),
     (lambda: nt.monte_carlo_kernel_fn(*stax.Dense(2)[:2], jax.random.key(0), 0), "n_samples"),
@@ -265,20 +268,11 @@ def test_bad_input_is_named_in_one_sentence(call, named):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["Aggregate", "DotGeneral", "ImageResize", "Index", "AttentionMechanism", "unmask_fn"])
+@pytest.mark.parametrize("name", ["Bool", "Diagonal", "layer", "requires", "supports_masking"])
 def test_names_that_are_not_offered_say_what_to_use(name):
     with pytest.raises(AttributeError, match=f"neural-tangents' {name}: [a-z]"):
         getattr(stax, name)
     assert not hasattr(stax, "Nonsense")
-
-
-@pytest.mark.parametrize("argument", ["mask_constant", "pattern"])
-def test_arguments_that_are_not_offered_are_refused(argument):
-    network, x = mlp(stax.Relu()), jnp.ones((2, 3))
-    with pytest.raises(ValueError, match=f"{argument} must be None"):
-        network.kernel(x, None, "ntk", **{argument: 1.0})
-    with pytest.raises(ValueError, match=f"{argument} must be None"):
-        network.apply(network.init(jax.random.key(0), x.shape)[1], x, **{argument: 1.0})
 
 
 @pytest.mark.parametrize("layer", [stax.LeakyRelu, stax.Erf, stax.Rbf, stax.Sin])

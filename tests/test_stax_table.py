@@ -69,7 +69,10 @@ NETWORKS = {
     "AvgPool": positions(stax.AvgPool((2,), (1,), "SAME")),
     "Conv": Case(
         lambda n: stax.serial(
-            stax.Conv(n, (2, 3), (1, 2), "SAME", 1.2, 0.3), stax.Relu(), stax.Conv(4, (3, 2), None, "VALID", 1.1, 0.2)
+            stax.Conv(n, (2, 3), (1, 2), "SAME", 1.2, 0.3),
+            stax.Relu(),
+            stax.Conv(4, (3, 2), None, "VALID", 1.1, 0.2),
+            stax.Flatten(),
         ),
         IMAGES,
         draws=500,

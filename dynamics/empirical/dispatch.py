@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynamics.empirical.axes import OutputAxes, arrange, check_shapes, output_axes, traced_size
 from dynamics.empirical.one_tile import Network, alike, network
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan, make_plan
 from dynamics.empirical.tiles import Task, diagonal_kernel, pairs_kernel, work_of
 from dynamics.mesh import free_bytes
+from dynamics.program import real_view
 from dynamics.program.sample_axis import splits_into_samples
 from dynamics.types import Array, Params, PyTree
 
@@ -62,6 +64,7 @@ class Job(NamedTuple):
     axes: OutputAxes
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     by_sample: bool
+    parts: tuple[str, ...]
 
     @property
     def result_bytes(self) -> float:
@@ -80,9 +83,29 @@ def ntk_parts(
     request: Request,
 ) -> PyTree:
     """The NTK by parts of the parameters: a pytree like the output, of ``Parts``."""
+    if not jax.tree.leaves(params):
+        return _no_parameters(f1, f2, x1, x2, params, request)
     structure, jobs = ntk_jobs(f1, f2, x1, x2, params, request)
     _check_room(jobs, free_bytes())
     return jax.tree.unflatten(structure, [Parts(compute(job)) for job in jobs])
+
+
+def _no_parameters(f1, f2, x1, x2, params, request: Request) -> PyTree:
+    """Kernels of a function without parameters: zeros."""
+    one = jax.eval_shape(f1, params, x1)
+    two = jax.eval_shape(f2, params, x2) if jax.tree.leaves(x2) else one
+
+    def zero(out1, out2):
+        axes = output_axes(len(out1.shape), request.trace_axes, request.diagonal_axes)
+        return Parts({"ntk": jnp.zeros(_kernel_shape(out1.shape, out2.shape, axes), out1.dtype)})
+
+    return jax.tree.map(zero, one, two)
+
+
+def _kernel_shape(one: Sequence[int], two: Sequence[int], axes: OutputAxes) -> list[int]:
+    """Shape of a kernel of outputs ``one`` and ``two``, in the public order of axes."""
+    sizes = [[] if a in axes.trace else [n] if a in axes.diagonal else [n, two[a]] for a, n in enumerate(one)]
+    return [n for size in sizes for n in size]
 
 
 def _check_room(jobs: Sequence[Job], limit: float) -> None:
@@ -123,9 +146,7 @@ def ntk_jobs(f1, f2, x1, x2, params, request: Request) -> tuple[Any, list[Job]]:
 
 def _job(one: Side, two: Side, symmetric: bool, index: int, params: Params, request: Request, by_sample: bool) -> Job:
     shapes = (jax.tree.leaves(one.outputs)[index].shape, jax.tree.leaves(two.outputs)[index].shape)
-    dtype = jax.tree.leaves(one.outputs)[index].dtype
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"f: got an output of dtype {dtype}; allowed: real floating outputs")
+    check_real(jax.tree.leaves(one.outputs)[index])
     axes = output_axes(len(shapes[0]), request.trace_axes, request.diagonal_axes)
     check_shapes(shapes[0], shapes[1], axes)
     moving = Moving(params, request)
@@ -145,7 +166,13 @@ def _job(one: Side, two: Side, symmetric: bool, index: int, params: Params, requ
         plan = plan._replace(tile=max(1, int(request.memory // max(plan.bytes, 1))))
     groups = [moving.groups[block.leaf] for block in net1.blocks]
     task = Task(net1, net2, moving.leaves, inner, groups, moving.weights, plan)
-    return Job(task, x1, None if symmetric else x2, axes, shapes, by_sample)
+    return Job(task, x1, None if symmetric else x2, axes, shapes, by_sample, tuple(dict.fromkeys(moving.groups)))
+
+
+def check_real(output: Any) -> None:
+    """Raises ValueError unless an output, array or shape, is floating."""
+    if not jnp.issubdtype(output.dtype, jnp.floating):
+        raise ValueError(f"f: got an output of dtype {output.dtype}; allowed: real floating outputs")
 
 
 def compute(job: Job) -> dict[str, Array]:
@@ -159,6 +186,9 @@ def compute(job: Job) -> dict[str, Array]:
         elif 0 in job.axes.trace:  # [n, d, f, h]
             kernel = jnp.sum(kernel, 0)
         kernels[name] = arrange(kernel, *job.shapes, job.axes) / traced_size(job.shapes[0], job.axes)
+    for name in job.parts:
+        if name not in kernels:  # the output does not depend on it
+            kernels[name] = jnp.zeros(_kernel_shape(*job.shapes, job.axes), job.task.net1.output.dtype)
     return kernels
 
 
@@ -166,7 +196,7 @@ class Moving:
     """The parameter leaves that the kernel sums over, their parts and weights; all others are constants.
 
     Attributes:
-        leaves: the chosen floating leaves.
+        leaves: the chosen floating leaves; the real and the imaginary part of a complex one are two.
         groups: the part of each.
         weights: the weight of each, or None.
     """
@@ -176,30 +206,30 @@ class Moving:
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
         self.all = [leaf for _, leaf in flat]
         parts = [request.group(name) for name in names]
-        for name, leaf, part in zip(names, self.all, parts):
-            if part is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-                raise ValueError(f"params: got complex leaf {name!r}; allowed: real and imaginary parts as two leaves")
         chosen = [
             place
             for place, leaf in enumerate(self.all)
-            if parts[place] is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            if parts[place] is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
         ]
         if not chosen:
             raise ValueError(f"params: got leaves {names}; allowed: at least one chosen leaf of floating dtype")
         self.chosen = chosen
-        self.leaves = [jnp.asarray(self.all[place]) for place in chosen]
-        self.groups = [str(parts[place]) for place in chosen]
+        halves = [real_view.split(jnp.asarray(self.all[place])) for place in chosen]
+        self.ends = np.cumsum([len(half) for half in halves]).tolist()
+        self.leaves = [part for half in halves for part in half]
+        self.groups = [str(parts[place]) for place, half in zip(chosen, halves) for _ in half]
         self.weights = None
         if request.weights is not None:
             listed = jax.tree.leaves(request.weights)
             if [jnp.shape(weight) for weight in listed] != [jnp.shape(leaf) for leaf in self.all]:
                 raise ValueError("weights: got a pytree unlike the parameters; allowed: one array a leaf, of its shape")
-            self.weights = [listed[place] for place in chosen]
+            weights = [real_view.split(listed[place]) for place in chosen]  # a real one counts for both parts
+            self.weights = [w for own, half in zip(weights, halves) for w in (own * len(half))[: len(half)]]
 
     def merge(self, leaves: Sequence[Array]) -> Params:
         merged = list(self.all)
-        for place, leaf in zip(self.chosen, leaves):
-            merged[place] = leaf
+        for place, start, end in zip(self.chosen, (0, *self.ends), self.ends):
+            merged[place] = real_view.merge(leaves[start:end])
         return jax.tree.unflatten(self.structure, merged)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import enum
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from dynamics.empirical.axes import arrange, check_shapes, output_axes, traced_size
-from dynamics.empirical.dispatch import Axes, Parts, Request, ntk_parts, ntk_plans
+from dynamics.empirical.dispatch import Axes, Moving, Parts, Request, check_real, ntk_parts, ntk_plans
 from dynamics.empirical.plan import DEFAULT_BUDGET
+from dynamics.program.forward import pushed
 from dynamics.types import Array, Params, PyTree
 
 
@@ -23,11 +26,13 @@ class NtkImplementation(enum.IntEnum):
     STRUCTURED_DERIVATIVES = 3
 
 
-class EmpiricalKernel(NamedTuple):
-    """Kernels of one network: ``nngp`` and ``ntk``, None where not asked for."""
+@functools.cache
+def record_of(name: str, fields: tuple[str, ...]) -> type:
+    """A namedtuple class, the same one for the same arguments (pytrees compare classes)."""
+    return collections.namedtuple(name, fields)
 
-    nngp: Any = None
-    ntk: Any = None
+
+EmpiricalKernel = record_of("EmpiricalKernel", ("nngp", "ntk"))
 
 
 def empirical_ntk_fn(
@@ -57,9 +62,10 @@ def empirical_ntk_fn(
         the defaults and ``f [n, c]`` the kernel is ``[n1, n2]``, the mean over outputs.
 
     Raises:
-        ValueError: at the call, for a function that mixes its batch, axes that do not fit its output, or complex
-            parameters or outputs (integer and boolean leaves are constants); before anything is allocated, when kernel
-            and temporaries by estimate exceed the free memory of all devices together: it says how many samples fit.
+        ValueError: at the call, for a function that mixes its batch, axes that do not fit its output, or complex or
+            integer outputs (a complex leaf counts as two real ones, integer and boolean leaves are constants); before
+            anything is allocated, when kernel and temporaries by estimate exceed the
+            free memory of all devices together: it says how many samples fit.
 
     Exact for any pure ``f``: where parameters meet data in a product, convolution or lookup (inside ``jit``,
     ``jax.checkpoint`` and ``scan`` too) the kernel is contracted from Grams of inputs and cotangents, or from gradients
@@ -83,8 +89,9 @@ def empirical_ntk_fn(
 
     def ntk_fn(x1: PyTree, x2: PyTree | None, params: Params, **kwargs: Any) -> PyTree:
         kwargs1, kwargs2 = _split_kwargs(kwargs, x1, x2)
-        f1 = _bound(f, kwargs1)
-        parts = ntk_parts(f1, _bound(f, kwargs2) if kwargs else f1, x1, x2, params, request)
+        f1, x1 = _bound(f, x1, kwargs1)
+        f2, x2 = _bound(f, x2, kwargs2) if kwargs else (f1, x2)
+        parts = ntk_parts(f1, f2, x1, None if _absent(x2) else x2, params, request)
         return jax.tree.map(lambda part: part.kernels["ntk"], parts, is_leaf=lambda node: isinstance(node, Parts))
 
     return ntk_fn
@@ -137,6 +144,7 @@ def empirical_nngp_fn(
         outputs2 = outputs1 if _absent(x2) else f(params, x2, **kwargs2)
 
         def contract(output1: Array, output2: Array) -> Array:
+            check_real(output1)
             axes = output_axes(output1.ndim, trace_axes, diagonal_axes)
             check_shapes(output1.shape, output2.shape, axes)
             dims = ((axes.trace, axes.trace), (axes.diagonal, axes.diagonal))
@@ -154,25 +162,29 @@ def empirical_kernel_fn(
     diagonal_axes: Axes = (),
     vmap_axes: Any = None,
     implementation: NtkImplementation | int = NtkImplementation.AUTO,
+    *,
+    memory: int = DEFAULT_BUDGET,
+    mixing: str = "refuse",
 ) -> Callable[..., Any]:
     """NNGP and NTK by one function: ``kernel_fn(x1, x2, get, params, **kwargs)``.
 
-    ``get`` is 'nngp', 'ntk' (the kernel itself), a tuple of them or None for both (an ``EmpiricalKernel``; a pytree of
-    them when ``f`` has several outputs). Other arguments as ``empirical_ntk_fn``.
+    ``get`` is 'nngp', 'ntk' (the kernel itself), a tuple of them or None for both (an ``EmpiricalKernel`` with these
+    fields in this order; a pytree of them when ``f`` has several outputs). Other arguments as ``empirical_ntk_fn``.
     """
     kernel_fns = {
         "nngp": empirical_nngp_fn(f, trace_axes, diagonal_axes),
-        "ntk": empirical_ntk_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation),
+        "ntk": empirical_ntk_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation, memory=memory, mixing=mixing),
     }
 
     def kernel_fn(x1: PyTree, x2: PyTree | None, get: str | tuple[str, ...] | None, params: Params, **kwargs: Any):
         wanted = (get,) if isinstance(get, str) else ("nngp", "ntk") if get is None else tuple(get)
+        wanted = tuple(name.lower() if isinstance(name, str) else name for name in wanted)
         if not set(wanted) <= set(kernel_fns):
             raise ValueError(f"get: got {get!r}; allowed: 'nngp', 'ntk', a tuple of them, or None")
         kernels = {name: kernel_fns[name](x1, x2, params, **kwargs) for name in wanted}
         if isinstance(get, str):
-            return kernels[get]
-        return jax.tree.map(lambda *values: EmpiricalKernel(**dict(zip(kernels, values))), *kernels.values())
+            return kernels[wanted[0]]
+        return jax.tree.map(record_of("EmpiricalKernel", tuple(kernels)), *kernels.values())
 
     return kernel_fn
 
@@ -198,22 +210,30 @@ def empirical_ntk_vp_fn(
         [4.0, 4.0]
     """
     kwargs1, kwargs2 = _split_kwargs(kwargs, x1, x2)
+    moving = Moving(params, Request())
 
-    def f1(p):
-        return f(p, x1, **kwargs1)
+    def f1(leaves):
+        outputs = f(moving.merge(leaves), x1, **kwargs1)
+        jax.tree.map(check_real, outputs)
+        return outputs
 
-    def f2(p):
-        return f1(p) if _absent(x2) else f(p, x2, **kwargs2)
+    def f2(leaves):
+        return f1(leaves) if _absent(x2) else f(moving.merge(leaves), x2, **kwargs2)
 
     def product(cotangents: PyTree) -> PyTree:
-        (direction,) = jax.vjp(f2, params)[1](cotangents)
-        return jax.jvp(f1, (params,), (direction,))[1]
+        (direction,) = jax.vjp(f2, moving.leaves)[1](cotangents)
+        return pushed(f1, moving.leaves, direction)[1]
 
     return product
 
 
-def _bound(f: Callable[..., PyTree], kwargs: dict[str, Any]) -> Callable[[Params, PyTree], PyTree]:
-    return lambda params, x: f(params, x, **kwargs)
+def _bound(f: Callable[..., PyTree], x: PyTree, kwargs: dict[str, Any]) -> tuple[Callable[..., PyTree], PyTree]:
+    """``f`` with its keyword arguments, and the inputs; each sample's graph (``pattern``) goes with the inputs."""
+    pattern = kwargs.get("pattern")
+    if pattern is None or _absent(x):
+        return lambda params, x: f(params, x, **kwargs), x
+    fixed = {name: value for name, value in kwargs.items() if name != "pattern"}
+    return lambda params, x: f(params, x[0], pattern=x[1], **fixed), (x, pattern)
 
 
 def _absent(x: PyTree | None) -> bool:

@@ -26,7 +26,8 @@ class KernelAndGradient(NamedTuple):
     Attributes:
         outputs: ``f(params, x)``, ``[n, ...]``.
         kernel: what ``empirical_ntk_fn`` gives.
-        pull: cotangents like ``outputs`` -> ``J^T cotangents``, a pytree like the parameters.
+        pull: cotangents like ``outputs`` -> ``J^T cotangents``, a pytree like the parameters; a complex leaf holds
+            ``d/dRe + i d/dIm``.
     """
 
     outputs: Array

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.empirical.dispatch import Moving, Request, ntk_plans
+from dynamics.empirical.dispatch import Moving, Request, check_real, ntk_plans
 from dynamics.empirical.functions import empirical_ntk_fn
 from dynamics.empirical.plan import DEFAULT_BUDGET, Plan
 from dynamics.linalg import Eigenpairs, Estimate, eigenpairs, mean_and_error, spectral_density, trace
 from dynamics.mesh import tiles
+from dynamics.program.forward import pushed
 from dynamics.program.sample_axis import splits_into_samples
 from dynamics.types import Array, Params, PyTree
 
@@ -64,6 +65,7 @@ def ntk_operator(
     if batch_size is not None and not splits_into_samples(f, params, x, "refuse"):
         raise ValueError("batch_size: got one for an f without a batch axis that can be cut for certain; allowed: None")
     output = jax.eval_shape(f, params, x)
+    check_real(output)
     size, rest = math.prod(output.shape), output.shape[1:]
     tile = n if batch_size is None else min(batch_size, n)
     cut, missing = tiles(x, tile), -n % tile
@@ -78,7 +80,7 @@ def ntk_operator(
             return jax.tree.map(jnp.add, direction, gradient), None
 
         def push(samples):
-            return jax.jvp(lambda leaves: f(moving.merge(leaves), samples), (moving.leaves,), (direction,))[1]
+            return pushed(lambda leaves: f(moving.merge(leaves), samples), moving.leaves, direction)[1]
 
         direction, _ = jax.lax.scan(pull, jax.tree.map(jnp.zeros_like, moving.leaves), (cut, tiles(cotangents, tile)))
         return jnp.reshape(jnp.reshape(jax.lax.map(push, cut), (n + missing, *rest))[:n], -1)

@@ -31,7 +31,8 @@ def empirical_ntk_parts_fn(
             subset). Every leaf is its own group unless given.
         trace_axes, diagonal_axes, memory, mixing: see ``empirical_ntk_fn``.
         weights: None, or a pytree like the parameters with the diagonal of ``P``, e.g. the inverse of Adam's
-            preconditioner: then ``df/dt = -Theta dL/df`` along the preconditioned flow.
+            preconditioner: then ``df/dt = -Theta dL/df`` along the preconditioned flow. For a complex leaf ``p_re + i
+            p_im``, or one real p for both parts.
 
     Returns:
         ``parts_fn(x1, x2, params) -> {group: kernel}`` (a pytree of them when ``f`` has several outputs), each of the

@@ -148,7 +148,7 @@ def _flow(landscape: Objective, process: Process, k: int, depth: int, seed: int,
 
     def init(start) -> CentralState:
         params, nu, trace = start if isinstance(start, CentralStart) else CentralStart(start)
-        check_params(params)
+        check_params(params, real=True)
         w = ravel_pytree(params)[0]
         if k * depth > w.size:
             raise ValueError(f"k, depth: got {k!r}, {depth!r}; allowed: a product of at most P = {w.size}")

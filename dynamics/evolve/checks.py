@@ -43,15 +43,16 @@ def check_key(key: Any) -> None:
         raise TypeError(f"key: got {key!r}; allowed: a PRNG key, e.g. jax.random.key(0)")
 
 
-def check_params(params: Params) -> None:
-    """Raises TypeError unless ``params`` holds arrays that can be moved: floating or complex, at least one."""
+def check_params(params: Params, *, real: bool = False) -> None:
+    """Raises TypeError unless ``params`` holds arrays that can be moved: floating or complex (unless ``real``)."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise TypeError(f"params: got {type(params).__name__} without arrays; allowed: a pytree of floating arrays")
     for path, leaf in leaves:
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(f"params{jax.tree_util.keystr(path)}: got {dtype}; allowed: floating or complex numbers")
+        if not jnp.issubdtype(dtype, jnp.floating if real else jnp.inexact):
+            allowed = "real floating numbers" if real else "floating or complex numbers"
+            raise TypeError(f"params{jax.tree_util.keystr(path)}: got {dtype}; allowed: {allowed}")
 
 
 def check_optimizer(optimizer: Any) -> None:

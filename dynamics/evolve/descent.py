@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import split_real_and_imaginary
 
 from dynamics.evolve.checks import check_learning_rate, check_optimizer, check_params
 from dynamics.evolve.views import training_part
-from dynamics.stability import adam_preconditioner, preconditioner_of
+from dynamics.program import real_view
+from dynamics.stability import adam_preconditioner, check_preconditioner, preconditioner_of
 from dynamics.types import (
     Array,
     Batch,
@@ -58,6 +60,9 @@ def descent(
 ) -> Dynamics:
     """Training by ``optimizer``: ``theta <- theta + u(grad L(theta))``.
 
+    A complex leaf is two real ones: its gradient is ``dL/dRe + i dL/dIm``, and the optimiser sees the pair
+    (``opt_state`` is then that of ``optax.contrib.split_real_and_imaginary``; its P holds ``P_re + i P_im``).
+
     Args:
         objective: L. With a ``StatefulModel`` in it, this dynamics' ``init`` takes ``(params, model_state)``, which the
             model's ``init`` gives, steps are those of its training mode, with dropout keys from the step's key, and
@@ -67,7 +72,8 @@ def descent(
         batch_size: samples a step, drawn anew each step; None for the full batch.
         replace: draw the minibatch with replacement.
         preconditioner: ``opt_state -> P``, what ``preconditioned_sharpness`` reads, or 1.0 for none; by default that of
-            ``stability.preconditioner_of``, found when it is first asked for.
+            ``stability.preconditioner_of``, found when it is first asked for. What is given must agree with the
+            optimiser's updates (ValueError).
 
     Returns:
         A ``Dynamics`` on ``DescentState``; ``data`` is a ``Batch`` or ``Data`` (whose ``train`` is used).
@@ -90,9 +96,9 @@ def descent(
     def init(params) -> DescentState:
         params, model_state = (params, ()) if model is None else params
         check_params(params)
-        dtype = jnp.result_type(*jax.tree.leaves(params))
+        dtype = jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).dtype
         step, loss = jnp.zeros((), jnp.int32), jnp.array(jnp.inf, dtype)
-        return DescentState(params, optimizer.init(params), model_state, step, loss)
+        return DescentState(params, real_view_optimizer(optimizer, params).init(params), model_state, step, loss)
 
     def loss_of(params, model_state, batch, key):
         if model is None:
@@ -105,10 +111,11 @@ def descent(
         batch_key, model_key = jax.random.split(key)
         batch = training_part(data) if objective.apply is None else training_batch(data)
         batch = minibatch(batch_key, batch, batch_size, replace=replace)
-        (value, model_state), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+        (value, model_state), slope = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.model_state, batch, model_key
         )
-        update, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        mover = real_view_optimizer(optimizer, state.params)
+        update, opt_state = mover.update(real_view.gradient(slope), state.opt_state, state.params)
         params = optax.apply_updates(state.params, update)
         return DescentState(params, opt_state, model_state, state.step + 1, value.astype(state.loss.dtype))
 
@@ -118,11 +125,43 @@ def descent(
 
     at = None if model is None else (lambda state: objective.at(state.model_state))
 
-    def known(state: DescentState) -> PyTree:
-        found = (preconditioner or preconditioner_of(optimizer))(state.opt_state)
-        return jax.tree.map(jnp.ones_like, state.params) if isinstance(found, float) else found
+    def known(params: Params) -> Callable[[PyTree], PyTree]:
+        if preconditioner is None:
+            return preconditioner_of(optimizer, params)
+        check_preconditioner(optimizer, preconditioner, params)
+        return preconditioner
 
-    return Dynamics(init, step, params, dt, objective, at, known)
+    return Dynamics(init, step, params, dt, objective, at, _preconditioner(known), optimizer=optimizer)
+
+
+def _preconditioner(known: Callable[[Params], Callable[[PyTree], PyTree]]) -> Callable[[DescentState], PyTree]:
+    """``state -> P``, from what is known of it where the parameters are, complex ones as pairs."""
+
+    def at(state: DescentState) -> PyTree:
+        params, opt_state = state.params, state.opt_state
+        if any(map(real_view.is_complex, jax.tree.leaves(params))):
+            pairs = split_real_and_imaginary(optax.GradientTransformation(lambda tree: tree, optax.identity().update))
+            found = known(pairs.init(params).inner_state)(opt_state.inner_state)
+        else:
+            found = known(params)(opt_state)
+        if callable(found):
+            return found
+        if jax.tree.structure(found).num_leaves == 1 and not jnp.shape(jax.tree.leaves(found)[0]):
+            (one,) = jax.tree.leaves(found)
+            return jax.tree.map(lambda w: real_view.merge([jnp.full_like(p, one) for p in real_view.split(w)]), params)
+        return jax.tree.map(lambda w, p: real_view.merge(jax.tree.leaves(p)), params, found)
+
+    return at
+
+
+_plain = _preconditioner(lambda params: lambda opt_state: 1.0)
+
+
+def real_view_optimizer(optimizer: Any, params: Params) -> optax.GradientTransformation:
+    """The optimiser itself, or for complex parameters the same on their real and imaginary parts, as two leaves."""
+    if any(map(real_view.is_complex, jax.tree.leaves(params))):
+        return split_real_and_imaginary(optimizer)
+    return optimizer
 
 
 def _check_state(state: Any) -> None:
@@ -145,9 +184,9 @@ def gradient_descent(
     """
     check_learning_rate(learning_rate)
     optimizer = optax.sgd(learning_rate, momentum=momentum)
-    plain = {"preconditioner": lambda opt_state: 1.0}
-    found = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size, **plain)
-    return found._replace(order=None if callable(learning_rate) or batch_size is not None else 1)
+    run = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size)
+    order = None if callable(learning_rate) or batch_size is not None else 1
+    return run._replace(preconditioner=_plain, order=order)
 
 
 @factory("adam(L, learning_rate)")
@@ -163,8 +202,9 @@ def adam(
     """``descent`` by ``optax.adam``, whose preconditioner is known (``stability.adam_preconditioner``)."""
     check_learning_rate(learning_rate)
     known = partial(adam_preconditioner, b1=b1, b2=b2, eps=eps)
-    dt, optimizer = _time_step(learning_rate), optax.adam(learning_rate, b1, b2, eps)
-    return descent(objective, optimizer, dt=dt, batch_size=batch_size, preconditioner=known)
+    optimizer = optax.adam(learning_rate, b1, b2, eps)
+    run = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size)
+    return run._replace(preconditioner=_preconditioner(lambda params: known))
 
 
 def _time_step(learning_rate: Any) -> Any:

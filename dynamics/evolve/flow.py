@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dynamics.evolve.views import training_part
+from dynamics.program.real_view import gradient
 from dynamics.types import Dynamics, Objective, PyTree, check_objective, factory
 
 
@@ -54,7 +56,7 @@ def gradient_flow(objective: Objective, dt: Any) -> Dynamics:
     check_objective(objective)
 
     def field(params, data):
-        gradient = jax.grad(objective)(params, training_part(data))
-        return jax.tree.map(lambda g: -g, gradient)
+        slope = gradient(jax.grad(objective)(params, training_part(data)))
+        return jax.tree.map(jnp.negative, slope)
 
     return ode(field, dt)._replace(objective=objective)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from dynamics.empirical import empirical_ntk_and_vjp_fn, flat_kernel
-from dynamics.evolve.descent import training_batch
+from dynamics.evolve.descent import real_view_optimizer, training_batch
 from dynamics.types import Array, Dynamics, Objective, Params, PyTree, check_objective, factory
 
 
@@ -91,10 +91,11 @@ def kernel_descent(
 
     def init(start) -> KernelDescentState:
         params, data = start
-        return at(params, optimizer.init(params), jnp.zeros((), jnp.int32), data)
+        return at(params, real_view_optimizer(optimizer, params).init(params), jnp.zeros((), jnp.int32), data)
 
     def step(key: Array, state: KernelDescentState, data) -> KernelDescentState:
-        update, opt_state = optimizer.update(state.gradient, state.opt_state, state.params)
+        mover = real_view_optimizer(optimizer, state.params)
+        update, opt_state = mover.update(state.gradient, state.opt_state, state.params)
         return at(optax.apply_updates(state.params, update), opt_state, state.step + 1, data)
 
     return Dynamics(init, step, lambda state: state.params, dt, objective)

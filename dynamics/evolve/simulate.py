@@ -92,7 +92,8 @@ def simulate(
         stop: ``(state, data) -> bool`` (a scalar, or ``[lanes]`` for a state whose leaves all lead with a lane axis),
             read before each update; where it holds the state stays frozen, and later readings are NaN.
         state: goes on from this state of the dynamics, which an earlier call returned, instead of from ``params``
-            (which may then be None). Steps count from 0 again: give another key where they draw random numbers.
+            (which may then be None). With the same key the steps draw what they would have drawn uninterrupted, by the
+            ``step`` that the state counts (from 0 where it counts none); the Record's steps count from 0 again.
         label: the name under which a durable driver journals this call; the pure loop ignores it.
 
     Returns:
@@ -135,11 +136,12 @@ class Call(NamedTuple):
     key: Array
     steps: int
     targets: np.ndarray
+    before: Any
 
     def start(self) -> Carry:
         """The carry at step 0: the state, the observables' fresh memory, nothing stopped."""
         zero, state, data = jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, self.state), self.data
-        view = View(None, None, state=state, step=zero, key=self.key, data=data, reading=zero)
+        view = View(None, None, state=state, step=zero + self.before, key=self.key, data=data, reading=zero)
         done = () if self.stop is None else jax.eval_shape(self.stop, state, data).shape
         return Carry(state, self.read.init(view), zero, jnp.zeros(done, bool), zero)
 
@@ -168,8 +170,18 @@ def prepare(
         [0, steps] if record_at is None and steps else [0] if record_at is None else record_at, steps
     )
     read = reader(dynamics, observables(train), observables(test))
+    before = jnp.int32(0) if state is None else steps_done(state)
     state = dynamics.init(params) if state is None else state
-    return Call(dynamics, read, stop, state, data, key, int(steps), targets)
+    return Call(dynamics, read, stop, state, data, key, int(steps), targets, before)
+
+
+def steps_done(state: PyTree) -> Array:
+    """Updates that a state counts as ``step``, itself or in the state that it wraps; the most of its lanes; int32."""
+    for inner in (state, getattr(state, "inner", None), getattr(state, "state", None)):
+        step = getattr(inner, "step", None)
+        if hasattr(step, "dtype") and jnp.issubdtype(step.dtype, jnp.integer):
+            return jnp.max(jnp.asarray(step, jnp.int32))
+    return jnp.int32(0)
 
 
 def observables(given: Observables) -> tuple[Any, ...]:
@@ -214,13 +226,13 @@ def advance(call: Call, carry: Carry, targets: Any, read: Any = None):
     """
     targets = jnp.asarray(targets, jnp.int32)
     read = jnp.ones(targets.shape, bool) if read is None else jnp.asarray(read, bool)
-    return _advance(call.dynamics.step, call.read, call.stop, carry, call.data, call.key, targets, read)
+    return _advance(call.dynamics.step, call.read, call.stop, carry, call.data, call.key, targets, read, call.before)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _advance(step_fn, observable: Observable, stop, carry: Carry, data, key, targets, read):
+def _advance(step_fn, observable: Observable, stop, carry: Carry, data, key, targets, read, before):
     def move(carry: Carry) -> Carry:
-        new = step_fn(jax.random.fold_in(key, carry.step), carry.state, data)
+        new = step_fn(jax.random.fold_in(key, before + carry.step), carry.state, data)
         if stop is None:
             return carry._replace(state=new, step=carry.step + 1)
         done = carry.done | stop(carry.state, data)
@@ -228,8 +240,9 @@ def _advance(step_fn, observable: Observable, stop, carry: Carry, data, key, tar
         return carry._replace(state=frozen, step=carry.step + 1, done=done)
 
     def reading(carry: Carry):
-        own = jax.random.fold_in(jax.random.fold_in(key, carry.step), 2**31 - 1)
-        view = View(None, None, state=carry.state, step=carry.step, key=own, data=data, reading=carry.reading)
+        step = before + carry.step
+        own = jax.random.fold_in(jax.random.fold_in(key, step), 2**31 - 1)
+        view = View(None, None, state=carry.state, step=step, key=own, data=data, reading=carry.reading)
         memory, values = observable.update(carry.memory, view)
         values = {name: jnp.asarray(value) for name, value in values.items()}
         if taken := sorted(set(RESERVED) & values.keys()):

@@ -67,7 +67,8 @@ class Piece(NamedTuple):
     def call(self) -> tuple[dict[str, Any], np.ndarray]:
         """The arguments of ``simulate`` that run it, and the time per step of its cells."""
         group, (state, data) = self.group, self.start()
-        dt = np.asarray(group.lanes.time_steps(state))[: len(self.cells)]
+        rounded = np.asarray(group.lanes.time_steps(state))[: len(self.cells)]
+        dt = np.array([float(str(own)) for own in rounded])  # the number that was written, not its float32
         arguments = dict(
             dynamics=group.dynamics, params=None, data=data, train=group.observable, steps=group.steps,
             record_at=group.record_at, key=self.plan.key, stop=group.stop, state=state, label=self.label,

@@ -7,16 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynamics.types import Model
 
 
-def from_equinox(make: Callable[[Any], Any]) -> Model:
+def from_equinox(make: Callable[[Any], Any], *, dtype: Any = None) -> Model:
     """Turns an equinox module, which maps one sample, into a ``Model``, which maps a batch.
 
     Args:
         make: ``key -> module``, e.g. ``lambda key: eqx.nn.MLP(4, 1, 64, 2, key=key)``. ``params`` is the pytree of the
-            module's inexact arrays; everything else (activations, sizes) is static.
+            module's inexact arrays; everything else (activations, sizes, integer and boolean arrays) is static.
+        dtype: dtype of the dummy input that ``init`` traces with; the default float unless given (int32 for token ids).
 
     Returns:
         A ``Model`` with ``kernel`` None; ``apply(params, x [n, ...])`` maps the module over the samples.
@@ -24,6 +26,7 @@ def from_equinox(make: Callable[[Any], Any]) -> Model:
     Raises:
         ImportError: when equinox is not installed; the message names the extra.
         TypeError: for a module where the function that makes it belongs, or one that draws random numbers.
+        ValueError: when an integer or boolean array of the module depends on the key.
     """
     try:
         import equinox
@@ -37,6 +40,9 @@ def from_equinox(make: Callable[[Any], Any]) -> Model:
             f"lambda key: {type(module).__name__}(..., key=key)"
         )
     static = equinox.partition(equinox.filter_eval_shape(make, jax.random.key(0)), _is_inexact)[1]
+    if any(map(_is_array, jax.tree.leaves(static))):  # their values are wanted, not their shapes
+        with jax.ensure_compile_time_eval():
+            static = equinox.partition(make(jax.random.key(0)), _is_inexact)[1]
 
     def call(params, x):
         try:
@@ -49,8 +55,11 @@ def from_equinox(make: Callable[[Any], Any]) -> Model:
             ) from error
 
     def init(key, input_shape):
-        params = equinox.filter(make(key), equinox.is_inexact_array)
-        one = jax.ShapeDtypeStruct(tuple(input_shape[1:]), jnp.result_type(float))
+        params, rest = equinox.partition(make(key), equinox.is_inexact_array)
+        for one, other in zip(*(filter(_is_array, jax.tree.leaves(tree)) for tree in (static, rest)), strict=True):
+            if not isinstance(other, jax.core.Tracer) and not np.array_equal(one, other):
+                raise ValueError(f"make: got an array of {one.dtype} that depends on the key; allowed: constants")
+        one = jax.ShapeDtypeStruct(tuple(input_shape[1:]), dtype or jnp.result_type(float))
         f = jax.eval_shape(call, params, one)
         return (input_shape[0], *f.shape), params
 
@@ -58,6 +67,10 @@ def from_equinox(make: Callable[[Any], Any]) -> Model:
         return jax.vmap(call, (None, 0))(params, x)
 
     return Model(init, apply)
+
+
+def _is_array(leaf) -> bool:
+    return hasattr(leaf, "dtype")
 
 
 def _is_inexact(leaf) -> bool:

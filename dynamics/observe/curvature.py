@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from dynamics import linalg, operators
 from dynamics.observe.rank import path_name
 from dynamics.operators import Operator
+from dynamics.stability import check_preconditioner
 from dynamics.types import Array, Observable, View, factory
 
 OperatorOf = Callable[[View], Operator]
@@ -232,12 +233,15 @@ def preconditioned_sharpness(
 
     Raises:
         TypeError: at tracing, for a view without a state, or a dynamics that knows no preconditioner.
+        ValueError: at tracing, for a P that is not that of the dynamics' optimiser.
 
     Reference: Cohen et al. 2022, section 3.
     """
 
     def diagonal(view: View) -> Any:
         if preconditioner is not None and hasattr(view.state, "opt_state"):
+            if view.dynamics is not None and view.dynamics.optimizer is not None:
+                check_preconditioner(view.dynamics.optimizer, preconditioner, view.params)
             return preconditioner(view.state.opt_state)
         known = None if view.dynamics is None else view.dynamics.preconditioner
         if known is None or preconditioner is not None:
@@ -291,7 +295,7 @@ def sharpness_drift(*, num_matvecs: int = 20, seed: int = 0) -> Observable:
             return view.objective(merge(v), view.batch)
 
         def curvature(v):
-            return jax.jvp(lambda q: jax.jvp(objective, (q,), (top.vector,))[1], (v,), (top.vector,))[1]
+            return jnp.vdot(top.vector, jax.jvp(jax.grad(objective), (v,), (top.vector,))[1])
 
         moved = unravel(-jax.grad(curvature)(theta) * jax.grad(objective)(theta))
         parts = jax.tree.map(lambda leaf: jnp.sum(leaf.real) + jnp.sum(leaf.imag), moved)

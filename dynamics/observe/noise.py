@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from dynamics import linalg, operators
 from dynamics.observe.curvature import hessian_at
+from dynamics.program.real_view import gradient
 from dynamics.types import Array, Observable, factory
 
 
@@ -56,9 +57,12 @@ def batch_sharpness(
         def draw(key):
             rows = jax.random.choice(key, n, (batch_size,), replace=replace)
             part = jax.tree.map(lambda leaf: leaf[rows], batch)
-            gradient = jax.grad(lambda p: objective(p, part))
-            g = gradient(params)
-            _, hg = jax.jvp(gradient, (params,), (g,))
+
+            def slope(p):
+                return gradient(jax.grad(lambda q: objective(q, part))(p))
+
+            g = slope(params)
+            _, hg = jax.jvp(slope, (params,), (g,))
             return _dot(g, hg), _dot(g, g)
 
         keys = jax.random.split(jax.random.fold_in(key, count), draws)
@@ -154,4 +158,4 @@ def gradient_noise(
 
 
 def _dot(a, b) -> Array:
-    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), start=jnp.zeros(()))
+    return sum(jax.tree.leaves(jax.tree.map(lambda u, v: jnp.real(jnp.vdot(u, v)), a, b)), start=jnp.zeros(()))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from dynamics.empirical import empirical_ntk_and_vjp_fn, flat_kernel
+from dynamics.empirical import empirical_ntk_and_vjp_fn, empirical_ntk_fn, flat_kernel
 from dynamics.linalg.subspace import refine
+from dynamics.losses import targets_like
 from dynamics.statistics import kernel_alignment, kernel_distance, label_alignment
 from dynamics.types import Array, Observable, View, factory
 
@@ -61,9 +63,12 @@ class NtkReadings(NamedTuple):
 def ntk(*, outputs: str = "mean", **readings: Any) -> Observable:
     """Reads the NTK ``Theta = J J^T`` of the batch, computed once for all readings.
 
+    The outputs are all numbers that f gives for a sample, ``[n, c]``, ``[n, T, V]`` or a pytree of such arrays.
+
     Args:
         outputs: 'mean': ``Theta [n, n]``, the mean over outputs of their kernels (exact for one output); 'full':
-            ``[n c, n c]``, sample-major.
+            ``[n c, n c]``, sample-major; 'position': for f ``[n, ..., c]`` the 'mean' at every position, each reading
+            led by ``...``.
         readings: what to read, by the names and with the defaults of ``NtkReadings``.
 
     Returns:
@@ -88,27 +93,68 @@ def ntk(*, outputs: str = "mean", **readings: Any) -> Observable:
         >>> float(pair.update(pair.init(view), view)[1]["kernel_distance"])
         0.0
     """
-    if outputs not in ("mean", "full"):
-        raise ValueError(f"outputs: got {outputs!r}; allowed: 'mean' or 'full'")
+    if outputs not in ("mean", "full", "position"):
+        raise ValueError(f"outputs: got {outputs!r}; allowed: 'mean', 'full' or 'position'")
     wanted = _checked(readings)
+    by_position = outputs == "position"
 
     def at(view: View) -> tuple[Array, Array]:
-        both_fn = empirical_ntk_and_vjp_fn(view.f("ntk"), trace_axes=(-1,) if outputs == "mean" else ())
-        both = both_fn(view.batch.x, view.params)
-        if both.outputs.ndim < 2:
-            raise ValueError(
-                f"f: got shape {both.outputs.shape}; allowed: [n, c]; give one output a last axis, f[:, None]"
-            )
-        return (both.kernel if outputs == "mean" else flat_kernel(both.kernel)), both.outputs
+        f, params, x = view.f("ntk"), view.params, view.batch.x
+        shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(f, params, x))]
+        if any(len(shape) < 2 or shape[0] != shapes[0][0] for shape in shapes):
+            raise ValueError(f"f: got shapes {shapes}; allowed: [n, c, ...]; give one output a last axis, f[:, None]")
+        if by_position:
+            if len(shapes) != 1 or len(shapes[0]) < 3:
+                raise ValueError(f"outputs: got 'position' for outputs {shapes}; allowed: for one of [n, ..., c]")
+            kernel_fn = empirical_ntk_fn(f, diagonal_axes=tuple(range(1, len(shapes[0]) - 1)))
+            return jnp.moveaxis(kernel_fn(x, None, params), (0, 1), (-2, -1)), jax.tree.leaves(f(params, x))[0]
+        together = f if len(shapes) == 1 and len(shapes[0]) == 2 else lambda p, x: _rows(f(p, x))
+        both = empirical_ntk_and_vjp_fn(together, trace_axes=(-1,) if outputs == "mean" else ())(x, params)
+        return (both.kernel if outputs == "mean" else flat_kernel(both.kernel)), _rows(both.outputs)
+
+    def mapped(function, kernel: Array):
+        for _ in range(kernel.ndim - 2):
+            function = jax.vmap(function)
+        return function
 
     def init(view) -> NtkMemory:
         remembers = wanted.start or wanted.spectrum or wanted.modes or wanted.interval is not None
-        return _remember(wanted, at(view)[0]) if remembers else NtkMemory((), (), (), ())
+        if not remembers:
+            return NtkMemory((), (), (), ())
+        kernel = at(view)[0]
+        return mapped(lambda kernel: _remember(wanted, kernel), kernel)(kernel)
 
     def update(memory: NtkMemory, view):
-        return _read(wanted, memory, *at(view), view.batch.y)
+        kernel, f = at(view)
+        if not (wanted.labels or wanted.modes):
+            y = f
+        elif by_position:
+            y = targets_like(f, view.batch.y)
+        else:
+            y = _targets(view.f("ntk"), view, f)
+        f, y = (jnp.moveaxis(leaf, 0, -2) if by_position else leaf for leaf in (f, y))
+        return mapped(lambda *args: _read(wanted, *args), kernel)(memory, kernel, f, y)
 
     return Observable(init, update)
+
+
+def _rows(outputs: Any) -> Array:
+    """All numbers of each sample, ``[n, c]``."""
+    leaves = jax.tree.leaves(outputs)
+    return jnp.concatenate([jnp.reshape(leaf, (leaf.shape[0], -1)) for leaf in leaves], 1)
+
+
+def _targets(f: Any, view: View, outputs: Array) -> Array:
+    """The batch's targets ``[n, c]``, in the order of the outputs."""
+    like = jax.eval_shape(f, view.params, view.batch.x)
+    leaves, structure = jax.tree.flatten(like)
+    given = jax.tree.flatten(view.batch.y)
+    if given[1] != structure:
+        raise ValueError(
+            f"y: got {given[1]} for outputs {structure}; allowed for the alignment and the modes: targets like the "
+            "outputs; ntk(labels=False) reads none"
+        )
+    return _rows([targets_like(leaf, y) for leaf, y in zip(leaves, given[0], strict=True)])
 
 
 @factory("ntk_of_state()")
@@ -129,12 +175,15 @@ def ntk_of_state(**readings: Any) -> Observable:
     wanted = _checked(readings)
 
     def update(memory: NtkMemory, view):
-        return _read(wanted, memory, view.state.kernel, view.state.outputs, view.batch.y)
+        outputs = view.state.outputs
+        y = targets_like(outputs, view.batch.y) if wanted.labels or wanted.modes else outputs
+        return _read(wanted, memory, view.state.kernel, _rows(outputs), _rows(y))
 
     return Observable(lambda view: _remember(wanted, view.state.kernel), update)
 
 
 def _remember(wanted: NtkReadings, kernel: Array) -> NtkMemory:
+    kernel = _wide(kernel)
     for name, count in (("spectrum", wanted.spectrum), ("modes", wanted.modes)):
         if count > kernel.shape[0]:
             raise ValueError(f"{name}: got {count}; allowed: at most the kernel's size, {kernel.shape[0]}")
@@ -150,11 +199,12 @@ def _remember(wanted: NtkReadings, kernel: Array) -> NtkMemory:
 def _read(
     wanted: NtkReadings, memory: NtkMemory, kernel: Array, outputs: Array, y: Array
 ) -> tuple[NtkMemory, dict[str, Array]]:
+    kernel = _wide(kernel)
     readings = {"ntk_trace": jnp.trace(kernel)}
     if wanted.gram:
         readings["ntk"] = kernel
     if wanted.labels:
-        targets = jnp.reshape(y, (kernel.shape[0], -1)).astype(kernel.dtype)
+        targets = jnp.reshape(y, (kernel.shape[0], -1))
         readings["alignment"] = label_alignment(kernel, targets, centre=wanted.centre)
     if wanted.start:
         readings["kernel_distance"] = kernel_distance(kernel, memory.first)
@@ -171,6 +221,11 @@ def _read(
     if wanted.modes:
         readings |= _mode_losses(memory.modes, outputs - y)
     return memory, readings
+
+
+def _wide(kernel: Array) -> Array:
+    """At least float32: half precision has no linear algebra."""
+    return kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
 
 
 def _mode_losses(vectors: Array, error: Array) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from dynamics.program import jaxpr
@@ -33,6 +34,8 @@ from dynamics.program.sample_axis_states import (
 )
 from dynamics.types import Params, PyTree
 
+_LARGE = 4096
+_REARRANGED = frozenset(("broadcast_in_dim", "reshape", "squeeze", "transpose", "jit", "pjit", "copy", "copy_p"))
 _CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
 
 
@@ -74,7 +77,7 @@ def _states_at(f: Callable, params: Params, x: PyTree, n: int) -> list[State]:
     """States of the outputs at the batch's own size, and whether the same program serves other sizes and size 1."""
     fixed = len(jax.tree.leaves(params))
     states: list[State] = []
-    constants: list[list[str]] = []
+    constants: list[Any] = []
     per_sample: list[int] = []
     for count in dict.fromkeys((max(n, 2), max(n, 2) + 1, 1)):
         resized = jax.tree.map(lambda leaf, count=count: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), x)
@@ -82,9 +85,9 @@ def _states_at(f: Callable, params: Params, x: PyTree, n: int) -> list[State]:
             program = jaxpr.trace(f, params, resized)
         except Exception as error:  # whatever f raises at a batch size it was not written for
             return [Unknown(type(error).__name__)]
-        constants.append(sorted(_constants(program)))
+        constants.append(_written(program))
         if constants[-1] != constants[0]:
-            return [Unknown("a constant that depends on the batch's size")]
+            return [Unknown("a constant or an operation that depends on the batch's size")]
         sizes = [math.prod(aval.shape) for aval in program.out_avals]
         if count == 1:
             return states if sizes == per_sample else [Unknown("outputs that change with the batch's size")]
@@ -96,17 +99,28 @@ def _states_at(f: Callable, params: Params, x: PyTree, n: int) -> list[State]:
     return states
 
 
-def _constants(program: ClosedJaxpr) -> list[str]:
-    """Every floating-point literal of a program, bodies included."""
-    found = []
+def _written(program: ClosedJaxpr) -> tuple[list[str], set[str]]:
+    """Every constant of a program, and the names of its operations (those that only rearrange aside), bodies too."""
+    constants = [_value(constant) for constant in program.consts]
+    names: set[str] = set()
     for equation in program.jaxpr.eqns:
-        for atom in equation.invars:
-            if isinstance(atom, Literal) and jnp.issubdtype(jnp.result_type(atom.val), jnp.floating):
-                found.append(repr(float(atom.val)))
+        names.add(equation.primitive.name)
+        constants += [_value(atom.val) for atom in equation.invars if isinstance(atom, Literal)]
         for parameter in equation.params.values():
             for body in jaxpr.bodies(parameter):
-                found += _constants(body)
-    return found
+                more = _written(body)
+                constants += more[0]
+                names |= more[1]
+    return sorted(constants), names - _REARRANGED
+
+
+def _value(constant: Any) -> str:
+    """A constant by value; what is large or traced by its identity, which a value made anew has not."""
+    if isinstance(constant, jax.core.Tracer) or np.size(constant) > _LARGE:
+        return str(id(constant))
+    if jax.dtypes.issubdtype(jnp.result_type(constant), jax.dtypes.prng_key):
+        constant = jax.random.key_data(constant)
+    return f"{np.shape(constant)} {np.asarray(constant).tobytes().hex()}"
 
 
 def _follow(program: ClosedJaxpr, given: Sequence[State]) -> list[State]:

@@ -14,9 +14,9 @@ from dynamics.program.sample_axis_states import Follows, Known, Mixes, Same, Und
 _MAPPED = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt
-    ceil clamp clz convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor
-    ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg
-    nextafter not or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem round
+    ceil clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
+    expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne
+    neg nextafter not or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem round
     rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
     square stop_gradient sub tan tanh xor
     """.split()  # noqa: SIM905
@@ -53,14 +53,19 @@ def after_operation(equation: JaxprEqn, states: Sequence[Known]) -> Known:
     if name == "dot_general":
         return _dot_rule(params, states, shapes)
     if name == "conv_general_dilated":
-        return _conv_rule(params, states)
+        return _conv_rule(params, states, shapes)
     if name == "concatenate":
         return _concatenate_rule(params, states, result)
     if name == "gather":
         return _gather_rule(params, states, shapes, result)
     if not states or any(isinstance(state, Follows) for state in states[1:]):
         raise Undecided
-    return _moved(name, params, states[0], shapes[0], result)
+    first = states[0]
+    if isinstance(first, Follows):  # sorted or reduced along with it: alike for every sample
+        beside = [state for state, shape in zip(states[1:], shapes[1:]) if shape == shapes[0]]
+        if any(isinstance(state, Same) and first.axis not in state.constant for state in beside):
+            raise Undecided
+    return _moved(name, params, first, shapes[0], result)
 
 
 def _together(states: Sequence[Known], shapes: Sequence[tuple[int, ...]], result: tuple[int, ...]) -> Known:
@@ -71,15 +76,15 @@ def _together(states: Sequence[Known], shapes: Sequence[tuple[int, ...]], result
     ndim = len(result)
 
     def constant(state: Same, shape: tuple[int, ...]) -> set[int]:
-        if len(shape) != ndim:
-            return set(range(ndim))
+        if len(shape) != ndim:  # a scalar; a bitcast may add or drop an axis
+            return set() if shape else set(range(ndim))
         return {axis for axis in range(ndim) if axis in state.constant or shape[axis] == 1}
 
     sames = [constant(state, shape) for state, shape in zip(states, shapes) if isinstance(state, Same)]
     if not following:
         return same(ndim, set.intersection(*sames) if sames else ())
     tag = following.pop()
-    if any(tag.axis not in axes for axes in sames):
+    if tag.axis >= ndim or any(tag.axis not in axes for axes in sames):
         raise Undecided
     return tag
 
@@ -99,7 +104,7 @@ def _moved(name: str, params: dict[str, Any], state: Known, shape: tuple[int, ..
     if name == "squeeze":
         kept = [axis for axis in range(len(shape)) if axis not in params["dimensions"]]
         return carry(state, {old: new for new, old in enumerate(kept)}, len(result))
-    if name == "reshape":
+    if name == "reshape" and params["dimensions"] is None:
         return _reshaped(state, shape, result)
     if name in _REDUCED:
         gone = params["axes"] if "axes" in params else params["dimensions"]
@@ -114,11 +119,16 @@ def _moved(name: str, params: dict[str, Any], state: Known, shape: tuple[int, ..
         if state.axis == along:
             raise Undecided if name == "split" else Mixes
         return state
-    if name in _WINDOWED or name == "rev":
-        spans = (
-            params["window_dimensions"] if name in _WINDOWED else [1 + (a in params["dimensions"]) for a in range(9)]
-        )
-        if spans[state.axis] != 1:
+    if name in _WINDOWED:
+        if params["window_dimensions"][state.axis] != 1:
+            raise Mixes
+        if not _in_place(params, state.axis, ("window_strides", "base_dilation")):
+            raise Undecided
+    elif name == "rev":
+        if state.axis in params["dimensions"]:
+            raise Mixes
+    elif name == "top_k":
+        if state.axis == params.get("axis", len(shape) - 1) % len(shape):
             raise Mixes
     elif name == "fft":
         if state.axis >= len(shape) - len(params["fft_lengths"]):
@@ -126,7 +136,7 @@ def _moved(name: str, params: dict[str, Any], state: Known, shape: tuple[int, ..
     elif name == "pad":
         if tuple(params["padding_config"][state.axis]) != (0, 0, 0):
             raise Undecided
-    elif name not in ("slice", "dynamic_slice", "top_k"):
+    elif name not in ("slice", "dynamic_slice"):
         raise Undecided
     if shape[state.axis] != result[state.axis]:
         raise Undecided
@@ -178,14 +188,25 @@ def _dot_rule(params: dict[str, Any], states: Sequence[Known], shapes: Sequence[
     return tag
 
 
-def _conv_rule(params: dict[str, Any], states: Sequence[Known]) -> Known:
+def _in_place(params: dict[str, Any], axis: int, steps: Sequence[str]) -> bool:
+    """Whether a window of one moves along ``axis`` entry by entry."""
+    return all(params[step][axis] == 1 for step in steps) and tuple(params["padding"][axis]) == (0, 0)
+
+
+def _conv_rule(params: dict[str, Any], states: Sequence[Known], shapes: Sequence[tuple[int, ...]]) -> Known:
     data, kernel = states
     numbers = params["dimension_numbers"]
     if isinstance(kernel, Follows) or params["batch_group_count"] != 1 or isinstance(data, Same):
         raise Undecided
-    if data.axis != numbers.lhs_spec[0]:
+    place = numbers.lhs_spec.index(data.axis)
+    if place == 1:
         raise Mixes if data.inner == params["feature_group_count"] == 1 else Undecided
-    return data._replace(axis=numbers.out_spec[0])
+    if place > 1:
+        if shapes[1][numbers.rhs_spec[place]] > 1:
+            raise Mixes
+        if not _in_place(params, place - 2, ("window_strides", "lhs_dilation")):
+            raise Undecided
+    return data._replace(axis=numbers.out_spec[place])
 
 
 def _concatenate_rule(params: dict[str, Any], states: Sequence[Known], result: tuple[int, ...]) -> Known:
@@ -203,10 +224,14 @@ def _gather_rule(params: dict[str, Any], states: Sequence[Known], shapes, result
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     positions = [axis for axis in range(len(result)) if axis not in numbers.offset_dims]
     if isinstance(indices, Follows):
-        if isinstance(operand, Follows):
-            pairs = dict(zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims))
-            if pairs.get(indices.axis) != operand.axis or operand.inner != indices.inner:
-                raise Undecided
+        pairs = dict(zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims))
+        paired = pairs.get(indices.axis)
+        if indices.axis == len(shapes[1]) - 1:  # a sample is a coordinate of the places
+            raise Undecided
+        if isinstance(operand, Follows) and (paired != operand.axis or operand.inner != indices.inner):
+            raise Undecided
+        if isinstance(operand, Same) and paired is not None and paired not in operand.constant:
+            raise Undecided
         return indices._replace(axis=positions[indices.axis])
     if isinstance(operand, Follows):
         kept = [

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Float, Real
+import numpy as np
 
 from dynamics.types import Array
 
 
-def centred(kernel: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
+def centred(kernel: Array) -> Array:
     """``H K H`` with ``H = I - 1 1^T / n``: the kernel of the features after their mean is taken off.
 
     Args:
@@ -26,17 +26,15 @@ def centred(kernel: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
     return kernel - rows - columns + jnp.mean(rows, -2, keepdims=True)
 
 
-def kernel_alignment(
-    kernel1: Float[Array, "*#b n n"], kernel2: Float[Array, "*#b n n"], *, centre: bool = True
-) -> Float[Array, "*#b"]:
+def kernel_alignment(kernel1: Array, kernel2: Array, *, centre: bool = True) -> Array:
     """``<HK_1H, HK_2H>_F / (|HK_1H|_F |HK_2H|_F)``, in [-1, 1] (in [0, 1] for positive semi-definite kernels).
 
     Args:
-        kernel1, kernel2: symmetric; give ``y @ y.T`` for alignment with labels.
+        kernel1, kernel2: ``[..., n, n]``; give ``y @ y.T`` for alignment with labels.
         centre: False leaves out the centring ``H`` (Cristianini et al. 2001).
 
     Returns:
-        0 where one of the kernels vanishes, NaN where one is not finite.
+        ``[...]``; 0 where one of the kernels vanishes, NaN where one is not finite.
 
     Reference: Cortes, Mohri & Rostamizadeh 2012, definition 4.
 
@@ -51,18 +49,16 @@ def kernel_alignment(
     return jnp.sum(_unit(kernel1) * _unit(kernel2), (-2, -1))
 
 
-def label_alignment(
-    kernel: Float[Array, "n n"], y: Real[Array, " n"] | Real[Array, "n c"], *, centre: bool = True
-) -> Float[Array, ""]:
+def label_alignment(kernel: Array, y: Array | np.ndarray, *, centre: bool = True) -> Array:
     """``kernel_alignment`` of a kernel, or of the Gram matrix of a representation, with its labels ``y y^T``.
 
     Args:
-        kernel: symmetric.
-        y: labels.
+        kernel: ``[n, n]``, symmetric.
+        y: labels ``[n]`` or ``[n, c]``; integers ``[n]`` are classes, alike or not (as one-hot rows).
         centre: False leaves out the centring.
 
     Returns:
-        In [-1, 1]. A kernel of rank r that knows nothing of the labels reads about ``sqrt(r)/n``, not 0: the
+        Scalar in [-1, 1]. A kernel of rank r that knows nothing of the labels reads about ``sqrt(r)/n``, not 0: the
         diagonal counts.
 
     Cost: O(n^2 c).
@@ -75,8 +71,12 @@ def label_alignment(
         >>> round(float(label_alignment(jnp.outer(y, y) + 3.0, y)), 4)
         1.0
     """
-    y = jnp.reshape(y, (kernel.shape[0], -1))
-    return kernel_alignment(kernel, y @ y.T, centre=centre)
+    if jnp.ndim(y) == 1 and jnp.issubdtype(jnp.result_type(y), jnp.integer):
+        gram = (jnp.asarray(y)[:, None] == jnp.asarray(y)).astype(kernel.dtype)
+    else:
+        y = jnp.reshape(jnp.asarray(y), (kernel.shape[0], -1)).astype(kernel.dtype)
+        gram = y @ y.T
+    return kernel_alignment(kernel, gram, centre=centre)
 
 
 def _unit(kernel: Array) -> Array:
@@ -87,16 +87,20 @@ def _unit(kernel: Array) -> Array:
     return scaled / jnp.where(size == 0, 1, size)
 
 
-def kernel_distance(kernel: Float[Array, "*#b n m"], start: Float[Array, "*#b n m"]) -> Float[Array, "*#b"]:
-    """``|K - K_0|_F / |K_0|_F``; infinite where ``K_0`` vanishes and ``K`` does not."""
+def kernel_distance(kernel: Array, start: Array) -> Array:
+    """``|K - K_0|_F / |K_0|_F``; infinite where ``K_0`` vanishes and ``K`` does not.
+
+    Args:
+        kernel, start: ``[..., n, m]``.
+    """
     return jnp.sqrt(jnp.sum((kernel - start) ** 2, (-2, -1)) / jnp.sum(start**2, (-2, -1)))
 
 
-def effective_dimension(eigenvalues: Float[Array, "*b k"], ridge: Array | float) -> Float[Array, "*b"]:
+def effective_dimension(eigenvalues: Array, ridge: Array | float) -> Array:
     """``sum_i lambda_i / (lambda_i + ridge)``: the number of kernel modes above ``ridge``.
 
     Args:
-        eigenvalues: of the kernel itself (not divided by n); negative rounding errors count as 0.
+        eigenvalues: ``[..., k]``, of the kernel itself (not divided by n); negative rounding errors count as 0.
         ridge: scalar, in the unit of the eigenvalues, > 0.
 
     Reference: Caponnetto & De Vito 2007, 'Optimal rates for the regularized least-squares algorithm'.

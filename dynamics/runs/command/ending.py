@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from dynamics.runs.durable.errors import ERROR, HOLDS, BadInput, Interrupted, RunError
+from dynamics.runs.durable.errors import ERROR, HOLDS, BadInput, Interrupted, RunError, Unusable
 from dynamics.runs.durable.files import printable
 
 
@@ -20,6 +20,10 @@ def ended(command: Callable[[], int]) -> int:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise Unusable("the current folder is not there (any more)") from None
         try:
             code = command()
         except SystemExit as stopped:  # the parser's, after --help or a flag that it does not know

@@ -13,7 +13,7 @@ from dynamics.runs import trackers
 from dynamics.runs.command.flags import early, parse, said_once
 from dynamics.runs.durable.directory import Directory
 from dynamics.runs.durable.errors import CLAIM_FAILS, HOLDS, BadInput, Damaged, Interrupted, InUse, Unusable
-from dynamics.runs.durable.files import json_text, plain
+from dynamics.runs.durable.files import json_text, own_folder, plain
 from dynamics.runs.durable.journal import Journal
 from dynamics.runs.durable.load import damaged_files, load
 from dynamics.runs.durable.run import checked_name, config_difference, default_name, open_run
@@ -48,10 +48,10 @@ def run_experiment(name: str, argv: list[str], prog: str, others: str = "") -> i
     config, options = parse(own.Config, specs.expanded(own.Config, argv), prog, words, stored)
     values = specs.parse_sweep(own.Config, options.sweep) or held.get(cells.SWEEP, {})
     _check(options, values, argv)
+    base, seed = config, config.seed
+    module, config = cells.program(own, base, values, options.show)
     for cell in range(math.prod(map(len, values.values())) if values else 0):
-        specs.cell_config(config, values, cell)
-    seed = config.seed
-    module, config = cells.program(own, config, values, options.show)
+        specs.cell_config(base, values, cell)
     root = Path(options.out) / experiment
     chosen = default_name(config, options.x64) if options.name is None else options.fork or options.name
     path = root / checked_name(chosen)
@@ -168,7 +168,7 @@ def _tracked(run: Directory, kind: str | None, config: Any):
     if kind is None:
         yield
         return
-    run.tracker = trackers.made(kind, run.path / kind, plain(config))
+    run.tracker = trackers.made(kind, own_folder(run.path / kind), plain(config))
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.runs.command.discover import Entry, gallery
-from dynamics.runs.durable.errors import HOLDS, BadInput
+from dynamics.runs.durable.errors import HOLDS, BadInput, Damaged
 from dynamics.runs.durable.files import json_text, read_json, write_bytes
 
 OPEN, CLOSE = "<!-- gallery -->", "<!-- /gallery -->"
@@ -106,11 +106,13 @@ def verdicts(root: Path) -> dict[str, dict[str, Any]]:
     """The claims of the newest finished quick-preset run of each experiment under ``root``."""
     newest: dict[str, tuple[str, dict[str, Any]]] = {}
     for path in root.glob("*/*/claims.json"):
-        about = read_json(path.parent / "provenance.json", {})
+        try:
+            about, claims = read_json(path.parent / "provenance.json", {}), read_json(path, [])
+        except Damaged:
+            continue
         flags = [word for word in about.get("command", [])[3:] if word.startswith("--")]
         if about.get("preset") != "quick" or set(flags) - {"--out", "--name", "--quiet", "--json", "--x64"}:
             continue
-        claims = read_json(path, [])
         found = {
             "held": sum(claim["holds"] is True for claim in claims),
             "tested": sum(claim["holds"] is not None for claim in claims),

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics.runs.durable.errors import Damaged, Unusable, understood
-from dynamics.runs.durable.files import digest, packed, raw, read_bytes, unpack, write_bytes
+from dynamics.runs.durable.files import digest, own_folder, packed, raw, read_bytes, unpack, write_bytes
 
 KEEP = 2  # the last step and one to fall back on
 
@@ -37,9 +37,7 @@ def save(folder: Path, label: str, number: int, arrays: dict[str, np.ndarray]) -
     """
     parts, state = packed(arrays)
     try:
-        if folder.is_symlink():
-            raise Damaged(f"{folder}: leads elsewhere through a link, which is not followed")
-        folder.mkdir(exist_ok=True)
+        own_folder(folder).mkdir(exist_ok=True)
         write_bytes(path_of(folder, label, number, state), *parts)
     except OSError as error:
         if not folder.parent.is_dir():

@@ -105,6 +105,17 @@ def write_bytes(path: Path, *data: bytes | memoryview) -> None:
         os.close(folder)
 
 
+def own_folder(path: Path) -> Path:
+    """``path``, a folder of a run to be written in.
+
+    Raises:
+        Damaged: where it is a link.
+    """
+    if path.is_symlink():
+        raise Damaged(f"{path}: leads elsewhere through a link, which is not followed")
+    return path
+
+
 def files_within(folder: Path) -> Iterator[Path]:
     """Everything under a folder that is no folder, links among it, which are not followed."""
     for place, folders, names in os.walk(folder):

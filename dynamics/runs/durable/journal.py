@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynamics.runs.durable.errors import NONSENSE, Damaged, Unusable
-from dynamics.runs.durable.files import digest, open_file
+from dynamics.runs.durable.files import MOST, digest, open_file
 
 FORMAT = 4
 """The format of journals that are begun now, as their entry ``schema``. Format 4 has the digest of its program in a
@@ -46,7 +46,7 @@ ENTRIES: dict[str, Any] = {
     "division": {str: {"lanes": {str: int}, "devices": int, "?program": {str: str}}},
 }  # fmt: skip
 """What each entry may hold; see ``fits``."""
-CALL = {"?inputs": str, "?steps": int, "?record_at": [int], "?cells": [int], "?axes": [list]}
+CALL = {"?inputs": str, "?steps": int, "?record_at": [int], "?cells": [int], "?axes": [list], "?program": dict}
 CHUNK = (int, int, int, str, bytes, str)
 
 
@@ -81,6 +81,9 @@ class Journal:
                     raise sqlite3.DatabaseError(check)
                 self.db.executescript(SCHEMA)
             self.db.text_factory = lambda text: text.decode(errors="replace")  # the digests then tell
+            odd = "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE '%VIRTUAL%'"
+            if found := self.db.execute(odd).fetchone():  # code that a file of anybody's would run
+                raise sqlite3.DatabaseError(f"malformed: holds {found[0]!r}, a view or a trigger")
 
     def close(self) -> None:
         self.db.close()
@@ -290,7 +293,7 @@ BROKEN = object()
 def _entry(key: str, text: Any, held: Any, kind: Any = BROKEN) -> Any:
     """The value of an entry, or ``BROKEN``."""
     with contextlib.suppress(*NONSENSE):
-        value = json.loads(text) if entry_digest(key, text) == held else BROKEN
+        value = json.loads(text) if len(text) <= MOST and entry_digest(key, text) == held else BROKEN
         if fits(value, ENTRIES.get(key, object) if kind is BROKEN else kind):
             return value
     return BROKEN

@@ -93,4 +93,4 @@ def _cells(header: Mapping[str, Any]) -> np.ndarray:
     """The cells of a call, as its rows have them: all of a study in pieces, one of a single run."""
     if "cells" in header:
         return np.asarray(header["cells"], int)
-    return np.arange(math.prod(len(values) for _, values in header.get("axes", ())))
+    return np.arange(min(math.prod(len(values) for _, values in header.get("axes", ())), MOST + 1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynamics.runs.durable.errors import Unusable
+from dynamics.runs.durable.errors import Unusable, understood
 from dynamics.runs.durable.files import plain, printable
 from dynamics.runs.durable.load import LoadedRun, damaged_files, load
 from dynamics.runs.durable.provenance import code_digest
@@ -17,7 +17,15 @@ from dynamics.types import Record
 
 def print_show(path: Path) -> int:
     """Prints one run: status, settings, claims, what each call recorded, warnings; the command ``show``."""
-    run = load(path)
+    with understood(path):
+        print("\n".join(map(printable, _told(load(path)))))
+    wrong = damaged_files(path)
+    if wrong:
+        raise Unusable(f"{path}: missing or damaged: {', '.join(wrong)}; the same command again writes them anew")
+    return 0
+
+
+def _told(run: LoadedRun) -> list[str]:
     lines = [f"{run.path}: {run.status}", *(f"  {name} = {value}" for name, value in run.config.items())]
     lines += claims_table(plain([claim._asdict() for claim in run.claims])).splitlines()
     for label, record in run.records.items():
@@ -33,11 +41,7 @@ def print_show(path: Path) -> int:
     module = run.provenance.get("module")
     if isinstance(module, str) and run.provenance.get("code") not in (None, code_digest(module)):
         lines.append("the source of its experiment has changed since; what is above is of then")
-    print("\n".join(map(printable, lines)))
-    wrong = damaged_files(path)
-    if wrong:
-        raise Unusable(f"{path}: missing or damaged: {', '.join(wrong)}; the same command again writes them anew")
-    return 0
+    return lines
 
 
 def print_compare(path: Path, other: Path) -> int:

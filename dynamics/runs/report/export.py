@@ -47,6 +47,7 @@ def export(path: Path, target: Path) -> int:
         if half_written(left):
             left.unlink(missing_ok=True)
     try:
+        beside.unlink(missing_ok=True)
         count = write(beside)
         os.replace(beside, target)
     except OSError as error:

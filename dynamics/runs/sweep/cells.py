@@ -23,7 +23,7 @@ from dynamics.runs.durable.load import LoadedRun, load
 from dynamics.runs.durable.study import taken_up
 from dynamics.runs.report.outcome import run_to_the_end
 from dynamics.runs.sweep.phase import chosen, phase_diagram
-from dynamics.runs.sweep.specs import cell_config, cell_of
+from dynamics.runs.sweep.specs import MAX_CELLS, cell_config, cell_of
 from dynamics.types import Claim, Record
 
 SWEEP = "sweep"
@@ -184,6 +184,8 @@ def program(module: ModuleType, config: Any, values: dict[str, list], show: str 
     """What is run, and its settings as they are stored: the module and its Config, or a sweep of it."""
     if not values:
         return module, config
+    if math.prod(map(len, values.values())) > MAX_CELLS:
+        raise Unusable(f"sweep: got {math.prod(map(len, values.values()))} cells; allowed: at most {MAX_CELLS}")
     shared = {name: value for name, value in plain(config).items() if name not in values}
     return Swept(module, config, values, show), {**shared, SWEEP: values}
 

@@ -86,6 +86,11 @@ def set_up_jax(x64: bool, device: str | None) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        told = os.environ.get("JAX_PLATFORMS")
+        raise BadInput(f"JAX_PLATFORMS: got {told!r}; allowed: what JAX finds here ({str(error)[:200]})") from error
     if device is None:
         return
     if not DEVICE.fullmatch(device):

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from dynamics.evolve import simulate
 from dynamics.runs.durable.directory import differing
 from dynamics.runs.durable.errors import Damaged, Interrupted, RunError, Unusable, understood
-from dynamics.runs.durable.files import require_run
+from dynamics.runs.durable.files import own_folder, require_run
 from dynamics.runs.durable.journal import Journal
 from dynamics.runs.durable.load import record_of
 from dynamics.runs.durable.lock import holder
@@ -117,7 +117,7 @@ def work(path: Path, trust: bool = False) -> int:
         return 0
     module, about = module_of(path, entries.get("provenance", {}), trust)
     set_up_jax(about["x64"], about.get("device"))
-    module, config = program_of(module, entries["config"])
+    module, config = program_of(module, entries.get("config") or {})
     run = Helper(path, entries)
 
     def ask(number, frame):
@@ -141,7 +141,7 @@ def helped(path: Path, workers: int, cluster: str | None = None) -> Iterator[Non
         cluster: where to submit them (see ``cluster``), or None for this machine.
     """
     if cluster is not None:
-        submit(functools.partial(work, path.resolve(), True), path / "jobs", workers, cluster)
+        submit(functools.partial(work, path.resolve(), True), own_folder(path / "jobs"), workers, cluster)
     count = workers - 1 if cluster is None else 0
     helpers = [
         subprocess.Popen([sys.executable, "-m", "dynamics.runs", "work", str(path), "--trust"]) for _ in range(count)

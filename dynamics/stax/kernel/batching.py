@@ -20,11 +20,12 @@ def batch(
     """``kernel_fn`` evaluated in tiles of ``batch_size x batch_size`` inputs and put together.
 
     Any ``batch_size`` fits any number of inputs. With ``x2=None`` tiles below the diagonal are transposes of those
-    above it. Tiles go to the devices in turn. Call it outside of ``jax.jit``; each tile shape is compiled once.
+    above it. Tiles go to the devices in turn; with ``batch_size=0`` each of several devices takes rows of its own. Call
+    it outside of ``jax.jit``; each tile shape is compiled once.
 
     Args:
         kernel_fn: ``(x1, x2, *args, **kwargs)`` to an array, a namedtuple of arrays or a Kernel, analytic or empirical;
-            ``x1`` may be a Kernel if it takes one.
+            ``x1`` may be a Kernel (or several) if it takes one. A ``pattern=`` is cut with the inputs.
         batch_size: inputs a tile and axis; 0 for all at once.
         device_count: number of local devices to use, -1 for all of them, 0 for the default one.
         store_on_device: False moves finished tiles to host memory.
@@ -54,25 +55,29 @@ def batch(
 
     @functools.wraps(kernel_fn, updated=())
     def batched(x1, x2=None, *args, **kwargs):
-        whole, same = x1 if isinstance(x1, Kernel) else None, x2 is None
-        if whole is None:
-            n1, n2 = _count(x1), _count(x1 if same else x2)
+        first, same = jax.tree.leaves(x1, is_leaf=_is_kernel)[0], x2 is None
+        whole = isinstance(first, Kernel)
+        if whole:
+            (n1, n2), same = first.gap.shape[:2], first.x1_is_x2
         else:
-            (n1, n2), same = whole.gap.shape[:2], whole.x1_is_x2
-        rows, columns = _slices(n1, batch_size), _slices(n2, batch_size)
+            n1, n2 = _count(x1), _count(x1 if same else x2)
+        share = batch_size or -(-n1 // len(chosen))
+        rows, columns = _slices(n1, share), _slices(n2, batch_size)
         if len(rows) == len(columns) == 1:
             return compiled(x1, x2, *args, **kwargs)
+        square = same and rows == columns
         place = _Placement(chosen, store_on_device)
         tiles: list[list[Any]] = [[None] * len(columns) for _ in rows]
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
-                if same and j < i and _mirrors(tiles[j][i]):
+                if square and j < i and _mirrors(tiles[j][i]) and "pattern" not in kwargs:
                     continue
-                if whole is None:
-                    pair = _take(x1, row), None if same and i == j else _take(x1 if x2 is None else x2, column)
+                itself = square and i == j
+                if whole:
+                    pair = jax.tree.map(lambda k, r=row, c=column: k.slice(r, c), x1, is_leaf=_is_kernel), x2
                 else:
-                    pair = whole.slice(row, column), x2
-                tiles[i][j] = place(compiled, *pair, args, kwargs)
+                    pair = _take(x1, row), None if itself else _take(x1 if x2 is None else x2, column)
+                tiles[i][j] = place(compiled, *pair, args, _cut(kwargs, row, column))
         for i in range(len(rows)):
             for j in range(len(columns)):
                 if tiles[i][j] is None:
@@ -80,6 +85,19 @@ def batch(
         return _assemble(tiles, same)
 
     return batched
+
+
+def _is_kernel(x) -> bool:
+    return isinstance(x, Kernel)
+
+
+def _cut(kwargs: dict[str, Any], row: slice, column: slice) -> dict[str, Any]:
+    """The keyword arguments of a tile: graphs go with their inputs."""
+    if kwargs.get("pattern") is None:
+        return kwargs
+    given = kwargs["pattern"]
+    one, two = given if isinstance(given, tuple | list) else (given, given)
+    return {**kwargs, "pattern": (_take(one, row), _take(one if two is None else two, column))}
 
 
 class _Placement:
@@ -148,7 +166,7 @@ def _take(x, part: slice):
 
 def _mirrors(tile) -> bool:
     """Whether a tile's transpose is known: matrices, and Kernels that say how their axes pair."""
-    leaves = jax.tree.leaves(tile, is_leaf=lambda x: isinstance(x, Kernel))
+    leaves = jax.tree.leaves(tile, is_leaf=_is_kernel)
     return all(isinstance(leaf, Kernel) or leaf.ndim == 2 for leaf in leaves)
 
 
@@ -164,11 +182,13 @@ def _mirror(tile):
             var2=leaf.var1,
             within1=leaf.within2,
             within2=leaf.within1,
+            mask1=leaf.mask2,
+            mask2=leaf.mask1,
             shape1=leaf.shape2,
             shape2=leaf.shape1,
         )
 
-    return jax.tree.map(mirror, tile, is_leaf=lambda x: isinstance(x, Kernel))
+    return jax.tree.map(mirror, tile, is_leaf=_is_kernel)
 
 
 def _swap(x: Array, diagonal: bool) -> Array:
@@ -186,7 +206,7 @@ def _assemble(tiles, same: bool):
             return _join_kernels(grid, same)
         return jnp.concatenate([jnp.concatenate(row, 1) for row in grid], 0)
 
-    return jax.tree.map(join, *[tile for row in tiles for tile in row], is_leaf=lambda x: isinstance(x, Kernel))
+    return jax.tree.map(join, *[tile for row in tiles for tile in row], is_leaf=_is_kernel)
 
 
 def _join_kernels(grid, same: bool) -> Kernel:
@@ -195,9 +215,9 @@ def _join_kernels(grid, same: bool) -> Kernel:
             return None
         return jnp.concatenate([jnp.concatenate([getattr(k, name) for k in row], 1) for row in grid], 0)
 
-    def stack(name, kernels):
+    def stack(name, kernels, axis=0):
         parts = [getattr(k, name) for k in kernels]
-        return None if parts[0] is None else jnp.concatenate(parts, 0)
+        return None if parts[0] is None else jnp.concatenate(parts, axis)
 
     first = grid[0][0]
     shape1, shape2 = list(first.shape1), list(first.shape2)
@@ -211,6 +231,8 @@ def _join_kernels(grid, same: bool) -> Kernel:
         within1=stack("within1", [row[0] for row in grid]),
         var2=None if same else stack("var2", grid[0]),
         within2=None if same else stack("within2", grid[0]),
+        mask1=stack("mask1", [row[0] for row in grid], first.batch_axis),
+        mask2=None if same else stack("mask2", grid[0], first.batch_axis),
         shape1=tuple(shape1),
         shape2=tuple(shape2),
         x1_is_x2=same,

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics.empirical.functions import empirical_kernel_fn, record_of
 from dynamics.stax.kernel.batching import batch
-from dynamics.stax.kernel.read_out import record
+from dynamics.stax.kernel.masks import unmask_fn
 
 _ERROR = "_standard_error"
 
@@ -26,6 +27,8 @@ def monte_carlo_kernel_fn(
     diagonal_axes: int | tuple[int, ...] = (),
     vmap_axes: Any = None,
     implementation: int = 1,
+    *,
+    mixing: str = "refuse",
 ):
     """The mean empirical kernel of ``n_samples`` networks, an estimate of the infinite-width one.
 
@@ -36,10 +39,11 @@ def monte_carlo_kernel_fn(
         init_fn, apply_fn: the network. key: random key.
         n_samples: number of networks, or several numbers: then a generator of running means.
         batch_size, device_count, store_on_device: as in ``batch``.
-        trace_axes, diagonal_axes, vmap_axes, implementation: as in ``empirical_ntk_fn``.
+        trace_axes, diagonal_axes, vmap_axes, implementation, mixing: as in ``empirical_ntk_fn``.
 
     Returns:
-        ``kernel_fn(x1, x2=None, get=None, **apply_fn_kwargs)``; ``get`` None for 'nngp' and 'ntk'.
+        ``kernel_fn(x1, x2=None, get=None, **apply_fn_kwargs)``; ``get`` None for 'nngp' and 'ntk'. A network with
+        several outputs has a kernel for each. Masked outputs (``mask_constant=``) count as zeros.
 
     Reference: Novak et al. 2019, section 4.
 
@@ -50,17 +54,18 @@ def monte_carlo_kernel_fn(
     >>> kernel_fn(jax.numpy.eye(3), None, ('ntk', 'ntk_standard_error')).ntk.shape
     (3, 3)
     """
-    from dynamics.empirical import empirical_kernel_fn
-
     counts = {n_samples} if isinstance(n_samples, int) else set(n_samples)
     if not counts or any(not isinstance(n, int) or n < 1 for n in counts):
         raise ValueError(f"n_samples: got {n_samples}; allowed: integers >= 1")
-    empirical = empirical_kernel_fn(apply_fn, trace_axes, diagonal_axes, vmap_axes, implementation)
+    empirical = empirical_kernel_fn(
+        unmask_fn(apply_fn), trace_axes, diagonal_axes, vmap_axes, implementation, mixing=mixing
+    )
 
     def one(x1, x2, key, get, **apply_fn_kwargs):
         init_key, apply_key = jax.random.split(key)
         _, params = init_fn(init_key, jax.tree.map(jnp.shape, x1))
-        return empirical(x1, x2, get, params, **{"rng": apply_key, **apply_fn_kwargs})
+        options = {"rng": apply_key, **apply_fn_kwargs}
+        return {kind: empirical(x1, x2, kind, params, **options) for kind in get}
 
     sample = batch(one, batch_size, device_count, store_on_device)
 
@@ -69,16 +74,15 @@ def monte_carlo_kernel_fn(
         current, mean, spread = key, None, None
         for n in range(1, max(counts) + 1):
             current, split = jax.random.split(current)
-            found = sample(x1, x2, split, kinds, **apply_fn_kwargs)
-            new = {kind: getattr(found, kind) for kind in kinds}
+            new = sample(x1, x2, split, kinds, **apply_fn_kwargs)
             mean, spread = _welford(new, mean, spread, n)
             if n in counts:
                 yield _read(names, mean, spread, n)
 
     def kernel_fn(x1, x2=None, get=None, **apply_fn_kwargs):
-        names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else tuple(get)
+        names = _lower(("nngp", "ntk") if get is None else get)
         _kinds(names)
-        results = (r[0] if isinstance(get, str) else r for r in running(x1, x2, names, apply_fn_kwargs))
+        results = (r if not isinstance(get, str) else _only(r) for r in running(x1, x2, names, apply_fn_kwargs))
         return next(iter([*results])) if isinstance(n_samples, int) else results
 
     return kernel_fn
@@ -106,7 +110,7 @@ def estimated_kernel_fn(model_from_key: Callable[..., Any], key, n_estimates: in
 
     def kernel_fn(x1, x2=None, get=None):
         names = ("nngp", "ntk", "nngp" + _ERROR, "ntk" + _ERROR) if get is None else get
-        names = (names,) if isinstance(names, str) else tuple(names)
+        names = _lower(names)
         kinds = _kinds(names)
 
         def one(state, each):
@@ -120,15 +124,29 @@ def estimated_kernel_fn(model_from_key: Callable[..., Any], key, n_estimates: in
         order = jnp.arange(1, n_estimates + 1), jax.random.split(key, n_estimates)
         (mean, spread), _ = jax.lax.scan(one, (zero, zero), order)
         result = _read(names, mean, spread, n_estimates)
-        return result[0] if isinstance(get, str) else result
+        return _only(result) if isinstance(get, str) else result
 
     return kernel_fn
+
+
+def _lower(get) -> tuple[str, ...]:
+    names = (get,) if isinstance(get, str) else tuple(get)
+    return tuple(name.lower() if isinstance(name, str) else name for name in names)
+
+
+def _only(tree):
+    """The single field of every record in ``tree``."""
+    return jax.tree.map(lambda r: r[0], tree, is_leaf=_is_record)
+
+
+def _is_record(x) -> bool:
+    return type(x).__name__ == "MonteCarloKernel"
 
 
 def _kinds(names) -> tuple[str, ...]:
     """'nngp' and 'ntk' as far as ``names`` ask for them or their errors."""
     for name in names:
-        if name.removesuffix(_ERROR) not in ("nngp", "ntk"):
+        if not isinstance(name, str) or name.removesuffix(_ERROR) not in ("nngp", "ntk"):
             raise ValueError(f"get: got {name!r}; allowed: 'nngp', 'ntk' and their '{_ERROR}'")
     return tuple(dict.fromkeys(name.removesuffix(_ERROR) for name in names))
 
@@ -157,4 +175,4 @@ def _read(names, mean, spread, n):
             found[name] = jax.tree.map(lambda s: jnp.full_like(s, jnp.inf), spread[kind])
         else:
             found[name] = jax.tree.map(lambda s: jnp.sqrt(s / (n - 1) / n), spread[kind])
-    return record("MonteCarloKernel", names)(**found)
+    return jax.tree.map(record_of("MonteCarloKernel", tuple(names)), *found.values())

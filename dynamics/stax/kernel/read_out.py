@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import collections
-import functools
-
+from dynamics.empirical.functions import record_of
 from dynamics.stax.kernel.kernel import Kernel, check_name
 
 
-@functools.cache
-def record(name: str, fields: tuple[str, ...]) -> type:
-    """A namedtuple class, the same one for the same arguments (pytrees compare classes)."""
-    return collections.namedtuple(name, fields)
-
-
 def names_of(get) -> tuple[str, ...] | None:
+    """The names in small letters, None for the whole Kernel."""
     if get is None:
         return None
     if isinstance(get, str):
-        return (check_name(get),)
+        return (check_name(get.lower()),)
     if not isinstance(get, tuple | list):
         raise ValueError(f"get: got {get!r}; allowed: None, a name or a tuple of names")
-    for name in get:
-        check_name(name)
-    if len(set(get)) < len(get):
-        raise ValueError(f"get: got {tuple(get)}; allowed: each attribute once")
-    return tuple(get)
+    names = tuple(check_name(name.lower() if isinstance(name, str) else name) for name in get)
+    if len(set(names)) < len(names):
+        raise ValueError(f"get: got {names}; allowed: each attribute once")
+    return names
 
 
 def read_out(kernel, get):
@@ -36,5 +28,5 @@ def read_out(kernel, get):
     if not isinstance(kernel, Kernel):
         return type(kernel)(read_out(k, get) for k in kernel)
     if isinstance(get, str):
-        return kernel.select(get)
-    return record("AnalyticKernel", names)(*(kernel.select(name) for name in names))
+        return kernel.select(names[0])
+    return record_of("AnalyticKernel", names)(*(kernel.select(name) for name in names))

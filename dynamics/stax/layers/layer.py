@@ -88,7 +88,12 @@ class KernelFn:
             raise ValueError(
                 "diagonal_batch: got False; allowed: True, None (cov1 and cov2 hold each input with itself)"
             )
-        names, x1 = names_of(get), x1_or_kernel
+        # The broadcasts of pairs with their sides are meant, whatever the user forbids in their own code.
+        with jax.numpy_rank_promotion("allow"):
+            return self._evaluated(x1_or_kernel, x2, get, pattern, mask_constant, diagonal_spatial, kwargs)
+
+    def _evaluated(self, x1, x2, get, pattern, mask_constant, diagonal_spatial, kwargs):
+        names = names_of(get)
         if pattern is not None:
             kwargs["pattern"] = pattern
         if _all_kernels(x1):
@@ -199,7 +204,8 @@ def layer(
             for mask, shape in zip(masks, shapes, strict=True)
         ]
         if isinstance(out, Kernel):
-            out = out.replace(mask1=new[0], mask2=new[1])
+            split = not out.x1_is_x2 and isinstance(k, Kernel) and k.x1_is_x2  # two graphs on the same inputs
+            out = out.replace(mask1=new[0], mask2=new[0] if split else new[1])
             return cleared(out) if clears else out
         return type(out)(k.replace(mask1=_at(new[0], i), mask2=_at(new[1], i)) for i, k in enumerate(out))
 

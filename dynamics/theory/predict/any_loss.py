@@ -13,6 +13,7 @@ from dynamics.theory.predict.layout import (
     Axes,
     Layout,
     across,
+    broadcasting,
     check_rate,
     check_start,
     layout_of,
@@ -33,6 +34,7 @@ class ODEState(NamedTuple):
     qx_test: Any = None
 
 
+@broadcasting
 def gradient_descent(
     loss: Callable[[Array, Array], Any],
     k_train_train,

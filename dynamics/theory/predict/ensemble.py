@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from dynamics.theory.predict.layout import Axes, check_rate, check_reg, matrix, unmatrix
+from dynamics.theory.predict.layout import Axes, broadcasting, check_rate, check_reg, matrix, unmatrix
 from dynamics.theory.predict.modes import Once, Spectrum
-from dynamics.theory.predict.posterior import NAMES, Gaussian, answer, carried, gp_inference, requested
+from dynamics.theory.predict.posterior import NAMES, Gaussian, answer, bounded, carried, gp_inference, requested
 from dynamics.theory.predict.problem import Problem, problem_of
 from dynamics.types import Array, ArrayLike
 
 
+@broadcasting
 def gradient_descent_mse_ensemble(
     kernel_fn,
     x_train,
@@ -30,11 +31,12 @@ def gradient_descent_mse_ensemble(
         kernel_fn: ``(x1, x2, get) -> kernels``.
         x_train, y_train: the training set. learning_rate, diag_reg, diag_reg_absolute_scale, trace_axes: as in
             ``gradient_descent_mse``.
-        kernel_fn_train_train_kwargs: passed on to ``kernel_fn``.
+        kernel_fn_train_train_kwargs: passed on to ``kernel_fn``, a 2-tuple as one value for each side.
 
     Returns:
-        ``predict_fn(t=None, x_test=None, get=None, compute_cov=False)``: for 'nngp' and 'ntk' the mean, or a
-        ``Gaussian`` when ``compute_cov``. Kernels and eigendecompositions of the training set are computed once.
+        ``predict_fn(t=None, x_test=None, get=None, compute_cov=False, **kwargs)``: for 'nngp' and 'ntk' the mean, or a
+        ``Gaussian`` when ``compute_cov``; ``kwargs`` are those of ``kernel_fn`` on test points. Kernels and
+        eigendecompositions of the training set are computed once.
 
     Reference: Lee et al. 2019, eqs. 8-16.
     """
@@ -56,7 +58,8 @@ def gradient_descent_mse_ensemble(
         k_dd = {name: train_kernel(name) for name in needed}
         if x_test is None:
             return _Kernels(k_dd, None, k_dd["nngp"] if compute_cov else None)
-        found = kernel_fn(x_test, x_train, needed, **options)
+        across = {name: _across(kernel_fn_train_train_kwargs.get(name), value) for name, value in options.items()}
+        found = kernel_fn(x_test, x_train, needed, **across)
         k_td = {name: getattr(found, name) for name in needed}
         return _Kernels(k_dd, k_td, kernel_fn(x_test, None, "nngp", **options) if compute_cov else None)
 
@@ -71,6 +74,12 @@ def gradient_descent_mse_ensemble(
         return answer(get, {name: _at_time(name, t, kernels, problem(name)) for name in names})
 
     return predict_fn
+
+
+def _across(train: Any, test: Any) -> Any:
+    """The keyword argument of test against training points: of pairs the first of each."""
+    pairs = all(isinstance(value, tuple) and len(value) == 2 for value in (train, test))
+    return (test[0], train[0]) if pairs else test
 
 
 class _Kernels(NamedTuple):
@@ -94,7 +103,9 @@ def _at_time(name: str, t: ArrayLike, kernels: _Kernels, problem: Problem):
         return mean
     on = _train_covariance if kernels.td is None else _test_covariance
     rows = (kernels.dd if kernels.td is None else kernels.td)[name].shape[::2]
-    return Gaussian(mean, unmatrix(on(name, times, kernels, modes, problem.y.size), rows, lead))
+    prior = jnp.diag(matrix(kernels.tt)) if name == "nngp" else None
+    covariance = bounded(on(name, times, kernels, modes, problem.y.size), prior)
+    return Gaussian(mean, unmatrix(covariance, rows, lead))
 
 
 def _train_covariance(name: str, times: Array, kernels: _Kernels, modes: Spectrum, size: int) -> Array:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from dynamics.theory.predict.layout import Axes, matrix
+from dynamics.theory.predict.layout import Axes, broadcasting, matrix
 from dynamics.theory.predict.problem import problem_of
 from dynamics.types import ArrayLike
 
 
+@broadcasting
 def gradient_descent_mse(
     k_train_train,
     y_train,
@@ -51,6 +52,7 @@ def gradient_descent_mse(
     return predict_fn
 
 
+@broadcasting
 def max_learning_rate(ntk_train_train, y_train_size: int | None = None, momentum=0.0, eps: float = 1e-12):
     """The largest stable step of gradient descent on the squared loss: ``2 (1 + m) |y| / (lambda_max + eps)``.
 

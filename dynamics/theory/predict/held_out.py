@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
-from dynamics.theory.predict.layout import Axes, check_reg, layout_of, matrix, regularised
+from dynamics.theory.predict.layout import Axes, broadcasting, check_reg, layout_of, matrix, regularised
+from dynamics.theory.predict.modes import solver
 from dynamics.types import ArrayLike
 
 
+@broadcasting
 def leave_one_out(
     k_train_train,
     y_train,
@@ -26,7 +27,8 @@ def leave_one_out(
             ``gradient_descent_mse``; ``k_train_train`` has two axes.
 
     Returns:
-        Predictions of the shape of ``y_train``; NaN where ``A`` is not positive definite.
+        Predictions of the shape of ``y_train``; where ``A`` is singular to rounding (duplicate inputs) those of the
+        pseudo-inverse, the limit of a vanishing ridge.
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -45,6 +47,9 @@ def leave_one_out(
     if k_train_train.ndim != 2:
         raise ValueError(f"k_train_train: got shape {k_train_train.shape}; allowed: [n, n], one row a sample")
     k = regularised(matrix(k_train_train), diag_reg, diag_reg_absolute_scale)
-    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(k), jnp.eye(len(k), dtype=k.dtype))
-    y = layout.flatten(y_train).astype(k.dtype)
+    y, (solve, singular) = layout.flatten(y_train).astype(k.dtype), solver(k)
+    inverse = solve(jnp.eye(len(k), dtype=k.dtype))
+    rest = jnp.eye(len(k), dtype=k.dtype) - k @ inverse  # onto what is singular, where 1 / ridge outweighs all else
+    outweighed = singular & (jnp.diag(rest) > jnp.sqrt(jnp.finfo(k.dtype).eps))
+    inverse = jnp.where(outweighed[:, None], rest, inverse)
     return layout.restore(y - inverse @ y / jnp.diag(inverse)[:, None], k_train_train.shape[::2])

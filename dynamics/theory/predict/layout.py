@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 
 from dynamics.types import Array, ArrayLike
 
 Axes = int | Sequence[int]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def broadcasting(fn: _F) -> _F:
+    """``fn``, and what function it returns, whose broadcasts are meant whatever ``jax_numpy_rank_promotion`` says."""
+
+    @functools.wraps(fn)
+    def call(*args, **kwargs):
+        with jax.numpy_rank_promotion("allow"):
+            found = fn(*args, **kwargs)
+        return broadcasting(found) if callable(found) else found
+
+    return call  # pyright: ignore[reportReturnType]
 
 
 class Layout(NamedTuple):

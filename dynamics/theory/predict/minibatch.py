@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.theory.predict.any_loss import check_momentum
-from dynamics.theory.predict.layout import across, check_rate, check_start, outputs, start_of
+from dynamics.theory.predict.layout import across, broadcasting, check_rate, check_start, outputs, start_of
 from dynamics.theory.predict.steps import step_counts
 from dynamics.types import Array, ArrayLike
 
@@ -30,6 +30,7 @@ class _State(NamedTuple):
     vv: Array
 
 
+@broadcasting
 def stochastic_gradient_descent_mse(
     k_train_train,
     y_train,

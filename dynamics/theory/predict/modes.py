@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,31 +13,53 @@ from jax.core import Tracer
 from dynamics.types import Array
 
 
-def solver(k: Array) -> Callable[[Array], Array]:
-    """``b -> k^-1 b`` by one Cholesky factorisation."""
+def rounding(k: Array) -> float:
+    """Below what share of its largest an eigenvalue or pivot of ``k`` counts as 0."""
+    return 4 * math.sqrt(len(k)) * float(jnp.finfo(k.dtype).eps)
+
+
+def solver(k: Array) -> tuple[Callable[[Array], Array], Array]:
+    """``b -> k^-1 b`` by one Cholesky factorisation, and whether ``k`` is singular to rounding (duplicate inputs).
+
+    Then it is the pseudo-inverse, the limit of a vanishing ridge, by one ``eigh``.
+    """
     factor = jax.scipy.linalg.cho_factor(k)
-    return lambda b: jax.scipy.linalg.cho_solve(factor, b)
+    singular = ~(jnp.min(jnp.diag(factor[0])) ** 2 > rounding(k) * jnp.max(jnp.diag(k)))
+
+    def pseudo(b: Array) -> Array:
+        values, vectors = jnp.linalg.eigh(k)
+        kept = values > rounding(k) * values[-1]
+        return vectors @ (jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)[:, None] * (vectors.T @ b))
+
+    def solve(b: Array) -> Array:
+        return jax.lax.cond(singular, pseudo, lambda b: jax.scipy.linalg.cho_solve(factor, b), b)
+
+    return solve, singular
 
 
 class Spectrum(NamedTuple):
-    """Eigenvalues (clipped at 0) and eigenvectors of a regularised kernel, divided by the size of ``y``."""
+    """Eigenvalues (0 where they are so to rounding) and eigenvectors of a regularised kernel, divided by the size of
+    ``y``. No training moves along an eigenvector of 0, and no test point feels it, a joint kernel being positive."""
 
     rates: Array
     vectors: Array
 
     def decay(self, t: Array) -> Array:
         """``[T, P]`` ``exp(-t lambda)``."""
-        return jnp.exp(-t[:, None] * self.rates)
+        return jnp.exp(-self._passed(t))
 
     def moved(self, t: Array) -> Array:
         """``[T, P]`` ``1 - exp(-t lambda)``."""
-        return -jnp.expm1(-t[:, None] * self.rates)
+        return -jnp.expm1(-self._passed(t))
 
     def work(self, t: Array) -> Array:
-        """``[T, P]`` ``(1 - exp(-t lambda)) / lambda``, ``t`` where ``lambda`` is 0."""
+        """``[T, P]`` ``(1 - exp(-t lambda)) / lambda``, 0 where ``lambda`` is 0."""
+        return self.moved(t) / jnp.where(self.rates > 0, self.rates, 1)
+
+    def _passed(self, t: Array) -> Array:
+        """``[T, P]`` ``t lambda``, 0 where ``lambda`` is 0, at infinite times too."""
         positive = self.rates > 0
-        safe = jnp.where(positive, self.rates, 1)
-        return jnp.where(positive, -jnp.expm1(-t[:, None] * safe) / safe, t[:, None])
+        return jnp.where(positive, t[:, None] * jnp.where(positive, self.rates, 1), 0)
 
     def apply(self, weights: Array, rhs: Array) -> Array:
         """``[T, P, C]`` ``V diag(weights[t]) V^T rhs``."""
@@ -49,7 +72,7 @@ class Spectrum(NamedTuple):
 
 def spectrum_of(k: Array, size: int) -> Spectrum:
     values, vectors = jnp.linalg.eigh(k)
-    return Spectrum(jnp.maximum(values, 0) / size, vectors)
+    return Spectrum(jnp.where(values > rounding(k) * values[-1], values, 0) / size, vectors)
 
 
 class Once:

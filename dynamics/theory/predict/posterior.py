@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from dynamics.theory.predict.layout import Axes, across, check_reg, layout_of, matrix, regularised, unmatrix
+from dynamics.theory.predict.layout import (
+    Axes,
+    across,
+    broadcasting,
+    check_reg,
+    layout_of,
+    matrix,
+    regularised,
+    unmatrix,
+)
 from dynamics.theory.predict.modes import solver
 from dynamics.types import Array, ArrayLike
 
@@ -28,6 +37,7 @@ class Gaussians(NamedTuple):
     ntk: Any
 
 
+@broadcasting
 def gp_inference(
     k_train_train,
     y_train,
@@ -57,10 +67,12 @@ def gp_inference(
         which = "ntk" if name == "ntkgp" else name
         k_dd = named(k_train_train, which)
         layout = layout_of(y_train, trace_axes, k_dd)
+        k = regularised(matrix(k_dd), diag_reg, diag_reg_absolute_scale)
+        solve, singular = solver(k)
         if k_test_train is None:
-            mean = y_train.astype(k_dd.dtype)
+            reached = layout.restore(k @ solve(layout.flatten(y_train).astype(k.dtype)), k_dd.shape[::2])
+            mean = jnp.where(singular, reached, y_train.astype(k.dtype))
             return mean if k_test_test is None else Gaussian(mean, jnp.zeros_like(k_dd))
-        solve = solver(regularised(matrix(k_dd), diag_reg, diag_reg_absolute_scale))
         k_td, rows = across(named(k_test_train, which), k_dd)
         mean = layout.restore(k_td @ solve(layout.flatten(y_train).astype(k_dd.dtype)), rows)
         if k_test_test is None:
@@ -69,8 +81,9 @@ def gp_inference(
         if name == "ntk":
             covariance = carried(weights, *_prior(k_train_train, k_test_train, k_test_test))
         else:
-            covariance = matrix(named(k_test_test, which)) - weights @ k_td.T
-        return Gaussian(mean, unmatrix(covariance, rows))
+            prior = matrix(named(k_test_test, which))
+            covariance = bounded(prior - weights @ k_td.T, jnp.diag(prior))
+        return Gaussian(mean, unmatrix(bounded(covariance), rows))
 
     def predict_fn(get=None, k_test_train=None, k_test_test=None):
         return answer(get, {name: posterior(name, k_test_train, k_test_test) for name in requested(get)})
@@ -93,6 +106,7 @@ def named(kernel: Any, name: str) -> Array:
 def requested(get, allowed=("nngp", "ntk", "ntkgp")) -> tuple[str, ...]:
     """The names that ``get`` asks for."""
     names = NAMES if get is None else (get,) if isinstance(get, str) else tuple(get)
+    names = tuple(name.lower() if isinstance(name, str) else name for name in names)
     for name in names:
         if name not in allowed:
             raise ValueError(f"get: got {name!r}; allowed: None, {', '.join(allowed)}")
@@ -102,7 +116,7 @@ def requested(get, allowed=("nngp", "ntk", "ntkgp")) -> tuple[str, ...]:
 def answer(get, found: dict[str, Any]):
     """One prediction for one name, a namedtuple for several."""
     if isinstance(get, str):
-        return found[get]
+        return found[get.lower()]
     names = tuple(found)
     if names == NAMES:
         return Gaussians(**found)
@@ -114,6 +128,12 @@ def _prior(k_train_train, k_test_train, k_test_test) -> tuple[Array, ...]:
     if hasattr(k_train_train, "shape") or hasattr(k_test_train, "shape"):
         raise ValueError("k_train_train, k_test_train: got one kernel; allowed: nngp and ntk, for the NTK's covariance")
     return tuple(matrix(named(k, "nngp")) for k in (k_train_train, k_test_train, k_test_test))
+
+
+def bounded(covariance: Array, prior: Any = None) -> Array:
+    """``[..., P, P]`` with the rounding taken off its variances: none below 0 or above the ``prior``."""
+    variances = jnp.clip(jnp.diagonal(covariance, axis1=-2, axis2=-1), 0, prior)
+    return jnp.where(jnp.eye(covariance.shape[-1], dtype=bool), variances[..., None], covariance)
 
 
 def carried(weights: Array, k_dd: Array, k_td: Array, k_tt: Array) -> Array:

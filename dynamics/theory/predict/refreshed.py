@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics.empirical import empirical_ntk_fn
-from dynamics.theory.predict.layout import matrix, outputs
+from dynamics.program.real_view import gradient
+from dynamics.theory.predict.layout import broadcasting, matrix, outputs
 from dynamics.theory.predict.modes import spectrum_of
 from dynamics.theory.predict.steps import step_counts, step_gain
 from dynamics.types import Array, ArrayLike, Params
 
 
+@broadcasting
 def refreshed_gradient_descent_mse(
     apply_fn: Callable[..., Array],
     params: Params,
@@ -83,10 +85,11 @@ def refreshed_gradient_descent_mse(
         spectrum = spectrum_of(0.5 * (train + train.T), size)
         error = (y_train - f[:n]).reshape(-1, 1).astype(k.dtype)
         gain = spectrum.work(eta * offsets) if flow else eta * step_gain(eta * spectrum.rates, offsets)
+        gain = jnp.where(spectrum.rates > 0, gain, 0)
         moves = spectrum.apply(gain.astype(k.dtype), error) / size  # [m, n c, 1]
         path = f + (k @ moves).reshape(len(offsets), *f.shape)
         pull = jax.vjp(lambda p: apply_fn(p, x_train), params)[1]
-        shift = pull(moves[-1].reshape(y_train.shape).astype(f.dtype))[0]
+        shift = gradient(pull(moves[-1].reshape(y_train.shape).astype(f.dtype))[0])
         return jax.tree.map(jnp.add, params, shift), path
 
     def predict_fn(t, x_test=None):

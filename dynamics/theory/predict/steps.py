@@ -8,11 +8,12 @@ import numpy as np
 from jax.core import Tracer
 
 from dynamics.theory.predict.any_loss import check_momentum
-from dynamics.theory.predict.layout import Axes
+from dynamics.theory.predict.layout import Axes, broadcasting
 from dynamics.theory.predict.problem import problem_of
 from dynamics.types import Array, ArrayLike
 
 
+@broadcasting
 def gradient_descent_mse_steps(
     k_train_train,
     y_train,
@@ -55,7 +56,7 @@ def gradient_descent_mse_steps(
     def predict_fn(t, fx_train_0=0.0, fx_test_0=None, k_test_train=None):
         start, t = problem.start(fx_train_0, fx_test_0, k_test_train), step_counts(t)
         rates = problem.spectrum().rates
-        gain = problem.rate * step_gain(problem.rate * rates, t.reshape(-1), momentum)
+        gain = jnp.where(rates > 0, problem.rate * step_gain(problem.rate * rates, t.reshape(-1), momentum), 0)
         return problem.moved(start, rates * gain, gain, t.shape)
 
     return predict_fn
