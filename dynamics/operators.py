@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 
 from dynamics.program.forward import linearized, pushed
 from dynamics.program.sample_axis import splits_into_samples
@@ -39,8 +40,8 @@ class Operator(NamedTuple):
     unravel: Callable[[Array], Any]
 
 
-def real_view(tree: Any) -> tuple[Array, Callable[[Array], Any]]:
-    """All real numbers of a pytree as one vector ``[P]``, and its inverse.
+def real_view(tree: Any) -> tuple[Float[Array, " P"], Callable[[Array], Any]]:
+    """All real numbers of a pytree as one vector, and its inverse.
 
     A complex leaf is two real ones: all its real parts, then all its imaginary ones. Half precision is widened to
     float32 in the vector, and narrowed again by the inverse. Integer and boolean leaves do not move: they are left out,
@@ -50,7 +51,7 @@ def real_view(tree: Any) -> tuple[Array, Callable[[Array], Any]]:
         tree: a pytree; leaves without inexact dtype are left out.
 
     Returns:
-        ``(vector [P], unravel)``; unravel is linear over the reals, and takes tangents as well as points.
+        ``(vector, unravel)``; unravel is linear over the reals, and takes tangents as well as points.
 
     Raises:
         TypeError: when no leaf is a floating or complex array.

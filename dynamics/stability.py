@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Float
 
 from dynamics.types import Array, PyTree
 
@@ -291,14 +292,14 @@ def _leaf(probe: _Probe, index: int, key: str) -> tuple[str, _Moments, np.ndarra
     places = [place for place, node in enumerate(listed[0]) if key in _by_key(node.nu)]
     traces = [[_by_key(node.trace) for node in _nodes(state, "trace")] for state in probe.states]
     if len(places) > 1 or sum(key in trace for trace in traces[0]) > 1:
-        raise ValueError("several moments")
+        raise ValueError("opt_state: got several moments of one leaf; allowed: one")
     if not places:
         trace = [np.reshape(t[key], -1) for step in traces for t in step if key in t]
         found = [_rate(_weights(u[t], [*trace[t : t + 1], g[t]], [w[t]]), 1 + bool(trace)) for t in range(_STEPS)]
         return ("trace" if trace else "gradient"), _Moments(None), np.array(found)
     nodes = [step[places[0]] for step in listed]
     if set(nodes[0]._fields) not in _KNOWN:
-        raise ValueError("other moments")
+        raise ValueError("opt_state: got moments of an unknown state; allowed: those of Adam's kind")
     nu = np.stack([np.reshape(_by_key(node.nu)[key], -1) for node in nodes])
     m, b1, b2 = g, 0.0, 0.0
     if "mu" in nodes[0]._fields:
@@ -438,14 +439,16 @@ def rmsprop_preconditioner(opt_state: PyTree, *, eps: float = 1e-8) -> PyTree:
     return jax.tree.map(lambda nu: jnp.sqrt(nu + eps), found.nu)
 
 
-def shampoo_inverse_root(left: Array, right: Array, *, power: float = 0.25, eps: float = 1e-12):
+def shampoo_inverse_root(
+    left: Float[Array, "m m"], right: Float[Array, "n n"], *, power: float = 0.25, eps: float = 1e-12
+):
     """``v -> P^-1/2 v`` for Shampoo on one matrix parameter, ``P = left^power (x) right^power``.
 
     Definition: Gupta, Koren & Singer 2018, algorithm 1: ``L = sum g g^T``, ``R = sum g^T g``, update
     ``L^-1/4 G R^-1/4``; so P is linear in the gradient and ``P^-1 H`` has a threshold as for Adam with b1 = 0.
 
     Args:
-        left: ``L [m, m]``. right: ``R [n, n]``.
+        left, right: L and R.
         power: 1/4 as in the paper.
         eps: added to the eigenvalues.
 
@@ -485,7 +488,7 @@ def shampoo_inverse_roots(params: PyTree, factors: Sequence[tuple[Array, Array] 
     return root
 
 
-def muon_threshold(learning_rate: Any, gradient: Array) -> Array:
+def muon_threshold(learning_rate: Any, gradient: Float[Array, "m n"]) -> Float[Array, ""]:
     """``2 |g|_* / eta`` on ``spectral_sharpness`` for the step ``-eta polar(g)``, with ``|g|_*`` the nuclear norm.
 
     The step is the steepest descent ``-eta' |g|_* polar(g)`` under the spectral norm with ``eta' = eta / |g|_*``: to
@@ -494,12 +497,12 @@ def muon_threshold(learning_rate: Any, gradient: Array) -> Array:
 
     Args:
         learning_rate: eta.
-        gradient: ``g [m, n]`` of one matrix parameter.
+        gradient: g of one matrix parameter.
     """
     return 2 * jnp.sum(jnp.linalg.svd(gradient, compute_uv=False)) / learning_rate
 
 
-def spectral_sharpness(matvec, start: Array, iterations: int = 20) -> Array:
+def spectral_sharpness(matvec, start: Float[Array, "m n"], iterations: int = 20) -> Float[Array, ""]:
     """Sharpness in the spectral norm, ``max_{|D|_op <= 1} <D, H D>`` over matrices D.
 
     Steepest descent under that norm, ``-eta |g|_* polar(g)``, is stable below ``2 / eta``; Muon's step, ``-eta
@@ -509,7 +512,7 @@ def spectral_sharpness(matvec, start: Array, iterations: int = 20) -> Array:
 
     Args:
         matvec: ``D [m, n] -> H D [m, n]``, symmetric.
-        start: ``[m, n]``, not zero.
+        start: not zero.
         iterations: matvecs, >= 1.
 
     Raises:

@@ -162,9 +162,8 @@ FOLDERS = {
     "rows elsewhere": call(rows=pack({"x": np.ones(3)})), "cells beyond": call(cells=[7]),
     **{f"{make.__name__} as {name}": in_place(name, make) for name, make in [
         ("lock", link), ("run.sqlite", link), ("config.json", link), ("figure.svg", link), ("checkpoints", link),
-        ("pieces", link), ("jobs", link), ("lock", hard), ("claims.json", dangling), ("run.sqlite", pipe),
-        ("lock", pipe),
-        ("claims.json", pipe),
+        ("pieces", link), ("jobs", link), ("lock", hard),
+        ("claims.json", dangling), ("run.sqlite", pipe), ("lock", pipe), ("claims.json", pipe),
         ("run.sqlite", folder), (".x.1.part", folder), (".y.1.part", dangling), ("run.sqlite", sparse),
         ("claims.json", sparse),
     ]},

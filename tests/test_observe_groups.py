@@ -60,6 +60,7 @@ def test_components_are_invariant_under_translation_and_sum_to_the_norm(x64, key
 
 
 @pytest.mark.parametrize("table", [operation_table("subtract", 5), np.zeros((3, 3), int), np.zeros((2, 3), int)])
+@pytest.mark.usefixtures("as_users_meet_it")
 def test_a_table_that_is_no_group_is_refused(table):
     with pytest.raises(ValueError, match="table"):
         irreducible_components(table)

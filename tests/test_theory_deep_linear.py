@@ -147,6 +147,7 @@ def test_saddle_losses_sum_the_modes_not_yet_learnt():
     np.testing.assert_allclose(dl.saddle_losses([1.0, 5.0, 3.0, 2.0, 4.0]), [27.5, 15.0, 7.0, 2.5, 0.5, 0.0])
 
 
+@pytest.mark.usefixtures("as_users_meet_it")
 def test_bad_input_is_named(x64, key):
     w1, w2, s = start(key, (3, 3, 3, 0.4))
     with pytest.raises(ValueError, match="correlation"):

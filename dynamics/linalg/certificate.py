@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from dynamics.linalg.lanczos import Matvec, Tridiagonal, combine, enlarged, extended, norm, padded_tridiagonal, working
 from dynamics.types import Array
@@ -20,23 +21,25 @@ class Bound(NamedTuple):
         value: Ritz value: a lower bound on lambda_max (an upper bound on lambda_min) up to rounding.
         residual: ``|A v - value v|``: SOME eigenvalue lies this near to ``value``.
         limit: lambda_max <= limit (lambda_min >= limit) except with probability at most p.
-        vector: ``[P]``, the unit Ritz vector; the next warm start.
+        vector: the unit Ritz vector; the next warm start.
         matvecs: int32.
     """
 
-    value: Array
-    residual: Array
-    limit: Array
-    vector: Array
-    matvecs: Array
+    value: Float[Array, ""]
+    residual: Float[Array, ""]
+    limit: Float[Array, ""]
+    vector: Float[Array, " P"]
+    matvecs: Int[Array, ""]
 
 
-def warm_start(key: Array, previous: Array, tau: float) -> tuple[Array, Array]:
+def warm_start(
+    key: PRNGKeyArray, previous: Float[Array, " P"], tau: float
+) -> tuple[Float[Array, " P"], Float[Array, ""]]:
     """``u = previous + tau z`` with ``z`` a fresh uniform unit vector, and the ratio ``tau / |u|`` of the certificate.
 
     Args:
         key: a key used for nothing else; the certificate needs ``z`` independent of the matrix and of ``previous``.
-        previous: ``[P]``, a unit vector, or zeros for a cold start (the ratio is then 1).
+        previous: a unit vector, or zeros for a cold start (the ratio is then 1).
         tau: size of the random part, > 0.
     """
     z = jax.random.normal(key, previous.shape, previous.dtype)
@@ -47,7 +50,7 @@ def warm_start(key: Array, previous: Array, tau: float) -> tuple[Array, Array]:
 
 def extreme_eigenvalues(
     matvec: Matvec,
-    start: Array,
+    start: Float[Array, " P"],
     num_matvecs: int,
     *,
     random_share: Any = 1.0,
@@ -74,7 +77,7 @@ def extreme_eigenvalues(
 
     Args:
         matvec: ``v [P] -> A v [P]``, ``A`` symmetric.
-        start: ``[P]``; u above, or any random vector that is isotropic.
+        start: u above, or any random vector that is isotropic.
         num_matvecs: m, buffer size; 6-10 follow a slowly moving matrix, 30 certify.
         random_share: ``tau / |u|`` from ``warm_start``; 1 for a start that is all random.
         p: probability, per bound, that the limit is violated.
@@ -106,7 +109,7 @@ def extreme_eigenvalues(
 
 def certified_eigenvalue(
     matvec: Matvec,
-    start: Array,
+    start: Float[Array, " P"],
     num_matvecs: int,
     certify: Any,
     certified_matvecs: int,
@@ -164,7 +167,7 @@ def certified_eigenvalue(
     return jax.lax.fori_loop(0, jnp.where(certify, 1, 0), long, _bound(short, target))
 
 
-def log_inverse_delta(start: Array, random_share: Any, p: float) -> Array:
+def log_inverse_delta(start: Float[Array, " P"], random_share: Any, p: float) -> Float[Array, ""]:
     """``log(1/delta)`` of ``extreme_eigenvalues``."""
     if not 0 < p < 1:
         raise ValueError(f"p: got {p!r}; allowed: a probability > 0 and < 1")

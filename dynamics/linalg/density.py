@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from dynamics.linalg.lanczos import Matvec, padded_tridiagonal, three_term
 from dynamics.linalg.trace import Estimate, mean_and_error
@@ -16,19 +17,19 @@ class Density(NamedTuple):
     """The quadrature ``(1/P) sum_i delta(x - lambda_i) ~ mean over probes of sum_j weight_j delta(x - node_j)``.
 
     Attributes:
-        nodes: ``[probes, steps]``, Ritz values.
-        weights: ``[probes, steps]``, non-negative, each probe's sum to 1.
+        nodes: Ritz values.
+        weights: non-negative, each probe's sum to 1.
         size: P, the number of eigenvalues that the density stands for.
     """
 
-    nodes: Array
-    weights: Array
+    nodes: Float[Array, "probes steps"]
+    weights: Float[Array, "probes steps"]
     size: int
 
 
 def spectral_density(
     matvec: Matvec,
-    key: Array,
+    key: PRNGKeyArray,
     size: int,
     *,
     probes: int = 5,

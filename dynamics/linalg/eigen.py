@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from dynamics.linalg.certificate import log_inverse_delta
 from dynamics.linalg.lanczos import (
@@ -33,20 +34,19 @@ class Eigenpairs(NamedTuple):
     """Eigenvalue estimates, wanted end first.
 
     Attributes:
-        values: ``[k]``.
-        vectors: ``[k, P]``, orthonormal rows.
-        residuals: ``[k]``, ``|A v - value v|`` or a bound on it; an eigenvalue of ``A`` lies within it of ``value``.
+        vectors: orthonormal rows.
+        residuals: ``|A v - value v|`` or a bound on it; an eigenvalue of ``A`` lies within it of ``value``.
         matvecs: int32, matvecs spent.
         limit: no eigenvector orthogonal to all that was found, so no missed copy, has an eigenvalue beyond it, except
             with a small probability: near ``values[-1]`` the count is complete; infinite where nothing is known. None
             where none was asked. Without a fresh start (k = 1) a bound on the extreme eigenvalue itself.
     """
 
-    values: Array
-    vectors: Array
-    residuals: Array
-    matvecs: Array
-    limit: Array | None = None
+    values: Float[Array, " k"]
+    vectors: Float[Array, "k P"]
+    residuals: Float[Array, " k"]
+    matvecs: Int[Array, ""]
+    limit: Float[Array, ""] | None = None
 
 
 class _State(NamedTuple):
@@ -70,7 +70,7 @@ class _State(NamedTuple):
 
 def eigenpairs(
     matvec: Matvec,
-    start: Array,
+    start: Float[Array, " P"],
     k: int,
     *,
     which: str = "largest",
@@ -92,7 +92,7 @@ def eigenpairs(
 
     Args:
         matvec: ``v [P] -> A v [P]``, ``A`` symmetric.
-        start: ``[P]``: any vector, a random part of a tenth is added; or the sum of earlier eigenvectors and a random
+        start: any vector, a random part of a tenth is added; or the sum of earlier eigenvectors and a random
             one. Fresh vectors are derived from it. Half precision is widened to float32.
         k: how many, ``1 <= k <= P``.
         which: "largest" or "smallest", algebraically.

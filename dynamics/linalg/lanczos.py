@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from dynamics.types import Array
 
@@ -19,17 +20,17 @@ class Tridiagonal(NamedTuple):
     """``A Q^T = Q^T T + beta_m q_{m+1} e_m^T`` with ``T`` tridiagonal.
 
     Attributes:
-        diagonal: ``[m]``, alpha_1 .. alpha_m.
-        offdiagonal: ``[m]``, beta_1 .. beta_m; the last one is the residual's norm and not part of ``T``.
-        basis: ``[m + 1, P]``, rows q_1 .. q_{m+1}, orthonormal (rows past a breakdown or past ``steps`` are 0).
+        diagonal: alpha_1 .. alpha_m.
+        offdiagonal: beta_1 .. beta_m; the last one is the residual's norm and not part of ``T``.
+        basis: ``m + 1`` rows q_1 .. q_{m+1}, orthonormal (rows past a breakdown or past ``steps`` are 0).
         steps: int32, matvecs done. Entries past them, or past a breakdown, are padding: alpha_1 with beta = 0, which
             lies within the Ritz values.
     """
 
-    diagonal: Array
-    offdiagonal: Array
-    basis: Array
-    steps: Array
+    diagonal: Float[Array, " m"]
+    offdiagonal: Float[Array, " m"]
+    basis: Float[Array, "_ P"]
+    steps: Int[Array, ""]
 
     def matrix(self) -> Array:
         """``T`` as a dense ``[m, m]`` matrix."""
@@ -42,12 +43,12 @@ class Tridiagonal(NamedTuple):
         return unbroken & (jnp.arange(self.diagonal.shape[0]) < self.steps)
 
 
-def tridiagonalize(matvec: Matvec, start: Array, num_matvecs: int, steps: Any = None) -> Tridiagonal:
+def tridiagonalize(matvec: Matvec, start: Float[Array, " P"], num_matvecs: int, steps: Any = None) -> Tridiagonal:
     """Lanczos with full reorthogonalisation from ``start``, repeated where it takes much off.
 
     Args:
         matvec: ``v [P] -> A v [P]``, ``A`` symmetric.
-        start: ``[P]``, not zero; need not be normalised.
+        start: not zero; need not be normalised.
         num_matvecs: m, the size of the buffers; 1 <= m <= P.
         steps: matvecs to do, a traced integer in ``[1, m]``; m unless given.
 
@@ -73,7 +74,7 @@ def tridiagonalize(matvec: Matvec, start: Array, num_matvecs: int, steps: Any = 
     return t._replace(basis=t.basis[: num_matvecs + 1])
 
 
-def padded_tridiagonal(matvec: Matvec, start: Array, num_matvecs: int, steps: Any = None) -> Tridiagonal:
+def padded_tridiagonal(matvec: Matvec, start: Float[Array, " P"], num_matvecs: int, steps: Any = None) -> Tridiagonal:
     """``tridiagonalize`` with the basis as it lies in memory, ``[padded_rows(m + 1), P]``: a slice would copy it."""
     size = start.shape[0]
     if not 1 <= num_matvecs <= size:
@@ -153,7 +154,7 @@ def orthogonalize(w: Array, basis: Array, count: Any) -> tuple[Array, Array]:
     return jax.lax.fori_loop(0, (count + _ROWS - 1) // _ROWS, body, (w, zeros))
 
 
-def norm(v: Array) -> Array:
+def norm(v: Float[Array, "*v"]) -> Float[Array, ""]:
     """``|v|`` over any range: squares of tiny or huge entries neither vanish nor overflow."""
     top = jnp.max(jnp.abs(v))
     scale = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
@@ -224,7 +225,9 @@ def padded_rows(count: int) -> int:
     return -(-count // _ROWS) * _ROWS
 
 
-def three_term(matvec: Matvec, start: Array, num_matvecs: int) -> tuple[Array, Array]:
+def three_term(
+    matvec: Matvec, start: Float[Array, " P"], num_matvecs: int
+) -> tuple[Float[Array, " m"], Float[Array, " m-1"]]:
     """Lanczos without reorthogonalisation: ``(diagonal [m], offdiagonal [m - 1])``, in memory ``3 P``.
 
     The Ritz values repeat once converged, but the quadrature they define (see ``spectral_density``) stays as accurate
@@ -232,7 +235,7 @@ def three_term(matvec: Matvec, start: Array, num_matvecs: int) -> tuple[Array, A
 
     Args:
         matvec: ``v [P] -> A v [P]``, ``A`` symmetric.
-        start: ``[P]``, not zero.
+        start: not zero.
         num_matvecs: m >= 1.
 
     Raises:

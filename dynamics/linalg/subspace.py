@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dynamics.linalg.eigen import Eigenpairs
 from dynamics.linalg.lanczos import Matvec
 from dynamics.types import Array
 
 
-def refine(matvec: Matvec, vectors: Array, depth: int = 3) -> Eigenpairs:
+def refine(matvec: Matvec, vectors: Float[Array, "k P"], depth: int = 3) -> Eigenpairs:
     """The best k eigenpairs, largest first, in ``span{V, A V, ..., A^(depth-1) V}``.
 
     Args:
         matvec: ``v [P] -> A v [P]``, ``A`` symmetric.
-        vectors: V, ``[k, P]``, linearly independent; the last eigenvectors. ``k depth <= P``.
+        vectors: V, linearly independent; the last eigenvectors. ``k depth <= P``.
         depth: blocks, >= 1; 1 only rotates V.
 
     Returns:

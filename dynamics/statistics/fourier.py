@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from dynamics.types import Array
 
 
-def frequency_power(weights: Array) -> Array:
-    """Power of each frequency of ``weights [..., p]`` along the last axis, without the constant: ``[..., p // 2]``.
+def frequency_power(weights: Float[Array, "*b p"]) -> Float[Array, "*b frequencies"]:
+    """Power of each of the ``p // 2`` frequencies of ``weights`` along the last axis, without the constant.
 
     ``|rfft(w)_k|^2`` for ``k = 1, ..., p // 2``; entry ``k - 1`` belongs to frequency k.
     """
     return jnp.abs(jnp.fft.rfft(weights, axis=-1)[..., 1:]) ** 2
 
 
-def frequency_share(weights: Array) -> Array:
+def frequency_share(weights: Float[Array, "*b p"]) -> Float[Array, "*b"]:
     """The share of each neuron's power that lies in its largest frequency, constant left out.
 
     Args:
-        weights: ``[..., p]``, one neuron a row, indexed by the group element.
+        weights: one neuron a row, indexed by the group element.
 
     Returns:
-        ``[...]`` in ``[1/(p // 2), 1]``; 1 for a pure sinusoid, NaN for constant weights.
+        In ``[1/(p // 2), 1]``; 1 for a pure sinusoid, NaN for constant weights.
 
     Example:
         >>> import jax.numpy as jnp
@@ -34,13 +35,13 @@ def frequency_share(weights: Array) -> Array:
     return jnp.max(power, axis=-1) / jnp.sum(power, axis=-1)
 
 
-def top_frequency(weights: Array) -> Array:
-    """The frequency, in 1, ..., p // 2, with the most power in ``weights [..., p]``; int ``[...]``."""
+def top_frequency(weights: Float[Array, "*b p"]) -> Int[Array, "*b"]:
+    """The frequency, in 1, ..., p // 2, with the most power in ``weights``."""
     return jnp.argmax(frequency_power(weights), axis=-1) + 1
 
 
-def gini(values: Array) -> Array:
-    """The Gini coefficient of non-negative ``values [..., n]``: 0 when all are equal, ``1 - 1/n`` when one has all.
+def gini(values: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+    """The Gini coefficient of non-negative ``values``: 0 when all are equal, ``1 - 1/n`` when one has all.
 
     Reference: Hurley & Rickard 2009, eq. 27; used on Fourier components by Nanda et al. 2023.
     """
@@ -50,15 +51,17 @@ def gini(values: Array) -> Array:
     return jnp.sum((2 * rank - n - 1) * ordered, axis=-1) / (n * jnp.sum(ordered, axis=-1))
 
 
-def sum_components(logits: Array, frequencies: Array) -> tuple[Array, Array]:
+def sum_components(
+    logits: Float[Array, "p p c"], frequencies: Int[Array, " K"]
+) -> tuple[Float[Array, "p p c"], Float[Array, "p p c"]]:
     """Splits logits on all pairs into the part that follows ``cos`` and ``sin`` of ``w_k (a + b)`` and the rest.
 
     Args:
-        logits: ``[p, p, c]``, indexed by a, b and the output.
-        frequencies: int ``[K]``, the key frequencies k, ``w_k = 2 pi k/p``.
+        logits: indexed by a, b and the output.
+        frequencies: the key frequencies k, ``w_k = 2 pi k/p``.
 
     Returns:
-        ``(restricted, excluded)``, each ``[p, p, c]``: the projection on those ``2 K`` waves plus the mean over pairs,
+        ``(restricted, excluded)``: the projection on those ``2 K`` waves plus the mean over pairs,
         and the logits without the projection.
 
     Reference: Nanda, Chan, Lieberum, Smith & Steinhardt 2023, section 5.1: the losses of the two parts are the

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from dynamics.types import Array
 
@@ -14,18 +15,18 @@ class Components(NamedTuple):
     """An orthonormal basis of the real functions on a group, sorted into irreducible components, the trivial one first.
 
     Attributes:
-        basis: ``[n, n]``, one function a column.
-        component: int ``[n]``, the component of each column, 0 for the constants.
-        sizes: int ``[R]``, the dimension of each component: ``d^2`` for a real representation of dimension d, 2 for
+        basis: one function a column.
+        component: the component of each column, 0 for the constants.
+        sizes: the dimension of each component: ``d^2`` for a real representation of dimension d, 2 for
             a pair of frequencies ``k, -k`` of a cyclic group.
     """
 
-    basis: np.ndarray
-    component: np.ndarray
-    sizes: np.ndarray
+    basis: Float[np.ndarray, "n n"]
+    component: Int[np.ndarray, " n"]
+    sizes: Int[np.ndarray, " R"]
 
 
-def irreducible_components(table: np.ndarray) -> Components:
+def irreducible_components(table: Int[np.ndarray, "n n"]) -> Components:
     """The isotypic components of the regular representation of a group, from its multiplication table.
 
     A class function r with ``r(g) = r(g^-1)`` gives the symmetric matrix ``R[a, b] = r(a b^-1)``, which commutes with
@@ -35,7 +36,7 @@ def irreducible_components(table: np.ndarray) -> Components:
     representation for the symmetric group.
 
     Args:
-        table: int ``[n, n]``, ``table[a, b] = a o b``.
+        table: ``table[a, b] = a o b``.
 
     Raises:
         ValueError: when the table is not that of a group.
@@ -76,8 +77,8 @@ def _checked_inverse(table: np.ndarray) -> np.ndarray:
     return np.argmax(table == identity[0], axis=1)
 
 
-def component_power(weights: Array, components: Components) -> Array:
-    """Power of ``weights [..., n]`` in each component but the trivial one: ``[..., R - 1]``.
+def component_power(weights: Float[Array, "*b n"], components: Components) -> Float[Array, "*b _"]:
+    """Power of ``weights`` in each of the ``R - 1`` components but the trivial one.
 
     On a cyclic group these are, up to a factor, the powers of the frequencies (``fourier.frequency_power``).
     """
@@ -86,8 +87,8 @@ def component_power(weights: Array, components: Components) -> Array:
     return squares @ jnp.asarray(belongs, weights.dtype)
 
 
-def component_share(weights: Array, components: Components) -> Array:
-    """The share of each neuron's power in its largest component, constants left out: ``[...]`` for ``[..., n]``.
+def component_share(weights: Float[Array, "*b n"], components: Components) -> Float[Array, "*b"]:
+    """The share of each neuron's power in its largest component, constants left out.
 
     A random neuron's share is about ``max(sizes) / (n - 1)``; a neuron that has settled on one representation has 1.
     """

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dynamics.types import Array, Params
 
 
-def effective_rank(singular_values: Array) -> Array:
+def effective_rank(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
     """``exp(entropy)`` of the normalised singular values: between 1 and their number.
 
     Args:
-        singular_values: ``[..., r]``, non-negative up to rounding (negatives count as 0).
+        singular_values: non-negative up to rounding (negatives count as 0).
 
     Returns:
-        ``[...]``; 0 for the zero matrix. Differentiable where the values are positive.
+        0 for the zero matrix. Differentiable where the values are positive.
 
     Reference: Roy & Vetterli 2007, 'The effective rank', eq. 6.
 
@@ -31,8 +32,8 @@ def effective_rank(singular_values: Array) -> Array:
     return jnp.where(total[..., 0] == 0, 0, jnp.exp(entropy))
 
 
-def stable_rank(singular_values: Array) -> Array:
-    """``|W|_F^2 / |W|_2^2`` from singular values ``[..., r]``: between 1 and r; 0 for the zero matrix.
+def stable_rank(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
+    """``|W|_F^2 / |W|_2^2`` from singular values: between 1 and r; 0 for the zero matrix.
 
     Reference: Rudelson & Vershynin 2007, section 1.
     """
@@ -40,6 +41,6 @@ def stable_rank(singular_values: Array) -> Array:
     return jnp.sum(singular_values**2, -1) / jnp.where(top == 0, 1, top) ** 2
 
 
-def weight_norm(params: Params) -> Array:
+def weight_norm(params: Params) -> Float[Array, ""]:
     """``|theta|_2`` over all leaves."""
     return jnp.sqrt(sum((jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(params)), start=jnp.zeros(())))
