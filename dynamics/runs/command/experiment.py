@@ -16,7 +16,8 @@ from dynamics.runs.durable.errors import CLAIM_FAILS, HOLDS, BadInput, Damaged, 
 from dynamics.runs.durable.files import json_text, own_folder, plain
 from dynamics.runs.durable.journal import Journal
 from dynamics.runs.durable.load import damaged_files, load
-from dynamics.runs.durable.run import checked_name, config_difference, default_name, open_run
+from dynamics.runs.durable.provenance import config_difference
+from dynamics.runs.durable.run import checked_name, default_name, open_run
 from dynamics.runs.report.outcome import claims_table, run_to_the_end
 from dynamics.runs.sweep import cells, specs
 from dynamics.runs.sweep.cluster import checked as checked_cluster
