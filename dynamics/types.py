@@ -284,13 +284,14 @@ class Observable(NamedTuple):
         return cls(lambda view: (), lambda memory, view: (memory, read(view)))
 
 
-def factory(line: str) -> Callable[[Callable], Callable]:
+def factory(line: str, *, needs_f: bool = False) -> Callable[[Callable], Callable]:
     """Marks a function that is called with options or an ``Objective``, so that a call of 0.1 gets one sentence.
 
     In 0.1 model and loss were handed to every observable, operator and dynamics; now an ``Objective`` is, once.
 
     Args:
         line: what to write instead.
+        needs_f: whether what it makes reads f, which an ``Objective.of`` has not; the tests hold it to that.
 
     Returns:
         A decorator. The function then raises TypeError, showing ``line``, when it gets a function, a model or a module
@@ -316,6 +317,7 @@ def factory(line: str) -> Callable[[Callable], Callable]:
                 )
             return function(*args, **kwargs)
 
+        made.needs_f = needs_f  # type: ignore[attr-defined]
         made.makes_observable = str(signature.return_annotation) == "Observable"  # type: ignore[attr-defined]
         return made
 

@@ -49,7 +49,7 @@ def said(*argv, name=TOY):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, compiled):
+def whole(tmp_path_factory):
     """A folder of runs with two finished ones."""
     folder = tmp_path_factory.mktemp("whole")
     with contextlib.chdir(folder):

@@ -115,7 +115,7 @@ def said(file, *argv):
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory, compiled):
+def begun(tmp_path_factory):
     """A program, and its run that was interrupted after its last commit."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "mine.py").write_text(MINE)
@@ -222,7 +222,7 @@ def pieces_run(path, **more):
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory, compiled):
+def studies(tmp_path_factory):
     """A study in three pieces, and one of another curvature, start and shape."""
     folder = tmp_path_factory.mktemp("studies")
     pieces_run(folder / "one")

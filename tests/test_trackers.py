@@ -12,7 +12,7 @@ import pytest
 from dynamics.evolve import gradient_descent, simulate, study
 from dynamics.losses import half_mse
 from dynamics.runs import open_run
-from dynamics.runs.trackers import Tracker, log_record, tensorboard, tracked
+from dynamics.runs.trackers import MAKERS, Tracker, log_record, tensorboard, tracked
 from dynamics.types import Batch, Objective, Record
 
 L = Objective(lambda params, x: x * params, half_mse)
@@ -147,13 +147,12 @@ def test_wandb_writes_offline_and_never_waits(tmp_path):
     assert b"b/loss" in stored[0].read_bytes()
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("name", [name for name, (needs, _) in MAKERS.items() if needs not in sys.stdlib_module_names])
 def test_a_missing_tracker_names_the_extra(name, tmp_path, monkeypatch):
-    from dynamics.runs import trackers
-
-    monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX", "wandb": "wandb"}[name], None)
+    needs, make = MAKERS[name]
+    monkeypatch.setitem(sys.modules, needs, None)
     with pytest.raises(ImportError, match=r"dynamics\[trackers\]"):
-        getattr(trackers, name)(tmp_path)
+        make(tmp_path)
 
 
 def test_the_command_line_tracks_into_the_runs_folder(tmp_path, monkeypatch, capsys):

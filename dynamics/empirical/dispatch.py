@@ -12,7 +12,7 @@ import numpy as np
 
 from dynamics.empirical.axes import OutputAxes, arrange, check_shapes, output_axes, traced_size
 from dynamics.empirical.one_tile import Network, alike, network
-from dynamics.empirical.plan import DEFAULT_BUDGET, Plan, make_plan
+from dynamics.empirical.tile_plan import DEFAULT_BUDGET, Plan, make_plan
 from dynamics.empirical.tiles import Task, diagonal_kernel, pairs_kernel, work_of
 from dynamics.mesh import free_bytes
 from dynamics.program import real_view

@@ -12,7 +12,7 @@ import jax
 
 from dynamics.empirical.axes import arrange, check_shapes, output_axes, traced_size
 from dynamics.empirical.dispatch import Axes, Moving, Parts, Request, check_real, ntk_parts, ntk_plans
-from dynamics.empirical.plan import DEFAULT_BUDGET
+from dynamics.empirical.tile_plan import DEFAULT_BUDGET
 from dynamics.program.forward import pushed
 from dynamics.types import Array, Params, PyTree
 

@@ -14,7 +14,7 @@ from dynamics.empirical.axes import OutputAxes, arrange, traced_size
 from dynamics.empirical.blocks import Block
 from dynamics.empirical.dispatch import Axes, Job, Moving, Request, compute, ntk_jobs
 from dynamics.empirical.one_tile import Side, open_tile, sides
-from dynamics.empirical.plan import DEFAULT_BUDGET
+from dynamics.empirical.tile_plan import DEFAULT_BUDGET
 from dynamics.empirical.tiles import Task, from_opened, unit_cotangents
 from dynamics.program.views import rearrange
 from dynamics.types import Array, Params, PyTree

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dynamics.empirical.dispatch import Moving, Request, check_real, ntk_plans
 from dynamics.empirical.functions import empirical_ntk_fn
-from dynamics.empirical.plan import DEFAULT_BUDGET, Plan
+from dynamics.empirical.tile_plan import DEFAULT_BUDGET, Plan
 from dynamics.linalg import Eigenpairs, Estimate, eigenpairs, mean_and_error, spectral_density, trace
 from dynamics.mesh import tiles
 from dynamics.program.forward import pushed

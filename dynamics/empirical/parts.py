@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.empirical.dispatch import Axes, Parts, Request, ntk_parts
-from dynamics.empirical.plan import DEFAULT_BUDGET
+from dynamics.empirical.tile_plan import DEFAULT_BUDGET
 from dynamics.types import Array, Params, PyTree
 
 

@@ -1,4 +1,4 @@
-"""Whole kernels from tiles: every pair of samples once, upper triangle where symmetric, within a memory budget."""
+"""Whole kernels from the tiles of a plan: every pair of samples once, upper triangle where symmetric."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dynamics.empirical.axes import OutputAxes
 from dynamics.empirical.blocks import Work
 from dynamics.empirical.one_tile import Network, Side, contract_block, open_tile, sides, slim
-from dynamics.empirical.plan import Plan
+from dynamics.empirical.tile_plan import Plan
 from dynamics.mesh import tiles
 from dynamics.program.jaxpr import has_convolutions
 from dynamics.types import Array, PyTree

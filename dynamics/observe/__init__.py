@@ -4,7 +4,13 @@ from typing import TYPE_CHECKING
 
 from dynamics import statistics
 from dynamics.observe.compose import joined, prefixed, since_start
-from dynamics.observe.curvature import (
+from dynamics.observe.density import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
+from dynamics.observe.loss import accuracy, loss, scores
+from dynamics.observe.noise import batch_sharpness, gradient_noise, hessian_trace
+from dynamics.observe.ntk import NtkReadings, ntk, ntk_of_state
+from dynamics.observe.rank import end_to_end, movement, weight_ranks
+from dynamics.observe.seldom import seldom
+from dynamics.observe.sharpness import (
     WarmStart,
     hessian_eigenvalues,
     preconditioned_sharpness,
@@ -12,12 +18,6 @@ from dynamics.observe.curvature import (
     sharpness_drift,
     top_eigenvalue,
 )
-from dynamics.observe.density import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
-from dynamics.observe.loss import accuracy, loss, scores
-from dynamics.observe.noise import batch_sharpness, gradient_noise, hessian_trace
-from dynamics.observe.ntk import NtkReadings, ntk, ntk_of_state
-from dynamics.observe.rank import end_to_end, movement, weight_ranks
-from dynamics.observe.seldom import seldom
 from dynamics.observe.watch import Watch, watch
 from dynamics.types import gone
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from dynamics import linalg, operators
-from dynamics.observe.curvature import check_operator, hessian_at
+from dynamics.observe.sharpness import check_operator, hessian_at
 from dynamics.operators import Operator
 from dynamics.types import Observable, View, factory
 
@@ -81,7 +81,7 @@ def hessian_density(*, where: Any = None, **options: Any) -> Observable:
     return density(hessian_at("hessian_density", where=where), "hessian", **options)
 
 
-@factory("gauss_newton_density()")
+@factory("gauss_newton_density()", needs_f=True)
 def gauss_newton_density(*, where: Any = None, **options: Any) -> Observable:
     """``density`` of the Gauss-Newton matrix as ``gauss_newton``; arguments as ``hessian_density``."""
 
@@ -92,7 +92,7 @@ def gauss_newton_density(*, where: Any = None, **options: Any) -> Observable:
     return density(operator, "gauss_newton", **options)
 
 
-@factory("ntk_density()")
+@factory("ntk_density()", needs_f=True)
 def ntk_density(*, where: Any = None, **options: Any) -> Observable:
     """``density`` of the empirical NTK ``J J^T`` of the batch, ``[n c, n c]``, as ``ntk``; no Gram matrix is formed.
 

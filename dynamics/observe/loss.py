@@ -24,13 +24,13 @@ def loss() -> Observable:
     return Observable.of_view(lambda view: {"loss": view.loss("loss")(view.params, view.batch)})
 
 
-@factory("accuracy()")
+@factory("accuracy()", needs_f=True)
 def accuracy() -> Observable:
     """Reads ``accuracy``, the share of samples that the network gets right (see ``losses.accuracy``)."""
     return _scored("accuracy", {"accuracy": share_right})
 
 
-@factory("scores(name=function)")
+@factory("scores(name=function)", needs_f=True)
 def scores(**functions: Callable[[Array, Array], Array]) -> Observable:
     """Reads each function of ``(f, y)`` under its name, from one forward pass.
 

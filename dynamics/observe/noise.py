@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics import linalg, operators
-from dynamics.observe.curvature import hessian_at
+from dynamics.observe.sharpness import hessian_at
 from dynamics.program.real_view import gradient
 from dynamics.types import Array, Observable, factory
 

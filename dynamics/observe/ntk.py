@@ -59,7 +59,7 @@ class NtkReadings(NamedTuple):
     centre: bool = True
 
 
-@factory("ntk()")
+@factory("ntk()", needs_f=True)
 def ntk(*, outputs: str = "mean", **readings: Any) -> Observable:
     """Reads the NTK ``Theta = J J^T`` of the batch, computed once for all readings.
 

@@ -40,7 +40,7 @@ def weight_ranks(*, spectrum: bool = False) -> Observable:
     return Observable.of_view(read)
 
 
-@factory("end_to_end()")
+@factory("end_to_end()", needs_f=True)
 def end_to_end(*, spectrum: bool = False) -> Observable:
     """Stable and effective rank of the end-to-end map on the batch.
 

@@ -15,6 +15,7 @@ import shlex
 from dynamics.runs.command import discover
 from dynamics.runs.command.flags import Options
 from dynamics.runs.durable.errors import BadInput
+from dynamics.runs.trackers import MAKERS
 
 _SCRIPT = """\
 # completion of `python -m experiments...`, made by `python -m dynamics.runs completion {shell}`
@@ -33,7 +34,7 @@ _dynamics_complete() {{
     case "$before" in
       --preset) COMPREPLY=( $(compgen -W "$(_dynamics_flags "${{COMP_WORDS[at+1]}}:presets")" -- "$word") ) ;;
       --device) COMPREPLY=( $(compgen -W "cpu gpu tpu" -- "$word") ) ;;
-      --track) COMPREPLY=( $(compgen -W "tensorboard wandb" -- "$word") ) ;;
+      --track) COMPREPLY=( $(compgen -W "{trackers}" -- "$word") ) ;;
       --cluster) COMPREPLY=( $(compgen -W "local slurm" -- "$word") ) ;;
       *) COMPREPLY=( $(compgen -W "$(_dynamics_flags "${{COMP_WORDS[at+1]}}")" -- "$word") ) ;;
     esac
@@ -69,7 +70,8 @@ def script(shell: str, package: str = "experiments") -> str:
             f"    {module}:presets) echo {shlex.quote(presets)} ;;",
         ]
     modules = shlex.quote(" ".join([package, *sorted(words), "dynamics.runs"]))
-    return _SCRIPT.format(shell=shell, prelude=_PRELUDE[shell], flags="\n".join(lines), modules=modules)
+    known = {"flags": "\n".join(lines), "modules": modules, "trackers": " ".join(MAKERS)}
+    return _SCRIPT.format(shell=shell, prelude=_PRELUDE[shell], **known)
 
 
 def print_script(shell: str) -> int:

@@ -16,7 +16,8 @@ from dynamics.runs.durable.errors import CLAIM_FAILS, HOLDS, BadInput, Damaged, 
 from dynamics.runs.durable.files import json_text, own_folder, plain
 from dynamics.runs.durable.journal import Journal
 from dynamics.runs.durable.load import damaged_files, load
-from dynamics.runs.durable.run import checked_name, config_difference, default_name, open_run
+from dynamics.runs.durable.provenance import config_difference
+from dynamics.runs.durable.run import checked_name, default_name, open_run
 from dynamics.runs.report.outcome import claims_table, run_to_the_end
 from dynamics.runs.sweep import cells, specs
 from dynamics.runs.sweep.cluster import checked as checked_cluster
@@ -35,17 +36,12 @@ def run_experiment(name: str, argv: list[str], prog: str, others: str = "") -> i
     """
     own = module_named(name)
     experiment = Path(name).stem if name.endswith(".py") else name.split(".", 1)[1]
-    title, held = (own.__doc__ or experiment).strip(), {}
-
-    def stored(base: Any, given: dict[str, str | None]) -> Any:
-        if early(argv, "sweep") is not None:
-            return None
-        held.update(_stored_settings(Path(given["out"] or "runs") / experiment, given))
-        return cells.stored_config(type(base), held) if held else None
-
+    title = (own.__doc__ or experiment).strip()
     said_once(argv)
-    words = f"{title}\n\n{others}" if others else title
-    config, options = parse(own.Config, specs.expanded(own.Config, argv), prog, words, stored)
+    flags = specs.expanded(own.Config, argv)
+    held = {} if early(argv, "sweep") is not None else _stored_settings(experiment, argv)
+    stored = cells.stored_config(own.Config, held) if held else None
+    config, options = parse(own.Config, flags, prog, f"{title}\n\n{others}" if others else title, stored)
     values = specs.parse_sweep(own.Config, options.sweep) or held.get(cells.SWEEP, {})
     _check(options, values, argv)
     base, seed = config, config.seed
@@ -186,14 +182,14 @@ def _damaged(run: Directory) -> list[str]:
     return wrong
 
 
-def _stored_settings(root: Path, given: dict[str, str | None]) -> dict[str, Any]:
+def _stored_settings(experiment: str, argv: list[str]) -> dict[str, Any]:
     """The settings of the run that ``--resume`` or ``--fork`` continues; none where there is no such run."""
-    wanted = given["name"]
-    if not wanted or (given["resume"] is None and given["fork"] is None):
+    wanted, fork = early(argv, "name"), early(argv, "fork")
+    if not wanted or (fork is None and early(argv, "resume") is None):
         return {}
-    path = root / checked_name(wanted) / "run.sqlite"
+    path = Path(early(argv, "out") or "runs") / experiment / checked_name(wanted) / "run.sqlite"
     if not path.is_file():
-        flag = "--fork" if given["fork"] is not None else "--resume"
+        flag = "--resume" if fork is None else "--fork"
         raise BadInput(f"{flag}: got --name {wanted!r}; allowed: a run that exists (there is no {path})")
     try:
         with contextlib.closing(Journal(path, readonly=True)) as journal:

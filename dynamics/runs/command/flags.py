@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from dynamics.config import Config, field_help
 from dynamics.runs.durable.errors import BadInput
+from dynamics.runs.trackers import MAKERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Options:
     """processes that share the run's studies, or a sweep's cells, on this machine"""
     cluster: str | None = None
     """further workers through submitit: slurm, or local to try it"""
-    track: Literal["tensorboard", "wandb"] | None = None
+    track: Literal[tuple(MAKERS)] | None = None  # type: ignore[valid-type]
     """write the readings to files of this tracker too, in the run's folder"""
     quiet: bool = False
     """no progress bars and no table"""
@@ -53,7 +54,7 @@ class Options:
 
 
 def parse(
-    cls: type[Config], argv: list[str], prog: str, description: str, stored: Any = None
+    cls: type[Config], argv: list[str], prog: str, description: str, stored: Config | None = None
 ) -> tuple[Config, Options]:
     """The Config and the Options of a command line.
 
@@ -61,7 +62,7 @@ def parse(
         cls: the experiment's Config.
         argv: the flags.
         prog, description: for ``--help``.
-        stored: ``(preset, name, resume or fork) -> Config | None``: settings of the run to continue, for the defaults.
+        stored: settings of the run to continue, for the defaults in place of the preset's.
 
     Raises:
         BadInput: when a value is outside its range or a preset unknown, naming field, value and range.
@@ -73,9 +74,7 @@ def parse(
     chosen = early(argv, "preset") or "quick"
     if chosen not in presets:
         raise BadInput(f"--preset: got {chosen!r}; allowed: {', '.join(presets)}")
-    base = presets[chosen]()
-    if stored is not None:
-        base = stored(base, {key: early(argv, key) for key in ("out", "name", "fork", "resume")}) or base
+    base = presets[chosen]() if stored is None else stored
     own, common = _fields(cls, base), _fields(Options, Options(preset=chosen))
     clash = {name for name, *_ in own} & {name for name, *_ in common}
     if clash:
@@ -138,7 +137,7 @@ def _fields(cls: type, base: Any) -> list[tuple[str, Any, Any]]:
     helps = field_help(cls)
     hints = typing.get_type_hints(cls)
     words = {name: name.upper() if hint in (str, str | None) else None for name, hint in hints.items()}
-    words |= {"track": "{tensorboard,wandb}"}
+    words |= {"track": "{" + ",".join(MAKERS) + "}"}
     made = []
     for name, value in ((field.name, getattr(base, field.name)) for field in dataclasses.fields(cls)):
         says = tyro.conf.arg(help=helps.get(name, ""), metavar=words[name], help_behavior_hint=_default_words(value))

@@ -11,7 +11,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -68,6 +68,13 @@ def differences(before: dict[str, Any], after: dict[str, Any], keys: tuple[str, 
         for key in keys
         if key in before and before[key] != after.get(key)
     ]
+
+
+def config_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """``"field: old -> new"`` for every field that differs."""
+    names = [*before, *(name for name in after if name not in before)]
+    changed = [name for name in names if before.get(name) != after.get(name)]
+    return ", ".join(f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
 
 
 def code_digest(module: str | None) -> str | None:

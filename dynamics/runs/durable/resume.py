@@ -1,7 +1,8 @@
-"""What a run directory holds of a call: the newest sound checkpoint and the rows before it."""
+"""What a run is held against when it is resumed, in words; of a call, the newest sound checkpoint and its rows."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,18 @@ from dynamics.evolve.simulate import Carry
 from dynamics.runs.durable import checkpoint
 from dynamics.runs.durable.directory import Directory
 from dynamics.runs.durable.errors import Unusable
-from dynamics.runs.durable.files import pack, unpack
+from dynamics.runs.durable.files import json_text, pack, unpack
 from dynamics.runs.durable.journal import CHAINED, FORMAT, root
+from dynamics.runs.durable.load import damaged_files
+from dynamics.runs.durable.provenance import (
+    NUMBERS,
+    SAME_BITS,
+    VERSIONS,
+    config_difference,
+    differences,
+    now,
+    provenance,
+)
 
 Rows = dict[str, np.ndarray]
 
@@ -51,6 +62,41 @@ class Held(NamedTuple):
             for kind in ("rows:", "carry:")
         )
         return cls("", [rows] if arrays["chunks"] else [], bool(arrays["last"]), carry if arrays["begun"] else None)
+
+
+def settle(run: Directory, mine: dict[str, Any], about: dict[str, Any]) -> None:
+    """Checks settings, precision, platform and code against the stored ones, and writes what is new."""
+    made = provenance(about.pop("command", None), **about)
+    stored, run.code = run.journal.get("config"), made["code"]
+    if stored is None:
+        run.journal.set(config=mine, provenance=made, status="running", diverged={}, schema=FORMAT)
+        run.write("config.json", json_text(mine))
+        run.write("provenance.json", json_text({**made, "status": "running"}))
+        return
+    before = run.journal.get("provenance")
+    if wrong := [key for key in NUMBERS if key in before and before[key] != made[key]]:
+        words = ", ".join(f"with {key}={before[key]}, now {key}={made[key]}" for key in wrong)
+        raise Unusable(f"{run.path}: begun {words}; use the same, or --fork NEW to continue")
+    if mine != stored:
+        raise Unusable(
+            f"{run.path}: other settings: {config_difference(stored, mine)}; use the same, or --fork NEW to continue"
+        )
+    held = {"config.json": stored, "provenance.json": {**before, "status": run.journal.get("status")}}
+    known = run.journal.get("files", {})
+    for name in damaged_files(run.path, {name: known.get(name, "") for name in held}):
+        run.warn(f"{run.path / name} was missing, damaged or edited; written again from the journal")
+        run.write(name, json_text(held[name]))
+    changed = differences(before, made, (*SAME_BITS, *VERSIONS))
+    if changed:
+        run.platform_changed = bool(differences(before, made))
+        run.warn(f"{run.path}: {'; '.join(changed)}: the bits may differ from an uninterrupted run")
+    run.code_changed = bool(differences(before, made, ("code",)))
+    if run.code_changed and not run.is_part:
+        how = "its claims are those of then" if run.finished else "it goes on where its program is the same"
+        run.warn(f"{run.path}: the source of its experiment has changed since; {how}")
+    run.changed = bool(changed) or run.code_changed
+    if run.changed or differences(before, made, ("git",)):
+        run.journal.event(now(), "provenance", json.dumps(made))
 
 
 def resume(run: Directory, label: str, header: dict[str, Any], template: Carry, hyper: Rows) -> Held:

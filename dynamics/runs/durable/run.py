@@ -1,4 +1,4 @@
-"""Opens a run directory: locked, checked against settings, precision and code; durable ``simulate`` and ``study``."""
+"""Opens a run directory: locked, and held against what it was begun with; durable ``simulate`` and ``study``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -22,11 +22,10 @@ from dynamics.runs.durable.directory import Directory
 from dynamics.runs.durable.driver import durable_simulate
 from dynamics.runs.durable.errors import BadInput, Damaged, Unusable
 from dynamics.runs.durable.files import digest, json_text, plain, require_run
-from dynamics.runs.durable.journal import FORMAT, Journal
-from dynamics.runs.durable.load import damaged_files
+from dynamics.runs.durable.journal import Journal
 from dynamics.runs.durable.lock import Lock
-from dynamics.runs.durable.provenance import NUMBERS, SAME_BITS, VERSIONS, differences, now, provenance
 from dynamics.runs.durable.readings import mended_readings
+from dynamics.runs.durable.resume import settle
 from dynamics.runs.durable.salvage import open_journal
 from dynamics.runs.durable.signals import on_stop
 from dynamics.runs.durable.study import durable_study
@@ -194,50 +193,8 @@ def _opened(
         run = Run(path, journal, source=None if source is None else Path(source), **how)
         for text in [*mended, *(() if run.is_part else mended_readings(journal))]:
             run.warn(text)
-        _settle(run, settings, about)
+        settle(run, settings, about)
         yield run
-
-
-def _settle(run: Run, mine: dict[str, Any], about: dict[str, Any]) -> None:
-    """Checks settings, precision, platform and code against the stored ones, and writes what is new."""
-    made = provenance(about.pop("command", None), **about)
-    stored, run.code = run.journal.get("config"), made["code"]
-    if stored is None:
-        run.journal.set(config=mine, provenance=made, status="running", diverged={}, schema=FORMAT)
-        run.write("config.json", json_text(mine))
-        run.write("provenance.json", json_text({**made, "status": "running"}))
-        return
-    before = run.journal.get("provenance")
-    if wrong := [key for key in NUMBERS if key in before and before[key] != made[key]]:
-        words = ", ".join(f"with {key}={before[key]}, now {key}={made[key]}" for key in wrong)
-        raise Unusable(f"{run.path}: begun {words}; use the same, or --fork NEW to continue")
-    if mine != stored:
-        raise Unusable(
-            f"{run.path}: other settings: {config_difference(stored, mine)}; use the same, or --fork NEW to continue"
-        )
-    held = {"config.json": stored, "provenance.json": {**before, "status": run.journal.get("status")}}
-    known = run.journal.get("files", {})
-    for name in damaged_files(run.path, {name: known.get(name, "") for name in held}):
-        run.warn(f"{run.path / name} was missing, damaged or edited; written again from the journal")
-        run.write(name, json_text(held[name]))
-    changed = differences(before, made, (*SAME_BITS, *VERSIONS))
-    if changed:
-        run.platform_changed = bool(differences(before, made))
-        run.warn(f"{run.path}: {'; '.join(changed)}: the bits may differ from an uninterrupted run")
-    run.code_changed = bool(differences(before, made, ("code",)))
-    if run.code_changed and not run.is_part:
-        how = "its claims are those of then" if run.finished else "it goes on where its program is the same"
-        run.warn(f"{run.path}: the source of its experiment has changed since; {how}")
-    run.changed = bool(changed) or run.code_changed
-    if run.changed or differences(before, made, ("git",)):
-        run.journal.event(now(), "provenance", json.dumps(made))
-
-
-def config_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """``"field: old -> new"`` for every field that differs."""
-    names = [*before, *(name for name in after if name not in before)]
-    changed = [name for name in names if before.get(name) != after.get(name)]
-    return ", ".join(f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
 
 
 def _copy_state(source: Path, path: Path) -> None:

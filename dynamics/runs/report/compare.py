@@ -9,8 +9,7 @@ import numpy as np
 from dynamics.runs.durable.errors import Unusable, understood
 from dynamics.runs.durable.files import plain, printable
 from dynamics.runs.durable.load import LoadedRun, damaged_files, load
-from dynamics.runs.durable.provenance import code_digest
-from dynamics.runs.durable.run import config_difference
+from dynamics.runs.durable.provenance import code_digest, config_difference
 from dynamics.runs.report.outcome import claims_table
 from dynamics.types import Record
 

@@ -1,4 +1,4 @@
-"""Curvature while it moves: certified sharpness, several eigenvalues, the drift budget; each with its error."""
+"""Sharpness while it moves: certified, of any operator, several eigenvalues, the drift budget; each with its error."""
 
 from __future__ import annotations
 
