@@ -25,6 +25,8 @@ from dynamics.types import Array
 _STRIDE = 4  # matvecs between two checks of convergence while it is far, then 1
 _NEAR = 10.0  # residuals within this factor of the goal are near
 _SMALL = 64  # LAPACK's eigh on a CPU starts threads above this size, which then spin for tens of milliseconds
+_EXACT = 64  # sizes up to which the matrix is formed
+_EDGE = 0.25  # of the tolerance above the k-th value: nothing beside the locked rows may lie beyond it
 _TAU = 0.1  # random part of the start, lest it lies in an invariant subspace
 _ROOM = 24  # matvecs that a certificate may take
 _GRID = 64  # places at which the limit is looked for
@@ -37,9 +39,9 @@ class Eigenpairs(NamedTuple):
         vectors: orthonormal rows.
         residuals: ``|A v - value v|`` or a bound on it; an eigenvalue of ``A`` lies within it of ``value``.
         matvecs: int32, matvecs spent.
-        limit: no eigenvector orthogonal to all that was found, so no missed copy, has an eigenvalue beyond it, except
-            with a small probability: near ``values[-1]`` the count is complete; infinite where nothing is known. None
-            where none was asked. Without a fresh start (k = 1) a bound on the extreme eigenvalue itself.
+        limit: but for a small probability, the i-th eigenvalue of ``A``, counted with multiplicity, lies not beyond
+            ``limit`` or not beyond ``values[i]`` by more than the tolerance: near ``values[-1]`` the count is complete.
+            Infinite where nothing is known, None where none was asked.
     """
 
     values: Float[Array, " k"]
@@ -55,7 +57,7 @@ class _State(NamedTuple):
     count: Array
     beta: Array  # norm of the residual along row `count`; 0 where the chain has ended
     matvecs: Array
-    outside: Array  # [m, m], Gram matrix of the parts of A q_i that are neither in the basis nor along row `count`
+    outside: Array  # [m, m], Gram matrix of the parts of A q_i that are not in the basis, for rows before the chain
     values: Array  # [m], Ritz values of sign * A, descending; -inf where there is none
     rotation: Array  # [m, m], their coordinates as columns
     residuals: Array  # [k]
@@ -81,14 +83,22 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The k largest (or smallest) eigenpairs with multiplicity: thick-restart Lanczos, then fresh starts that count.
 
-    A Krylov space of one vector holds one copy of every eigenvalue. When all k residuals are at most ``tolerance *
-    max|theta|``, a fresh random vector z, orthogonal to the Ritz vectors V that were found, therefore starts another
-    Lanczos run on ``A' = (1 - V V^T) A (1 - V V^T)``. Either it brings more eigenvalues, and another one follows, or it
-    certifies that nothing is left: with its Ritz values theta_i and norms beta_j (see ``extreme_eigenvalues``)
+    A Krylov space of one vector holds one copy of every eigenvalue. When the residuals have converged to ``slack =
+    tolerance max|theta|``, a fresh random vector z, orthogonal to the Ritz vectors V that were found, therefore starts
+    another Lanczos run on ``A' = (1 - V V^T) A (1 - V V^T)``. Either it brings more eigenvalues, and another one
+    follows, or it certifies that nothing is left: with its Ritz values theta_i and norms beta_j (see
+    ``extreme_eigenvalues``)
 
         lambda_max(A') <= x    where    prod_i (x - theta_i) delta = prod_j beta_j.
 
-    Copies that V misses are eigenvectors of A' too. One pair needs no count: no fresh start follows.
+    By Haynsworth's inertia additivity ``A`` has above y > x as many eigenvalues as ``D - y + E (y - A')^-1 E^T`` is
+    positive in directions, D the values of V and E its residuals; hence at most as many as ``D + E E^T / (y - x)`` has
+    above y. Rows are locked only while ``sum_i |E_i|^2 / (y - D_i) <= y - x`` (for the wanted ones ``slack`` in place
+    of ``y - D_i``) at ``x = values[k-1] + slack / 4``, ``y = values[k-1] + slack``: then no eigenvalue is missed. One
+    pair needs no count: no fresh start follows.
+
+    Where P is at most 64 or ``4 k``, ``max_matvecs`` allows it and ``basis_size`` is not given, P products form the
+    matrix at once: all pairs are exact, and ``limit`` is the k-th value.
 
     Args:
         matvec: ``v [P] -> A v [P]``, ``A`` symmetric.
@@ -97,7 +107,8 @@ def eigenpairs(
         k: how many, ``1 <= k <= P``.
         which: "largest" or "smallest", algebraically.
         tolerance: relative residual to reach, >= 0; copies this much (times ``max|theta|``) above the k-th are found.
-        max_matvecs: limit; ``20 k + 60`` unless given.
+        max_matvecs: limit; ``20 k + 60`` unless given, and P more where P is at most that and the count is not certain:
+            then the matrix is formed after all.
         basis_size: vectors kept at once; ``3 k + 20`` unless given (at most P).
         p: probability, per fresh start, that ``limit`` is violated.
 
@@ -122,11 +133,15 @@ def eigenpairs(
     matvec, start = working(matvec, start)
     size = start.shape[0]
     m, most = _checked_sizes(size, k, which, tolerance, max_matvecs, basis_size)
+    last_resort = basis_size is None and size <= (most if max_matvecs is None else most // 2)
     sign = 1.0 if which == "largest" else -1.0
+    target = log_inverse_delta(start, 1.0, p)
+    if basis_size is None and size <= min(max(_EXACT, 4 * k), most):
+        return _dense(matvec, _nothing(start, k), sign)
+    most = min(size, most) if last_resort and max_matvecs is None else most - size if last_resort else most
     kept = min(k + (m - k) // 2, m - 1)
     held = m - 1 if m == size else max(k, m - _ROOM)
-    tolerance = max(tolerance, 20 * float(jnp.finfo(start.dtype).eps))
-    target = log_inverse_delta(start, 1.0, p)
+    tolerance = max(tolerance, 20 * k**0.5 * float(jnp.finfo(start.dtype).eps))
     key = key_of(start)
 
     def slack(state: _State) -> Array:
@@ -140,41 +155,63 @@ def eigenpairs(
         return judge(alive)
 
     def judge(state: _State) -> _State:
-        """Ritz pairs, unless the chain has met nothing above the k-th locked one; whether to stop or start afresh."""
-        clear, certain = _bounded(state, state.marks[-1] + slack(state), target)
+        """Ritz pairs, unless the chain has met nothing above the k-th one; whether to stop or start afresh."""
+        edge = jnp.maximum(state.marks[-1], state.values[k - 1]) + _EDGE * slack(state)
+        clear, certain = _bounded(state, edge, target)
         quiet = clear & state.whole & jnp.isfinite(state.marks[-1])
         state = jax.lax.cond(quiet, lambda s: s, lambda s: _rayleigh_ritz(s, k), state)
-        converged, missing = (
-            jnp.all(state.residuals <= slack(state)),
-            ~jnp.isfinite(state.values[k - 1]) & (state.beta == 0),
-        )
+        goal = slack(state) if k == 1 else 0.5**0.5 * slack(state)
+        converged, missing = norm(state.residuals) <= goal, ~jnp.isfinite(state.values[k - 1]) & (state.beta == 0)
         entered = jnp.any(state.values[:k] > state.marks + slack(state))
-        broken, tired = state.beta == 0, state.matvecs - state.began >= _ROOM
-        enough = (k == 1) | (state.count == size) | (quiet & certain) | (~entered & (broken | tired))
+        over = (state.beta == 0) | (state.count == m)
+        enough = (k == 1) | (state.count == size) | (quiet & certain) | (~entered & state.whole & over)
         done = (converged & enough) | ~jnp.isfinite(jnp.sum(state.projected))
-        return state._replace(done=done, fresh=~done & jnp.where(converged, entered, missing))
+        return state._replace(done=done, fresh=~done & jnp.where(converged, entered | ~state.whole, missing))
 
     def going(state: _State) -> Array:
         return ~state.done & (state.matvecs < most)
 
     def cycle(state: _State) -> _State:  # the branches stand outside the inner loop: there they would copy the basis
-        state = jax.lax.cond(state.fresh, lambda s: _afresh(s, k, held, slack(s), key), lambda s: s, state)
-        ended = (state.count == m) | (state.beta == 0)
-        state = jax.lax.cond(ended, restart, lambda s: s, state)
+        fresh, ended = state.fresh, (state.count == m) | (state.beta == 0)
+        state = jax.lax.cond(fresh | ended, lambda s: _rayleigh_ritz(s, k), lambda s: s, state)
+        state, images = _left(matvec, sign, state, fresh | ended, slack(state))
+        state = jax.lax.cond(fresh, lambda s: _afresh(s, images, k, held, slack(s), key), lambda s: s, state)
+        state = jax.lax.cond(ended & ~fresh, lambda s: restart(s, images), lambda s: s, state)
         return jax.lax.while_loop(lambda s: going(s) & ~s.fresh & (s.count < m) & (s.beta > 0), extend, state)
 
-    def restart(state: _State) -> _State:
+    def restart(state: _State, images: Array) -> _State:
         return jax.lax.cond(
-            state.rounds == 0,
-            lambda s: _restart(s, kept),
-            lambda s: _along_residual(matvec, sign, s, k, kept, slack(s)),
-            state,
+            state.rounds == 0, lambda s: _restart(s, kept), lambda s: _along_residual(s, images, kept), state
         )
 
     state = jax.lax.while_loop(going, cycle, _first(start, m, k, key))
     vectors = combine(state.rotation[:, :k], state.basis)
     values = jnp.where(jnp.isfinite(state.values), state.values, jnp.nan)[:k]
-    return Eigenpairs(sign * values, vectors, state.residuals, state.matvecs, sign * _limit(state, k, target))
+    limit = _limit(state, k, slack(state), target)
+    pairs = Eigenpairs(sign * values, vectors, state.residuals, state.matvecs, sign * limit)
+    if not last_resort:
+        return pairs
+    sure = state.done & ((k == 1) | (limit <= state.values[k - 1] + 1.1 * slack(state)))
+    return jax.lax.fori_loop(0, jnp.where(sure, 0, 1), lambda _, pairs: _dense(matvec, pairs, sign), pairs)
+
+
+def _nothing(start: Array, k: int) -> Eigenpairs:
+    values = jnp.full(k, jnp.nan, start.dtype)
+    return Eigenpairs(values, jnp.zeros((k, start.size), start.dtype), values, jnp.int32(0), values[0])
+
+
+def _dense(matvec: Matvec, pairs: Eigenpairs, sign: float) -> Eigenpairs:
+    """All pairs exactly, from the products with the unit vectors."""
+    (k, size), dtype = pairs.vectors.shape, pairs.vectors.dtype
+    matrix = jax.lax.map(matvec, jnp.eye(size, dtype=dtype)).T
+    scale = jnp.max(jnp.abs(matrix))
+    scale = jnp.where(scale > 0, scale, 1)  # lest tiny ones vanish
+    matrix = matrix / scale
+    theta, s = jnp.linalg.eigh(sign * 0.5 * (matrix + matrix.T))
+    theta, s = sign * theta[::-1][:k], s[:, ::-1][:, :k]
+    floor = 10 * jnp.finfo(dtype).eps * jnp.max(jnp.abs(theta))
+    residuals = scale * jnp.maximum(jnp.linalg.norm(matrix @ s - s * theta, axis=0), floor)
+    return Eigenpairs(scale * theta, s.T, residuals, pairs.matvecs + size, scale * theta[-1])
 
 
 def _checked_sizes(size, k, which, tolerance, max_matvecs, basis_size) -> tuple[int, int]:
@@ -239,8 +276,8 @@ def _expand(matvec: Matvec, sign: float, state: _State) -> _State:
     basis = basis.at[j + 1].set(jnp.where(alive, w / jnp.where(alive, beta, 1), 0))
     projected = state.projected.at[:, j].set(along).at[j].set(along)
     projected = projected.at[j, j + 1].set(beta, mode="drop").at[j + 1, j].set(beta, mode="drop")
-    # What a locked row has outside and along q is no longer outside; the first row after a restart is no such part.
-    inside = jnp.where((rows < state.locked) & (state.whole | (j > state.locked)), along, 0)
+    # What a locked row has outside and along q is no longer outside; in the first round nothing is.
+    inside = jnp.where((rows < state.locked) & (state.rounds > 0), along, 0)
     outside = state.outside - jnp.outer(inside, inside)
     return state._replace(
         basis=basis, projected=projected, count=j + 1, beta=beta, matvecs=state.matvecs + 1, outside=outside
@@ -255,16 +292,30 @@ def _spilled(state: _State) -> tuple[Array, Array]:
     return along, jnp.where(everything, 0, jnp.sqrt(jnp.maximum(outside, 0)))
 
 
-def _abandoned(state: _State, rotation: Array, k: int) -> Array:
-    """``outside`` of the rotated rows once row ``count`` is given up: a bound on the Gram matrix of a + b.
+def _left(matvec: Matvec, sign: float, state: _State, leaving: Array, slack: Array) -> tuple[_State, Array]:
+    """``A`` times row ``count`` and times the first pair that has not converged, ``[2, P]``, where a round ends.
 
-    ``|a + b|^2 <= (1 + 1/c) |a|^2 + (1 + c) |b|^2``, with c such that the k wanted pairs are best off.
+    The first round needs neither, a fresh start not the second: all residuals of one chain have one direction.
     """
-    last = state.beta * rotation[jnp.maximum(state.count - 1, 0)]
-    along, outside = _spilled(state)
-    tiny = jnp.finfo(last.dtype).tiny
-    c = jnp.clip(jnp.max(outside[:k]) / jnp.maximum(jnp.max(along[:k]), tiny), 1 / 30, 30)
-    return (1 + 1 / c) * rotation.T @ state.outside @ rotation + (1 + c) * jnp.outer(last, last)
+    worst = combine(state.rotation[:, _worst(state, slack)], state.basis)
+    vectors = jnp.stack([state.basis[state.count], worst])
+    low = jnp.where(state.beta > 0, 0, 1)
+    high = jnp.where(leaving & (state.rounds > 0), jnp.where(state.fresh, 1, 2), 0)
+    images = jax.lax.fori_loop(low, high, lambda i, x: x.at[i].set(sign * matvec(vectors[i])), jnp.zeros_like(vectors))
+    return state._replace(matvecs=state.matvecs + jnp.maximum(high - low, 0)), images
+
+
+def _worst(state: _State, slack: Array) -> Array:
+    """The first pair that has not converged; the worst one where each has, but not their sum."""
+    return jnp.where(jnp.any(state.residuals > slack), jnp.argmax(state.residuals > slack), jnp.argmax(state.residuals))
+
+
+def _abandoned(state: _State, image: Array) -> Array:
+    """``outside`` of the Ritz vectors once row ``count`` is given up, by the image of that row."""
+    last = state.beta * state.rotation[jnp.maximum(state.count - 1, 0)]
+    rows = jnp.arange(last.shape[0])
+    across = jnp.outer(jnp.where(rows < state.locked, state.basis[: rows.size] @ image, 0) @ state.rotation, last)
+    return state.rotation.T @ state.outside @ state.rotation + jnp.outer(last, last) + across + across.T
 
 
 def _rayleigh_ritz(state: _State, k: int) -> _State:
@@ -299,47 +350,51 @@ def _eigh(matrix: Array, count: Array) -> tuple[Array, Array]:
 
 
 def _restart(state: _State, kept: int) -> _State:
-    """Keeps the best ``kept`` Ritz vectors and the residual's direction."""
+    """Keeps the best ``kept`` Ritz vectors, or as many as there are, and the residual's direction."""
     m = state.projected.shape[0]
-    rotation = jnp.where(jnp.arange(m) < kept, state.rotation, 0)
+    count = jnp.minimum(kept, state.count)
+    here = jnp.arange(m) < count
+    rotation = jnp.where(here, state.rotation, 0)
     basis = jnp.zeros_like(state.basis).at[:kept].set(combine(rotation[:, :kept], state.basis))
     return state._replace(
-        basis=basis.at[kept].set(state.basis[m]),
-        projected=jnp.diag(_finite(state.values) * (jnp.arange(m) < kept)),
+        basis=basis.at[count].set(state.basis[state.count]),
+        projected=jnp.diag(jnp.where(here, _finite(state.values), 0)),
         outside=rotation.T @ state.outside @ rotation,
-        count=jnp.int32(kept),
-        locked=jnp.int32(kept),
+        values=jnp.where(here, state.values, -jnp.inf),
+        rotation=jnp.diag(here.astype(basis.dtype)),
+        count=count,
+        locked=count,
         whole=jnp.bool_(False),
     )
 
 
-def _along_residual(matvec: Matvec, sign: float, state: _State, k: int, kept: int, slack: Array) -> _State:
-    """``_restart``, but the next row is the residual of the first pair that has not converged, by one more matvec.
+def _along_residual(state: _State, images: Array, kept: int) -> _State:
+    """``_restart``, but the next row is the residual of the first pair that has not converged.
 
     After a fresh start residuals have more than one direction, of which Lanczos would follow only the last one.
     """
-    worst = jnp.argmax(state.residuals > slack)
-    rows = jnp.arange(state.projected.shape[0])
-    outside = _abandoned(state, jnp.where(rows < kept, state.rotation, 0), k)
+    here = jnp.arange(state.projected.shape[0]) < jnp.minimum(kept, state.count)
+    outside = jnp.where(here[:, None] & here, _abandoned(state, images[0]), 0)
     state = _restart(state, kept)
-    basis = state.basis.at[kept].set(0)
-    r, first, _ = orthogonal(sign * matvec(basis[worst]), basis, kept)
-    r, again, _ = orthogonal(r / jnp.where(first > 0, first, 1), basis, kept)
+    basis = state.basis.at[state.count].set(0)
+    r, first, _ = orthogonal(images[1], basis, state.count)
+    r, again, _ = orthogonal(r / jnp.where(first > 0, first, 1), basis, state.count)
     return state._replace(
-        basis=basis.at[kept].set(r / jnp.where(again > 0, again, 1)),
-        outside=jnp.where((rows[:, None] == worst) | (rows == worst), 0, outside),
+        basis=basis.at[state.count].set(r / jnp.where(again > 0, again, 1)),
+        outside=outside,
         beta=jnp.where(again > 0, jnp.ones_like(again), 0),
-        matvecs=state.matvecs + 1,
     )
 
 
-def _afresh(state: _State, k: int, held: int, slack: Array, key: Array) -> _State:
-    """Locks the Ritz vectors that cannot rise above the k-th, at most ``held``, and starts a chain beside them."""
+def _afresh(state: _State, images: Array, k: int, held: int, slack: Array, key: Array) -> _State:
+    """Locks Ritz vectors, the wanted ones and those that cannot rise above them, and starts a chain beside them."""
     m, (_, size) = state.projected.shape[0], state.basis.shape
-    rows, mark, spilled = jnp.arange(m), state.values[k - 1], sum(_spilled(state))
-    settled = ~jnp.isfinite(mark) | (spilled <= 0.5 * (mark + slack - state.values))
-    keep = (rows < state.count) & ((rows < k) | settled)
-    keep = keep & (jnp.cumsum(keep) <= held)
+    rows, mark, outside = jnp.arange(m), state.values[k - 1], _abandoned(state, images[0])
+    room = jnp.where(rows < k, slack, jnp.maximum(mark + slack - state.values, slack))
+    weight = jnp.where(jnp.isfinite(mark), jnp.diagonal(outside) / jnp.where(rows < state.count, room, 1), 0)
+    order = jnp.argsort(jnp.where(rows < state.count, jnp.where(rows < k, -1, weight), jnp.inf))
+    light = (jnp.cumsum(weight[order]) <= (1 - _EDGE) * slack) & (rows < held)
+    keep = (rows < state.count) & ((rows < k) | jnp.zeros(m, bool).at[order].set(light))
     order, locked = jnp.argsort(~keep, stable=True), jnp.sum(keep, dtype=jnp.int32)
     here = rows < locked
     rotation = jnp.where(here, state.rotation[:, order], 0)
@@ -348,13 +403,14 @@ def _afresh(state: _State, k: int, held: int, slack: Array, key: Array) -> _Stat
     for _ in range(2):
         z, length, _ = orthogonal(z, basis, locked)
         z = z / length
-    values, spilled = jnp.where(here, state.values[order], -jnp.inf), jnp.where(here, spilled[order], 0)
+    values = jnp.where(here, state.values[order], -jnp.inf)
+    outside = jnp.where(here[:, None] & here, outside[order][:, order], 0)
     state = state._replace(
         basis=basis.at[locked].set(z),
         projected=jnp.diag(_finite(values)),
         count=locked,
         beta=jnp.ones_like(state.beta),
-        outside=_abandoned(state, rotation, k),
+        outside=outside,
         values=values,
         rotation=jnp.diag(here.astype(basis.dtype)),
         locked=locked,
@@ -364,7 +420,7 @@ def _afresh(state: _State, k: int, held: int, slack: Array, key: Array) -> _Stat
         began=state.matvecs,
         fresh=jnp.bool_(False),
     )
-    return state._replace(residuals=_residuals(state, spilled, k))
+    return state._replace(residuals=_residuals(state, jnp.sqrt(jnp.maximum(jnp.diagonal(outside), 0)), k))
 
 
 def _bounded(state: _State, x: Array, target: Array) -> tuple[Array, Array]:
@@ -392,20 +448,22 @@ def _bounded(state: _State, x: Array, target: Array) -> tuple[Array, Array]:
     return clear, clear & (total >= target)
 
 
-def _limit(state: _State, k: int, target: Array) -> Array:
-    """The least x that ``_bounded`` finds certain, to 1 % of its distance to the k-th value."""
-    value, (m, _) = state.values[k - 1], state.projected.shape
+def _limit(state: _State, k: int, slack: Array, target: Array) -> Array:
+    """The least y by an x that ``_bounded`` finds certain, to 1 % of its distance to the k-th value."""
+    value = state.values[k - 1]
     scale = jnp.max(jnp.abs(state.projected))
     eps, tiny = jnp.finfo(value.dtype).eps, jnp.finfo(value.dtype).tiny
     bracket = (jnp.log(jnp.maximum(eps * scale, tiny)), jnp.log(jnp.maximum(scale, tiny)) + 12)
-    start = jnp.where(
-        state.rounds > 0, jnp.where(jnp.isfinite(state.marks[-1]), state.marks[-1], value), state.values[0]
-    )
+    afresh = state.rounds > 0
+    mark = jnp.where(jnp.isfinite(state.marks[-1]), state.marks[-1], value)
+    start = jnp.where(afresh, mark + _EDGE * slack, state.values[0])
+    target = target + jnp.where(afresh, 0, jnp.log(1 / _TAU + 1))  # the first start is not all random
     for _ in range(2):
         excess = jnp.linspace(*bracket, _GRID)
         _, certain = jax.vmap(lambda e: _bounded(state, start + jnp.exp(e), target))(excess)
         first = jnp.argmax(certain)
         bracket = (excess[jnp.maximum(first - 1, 0)], excess[first])
-    found = jnp.where(jnp.any(certain) & state.whole, start + jnp.exp(bracket[1]), jnp.inf)
-    exact = state.values[min(k, m - 1)] + 10 * eps * scale
+    found = start + jnp.exp(bracket[1]) + jnp.where(afresh, (1 - _EDGE) * slack, 0)
+    found = jnp.where(jnp.any(certain) & state.whole, found, jnp.inf)
+    exact = value + 10 * eps * scale
     return jnp.maximum(jnp.where(state.count == state.basis.shape[1], exact, found), value)

@@ -155,10 +155,16 @@ def orthogonalize(w: Array, basis: Array, count: Any) -> tuple[Array, Array]:
 
 
 def norm(v: Float[Array, "*v"]) -> Float[Array, ""]:
-    """``|v|`` over any range: squares of tiny or huge entries neither vanish nor overflow."""
-    top = jnp.max(jnp.abs(v))
-    scale = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
-    return scale * jnp.linalg.norm(v / scale)
+    """``|v|`` over any range: once more, scaled, where squares of tiny or huge entries vanish or overflow."""
+
+    def scaled():
+        top = jnp.max(jnp.abs(v))
+        scale = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
+        return scale * jnp.linalg.norm(v / scale)
+
+    length, finfo = jnp.linalg.norm(v), jnp.finfo(v.dtype)
+    safe = (length > (v.size * finfo.tiny / finfo.eps) ** 0.5) & (length < finfo.max**0.5)
+    return jax.lax.cond(safe, lambda: length, scaled)
 
 
 def key_of(start: Array) -> Array:
