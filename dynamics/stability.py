@@ -251,7 +251,7 @@ def _proved(optimizer: Any, structure: Any, keys: tuple[str, ...], shapes: Any, 
     ratios = [np.ones(_STEPS) if leaf is None else moving[0][2] / leaf[2] for leaf in found]
     even = all(np.allclose(ratio, ratio[0], 1e-6) for ratio in ratios)
     uniform = len(moving) == len(found) and np.allclose(ratios, 1, 1e-6)
-    uniform = uniform and all(_alike(leaf[1], first[1]) for leaf in moving)
+    uniform = uniform and all(_alike(leaf[1], moving[0][1]) for leaf in moving)
     if len(averages) != 1 or not even or (alike and not uniform):
         raise ValueError(
             "optimizer: got one that averages or scales the gradients of its leaves in different ways; allowed: one "

@@ -140,8 +140,8 @@ def _preconditioner(known: Callable[[Params], Callable[[PyTree], PyTree]]) -> Ca
     def at(state: DescentState) -> PyTree:
         params, opt_state = state.params, state.opt_state
         if any(map(real_view.is_complex, jax.tree.leaves(params))):
-            pairs = split_real_and_imaginary(optax.GradientTransformation(lambda tree: tree, optax.identity().update))
-            held: Any = pairs.init(params)
+            keep: Any = optax.GradientTransformation(lambda tree: tree, optax.identity().update)  # pyright: ignore
+            held: Any = split_real_and_imaginary(keep).init(params)
             found = known(held.inner_state)(opt_state.inner_state)
         else:
             found = known(params)(opt_state)

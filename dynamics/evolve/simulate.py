@@ -178,7 +178,7 @@ def prepare(
 def steps_done(state: PyTree) -> Array:
     """Updates that a state counts as ``step``, itself or in the state that it wraps; the most of its lanes; int32."""
     for inner in (state, getattr(state, "inner", None), getattr(state, "state", None)):
-        step = getattr(inner, "step", None)
+        step: Any = getattr(inner, "step", None)
         if hasattr(step, "dtype") and jnp.issubdtype(step.dtype, jnp.integer):
             return jnp.max(jnp.asarray(step, jnp.int32))
     return jnp.int32(0)
