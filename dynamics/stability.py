@@ -247,7 +247,6 @@ def _proved(optimizer: Any, structure: Any, keys: tuple[str, ...], shapes: Any, 
         ) from error
     moving = [leaf for leaf in found if leaf is not None]
     averages = {(kind, known.b1) for kind, known, _ in moving}
-    first = moving[0] if moving else None
     ratios = [np.ones(_STEPS) if leaf is None else moving[0][2] / leaf[2] for leaf in found]
     even = all(np.allclose(ratio, ratio[0], 1e-6) for ratio in ratios)
     uniform = len(moving) == len(found) and np.allclose(ratios, 1, 1e-6)
