@@ -27,7 +27,7 @@ TOY = str(pathlib.Path(__file__).parent / "programs" / "toy.py")
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys, compiled):
+def command(tmp_path, monkeypatch, capsys):
     """Runs a command line in an empty folder; gives exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
