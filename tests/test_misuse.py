@@ -124,7 +124,7 @@ CASES = {
     "seldom never": (lambda: observe.seldom(observe.loss(), 0), "interval: got 0; allowed: an integer >= 1"),
     "one output, flat": (
         lambda: read(observe.ntk(), Objective(lambda w, x: (x @ w)[:, 0], half_mse)),
-        r"f: got shape \(6,\); allowed: .*f\[:, None\]",
+        r"f: got shapes \[\(6,\)\]; allowed: .*f\[:, None\]",
     ),
     "model for function": (
         lambda: gradient_descent(Objective(from_flax(nn.Dense(1)), half_mse), 0.1),
