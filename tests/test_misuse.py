@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from dynamics import evolve, observe, operators
-from dynamics.evolve import descent, every, gradient_descent, gradient_flow, kernel_descent, simulate
+from dynamics.evolve import descent, every, gradient_descent, gradient_flow, kernel_descent, log_steps, simulate
 from dynamics.losses import half_mse
 from dynamics.models import from_equinox, from_flax
 from dynamics.types import Batch, Data, Objective, View
@@ -233,3 +233,29 @@ def test_other_forms_of_0_1(case):
     wrong, words = FORMS_OF_0_1[case]
     with pytest.raises(TypeError, match=words):
         wrong()
+
+
+NAN, L_OF_NUMBERS = float("nan"), Objective(lambda w, x: x @ w, half_mse)
+NO_NUMBERS = {
+    "log_steps": lambda: log_steps(NAN),
+    "log_steps, endless": lambda: log_steps(float("inf")),
+    "every": lambda: every(NAN, 10),
+    "momentum": lambda: gradient_descent(L_OF_NUMBERS, 0.1, momentum=NAN),
+    "momentum of 2": lambda: gradient_descent(L_OF_NUMBERS, 0.1, momentum=2.0),
+    "learning_rate": lambda: gradient_descent(L_OF_NUMBERS, NAN),
+    "dt": lambda: gradient_flow(L_OF_NUMBERS, NAN),
+    "dt of a flow": lambda: gradient_flow(L_OF_NUMBERS, -1.0),
+    "dt of a field": lambda: evolve.ode(lambda state, data: state, NAN),
+    "dt of descent": lambda: descent(L_OF_NUMBERS, optax.sgd(0.1), dt=NAN),
+    "b1": lambda: evolve.adam(L_OF_NUMBERS, 0.1, b1=NAN),
+    "b2": lambda: evolve.adam(L_OF_NUMBERS, 0.1, b2=2.0),
+    "eps": lambda: evolve.adam(L_OF_NUMBERS, 0.1, eps=-1.0),
+    "eps of a flow": lambda: evolve.adaptive_central_flow(L_OF_NUMBERS, 0.1, eps=NAN),
+}
+
+
+@pytest.mark.usefixtures("as_users_meet_it")
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_what_is_no_number_in_its_range_is_refused(name):
+    with pytest.raises(ValueError, match=rf"^{name.split()[0].strip(',')}: got .*; allowed: "):
+        NO_NUMBERS[name]()

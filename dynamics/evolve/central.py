@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from dynamics import linalg
-from dynamics.evolve.checks import check_learning_rate, check_params
+from dynamics.evolve.checks import check_learning_rate, check_numbers, check_params
 from dynamics.evolve.oscillation import CentralState, Edge, Process, balanced_step, carried_step
 from dynamics.evolve.views import training_part
 from dynamics.stability import adam_threshold, momentum_threshold
@@ -128,6 +129,7 @@ def adaptive_central_flow(
     _check_rate(learning_rate)
     if not 0 <= b1 < 1 or not 0 < b2 < 1:
         raise ValueError(f"b1, b2: got {b1!r}, {b2!r}; allowed: 0 <= b1 < 1 and 0 < b2 < 1")
+    check_numbers("a finite number >= 0", lambda value: 0 <= value < np.inf, eps=eps)
     process = Process(learning_rate, b1, 1 - b1, adam_threshold(learning_rate, b1), True, 1 - b2, eps)
     return _flow(objective, process, k, depth, seed, oscillation)
 

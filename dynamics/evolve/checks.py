@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,5 +69,16 @@ def check_learning_rate(learning_rate: Any) -> None:
     """Raises ValueError for a number that is not finite, TypeError for what is no number; arrays pass."""
     if isinstance(learning_rate, str) or learning_rate is None:
         raise TypeError(f"learning_rate: got {learning_rate!r}; allowed: a finite number, or an optax schedule")
-    if isinstance(learning_rate, (int, float)) and not np.isfinite(learning_rate):
-        raise ValueError(f"learning_rate: got {learning_rate!r}; allowed: a finite number")
+    check_numbers("a finite number", np.isfinite, learning_rate=learning_rate)
+
+
+def check_numbers(allowed: str, fits: Callable[[Any], Any], **numbers: Any) -> None:
+    """Raises ValueError for a Python number that does not fit, by the name it is given under; arrays pass."""
+    for name, value in numbers.items():
+        if isinstance(value, (int, float)) and not fits(value):
+            raise ValueError(f"{name}: got {value!r}; allowed: {allowed}")
+
+
+def is_rate(value: float) -> bool:
+    """Whether a memory forgets: ``0 <= value < 1``."""
+    return 0 <= value < 1

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import split_real_and_imaginary
 
-from dynamics.evolve.checks import check_learning_rate, check_optimizer, check_params
+from dynamics.evolve.checks import check_learning_rate, check_numbers, check_optimizer, check_params, is_rate
 from dynamics.evolve.views import training_part
 from dynamics.program import real_view
 from dynamics.stability import adam_preconditioner, check_preconditioner, preconditioner_of
@@ -89,6 +90,7 @@ def descent(
     """
     check_objective(objective)
     check_optimizer(optimizer)
+    check_numbers("a finite number", np.isfinite, dt=dt)
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size: got {batch_size!r}; allowed: None or an integer >= 1")
     model = objective.apply if isinstance(objective.apply, StatefulModel) else None
@@ -184,6 +186,7 @@ def gradient_descent(
     ``time`` is ``eta * step``; with an optax schedule for eta, ``step``.
     """
     check_learning_rate(learning_rate)
+    check_numbers("None or a number in [0, 1)", is_rate, momentum=momentum)
     optimizer = optax.sgd(learning_rate, momentum=momentum)
     run = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size)
     order = None if callable(learning_rate) or batch_size is not None else 1
@@ -202,6 +205,8 @@ def adam(
 ) -> Dynamics:
     """``descent`` by ``optax.adam``, whose preconditioner is known (``stability.adam_preconditioner``)."""
     check_learning_rate(learning_rate)
+    check_numbers("a number in [0, 1)", is_rate, b1=b1, b2=b2)
+    check_numbers("a finite number >= 0", lambda value: 0 <= value < np.inf, eps=eps)
     known = partial(adam_preconditioner, b1=b1, b2=b2, eps=eps)
     optimizer = optax.adam(learning_rate, b1, b2, eps)
     run = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size)

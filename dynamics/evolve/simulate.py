@@ -43,9 +43,9 @@ def log_steps(steps: int, count: int = 80) -> np.ndarray:
     Raises:
         ValueError: unless ``steps >= 1`` and ``count >= 2``.
     """
-    if steps < 1 or count < 2:
-        raise ValueError(f"log_steps: got steps={steps!r}, count={count!r}; allowed: steps >= 1 and count >= 2")
-    spaced = np.unique(np.round(np.geomspace(1, steps, count - 1)).astype(int))
+    if not 1 <= steps < np.inf or not 2 <= count < np.inf or int(count) != count:
+        raise ValueError(f"log_steps: got steps={steps!r}, count={count!r}; allowed: steps >= 1, an integer count >= 2")
+    spaced = np.unique(np.round(np.geomspace(1, steps, int(count) - 1)).astype(int))
     return np.concatenate([[0], spaced])
 
 
@@ -55,7 +55,7 @@ def every(interval: int, steps: int) -> np.ndarray:
     Raises:
         ValueError: unless ``interval >= 1`` and ``steps >= 0``.
     """
-    if interval < 1 or steps < 0 or int(interval) != interval:
+    if not 1 <= interval < np.inf or not 0 <= steps < np.inf or int(interval) != interval:
         raise ValueError(f"every: got interval={interval!r}, steps={steps!r}; allowed: integers >= 1 and >= 0")
     return np.unique(np.append(np.arange(0, steps + 1, interval), steps))
 
