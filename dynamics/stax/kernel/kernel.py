@@ -176,8 +176,9 @@ class Kernel:
             raise ValueError(
                 "nngp, cov1, cov2: got them for a paired Kernel; allowed: gap, var1 and within1 in their place"
             )
-        covariances = [given.get(name, getattr(self, name)) for name in ("nngp", "ntk", "cov1", "cov2")]
-        new = Kernel.from_covariances(*covariances, self.x1_is_x2, self.diagonal_spatial)
+        covariances = {name: given.get(name, getattr(self, name)) for name in ("nngp", "ntk", "cov1", "cov2")}
+        options: dict[str, Any] = {"x1_is_x2": self.x1_is_x2, "diagonal_spatial": self.diagonal_spatial}
+        new = Kernel.from_covariances(**covariances, **options)
         stored = {name: getattr(new, name) for name in ("gap", "var1", "var2", "within1", "within2")}
         return dataclasses.replace(self, **{**stored, **changes})
 

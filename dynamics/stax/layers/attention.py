@@ -248,11 +248,11 @@ def _embedded(options: _Options, k: Kernel, plain: Covariances, counts) -> Covar
 def _attended(options: _Options, plain: Covariances, embedded: Covariances, counts, n_samples, key) -> Covariances:
     in_values = options.positions.in_values
     if options.linear_scaling:
-        weights = [
+        one, two = (
             where_kept(lambda cov, i=i: options.zeta(options.scales.scores * cov, counts and counts[i][:, None]), cov)
             for i, cov in enumerate(embedded[:2])
-        ]
-        return deterministic(plain, embedded, *weights, options.scales, in_values)
+        )
+        return deterministic(plain, embedded, one, two, options.scales, in_values)
     if options.mechanism == "IDENTITY":
         return bilinear(plain, embedded, options.scales, in_values)
     if n_samples is None or key is None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 
-def _choices(name: str, *values: str) -> type[enum.Enum]:
+def _choices(name: str, *values: str) -> Any:
     return enum.Enum(name, [(value, value) for value in values], module=__name__)
 
 

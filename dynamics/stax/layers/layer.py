@@ -180,7 +180,7 @@ def layer(
     """
     needs = Needs() if needs is None else needs
 
-    def masking(params, inputs, *, mask_constant=None, **kwargs):
+    def masking(params, inputs, *, mask_constant=None, **kwargs) -> Any:
         if mask_constant is None and not any_masked(inputs):
             return apply(params, inputs, **kwargs)
         found = jax.tree.map(lambda x: masked(x, mask_constant), inputs, is_leaf=is_masked)

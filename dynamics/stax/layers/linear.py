@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from dynamics.stax.kernel.kernel import Kernel
 from dynamics.stax.kernel.positions import Map, in_layout, map_positions, select_positions
@@ -100,7 +101,7 @@ def Aggregate(
 
 
 def _equal(one, two) -> bool:
-    if isinstance(one, jax.core.Tracer) or isinstance(two, jax.core.Tracer):
+    if isinstance(one, Tracer) or isinstance(two, Tracer):
         return False
     return one.shape == two.shape and bool(jnp.all(jnp.asarray(one == two)))
 
@@ -169,7 +170,7 @@ def DotGeneral(
         if axis in batch:
             return batch.index(axis)
         free = [a for a in range(ndim) if a not in (*batch, *gone)]
-        before = 0 if lhs is None else constant.ndim - len(batch) - len(gone)
+        before = 0 if lhs is None else np.ndim(constant) - len(batch) - len(gone)
         return len(batch) + before + free.index(axis)
 
     def propagate(k: Kernel, **kwargs):
