@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from dynamics.linalg.eigen import Eigenpairs
-from dynamics.linalg.lanczos import Matvec
+from dynamics.linalg.lanczos import Matvec, working
 from dynamics.types import Array
 
 
@@ -35,6 +35,7 @@ def refine(matvec: Matvec, vectors: Array, depth: int = 3) -> Eigenpairs:
     k, size = vectors.shape
     if not 1 <= depth <= size // k:
         raise ValueError(f"depth: got {depth!r}; allowed: an integer in [1, {size // k}]")
+    matvec, vectors = working(matvec, vectors)
     block = jnp.linalg.qr(vectors.T)[0]
     basis, images = block, jnp.zeros((size, 0), vectors.dtype)
     for level in range(depth):

@@ -19,6 +19,8 @@ def weight_ranks(*, spectrum: bool = False) -> Observable:
     A leaf counts as a matrix when it has two or more axes; the last one is the output, the others are flattened (so a
     convolution's kernel is [positions x inputs, outputs]).
 
+    Half precision is widened to float32.
+
     Args:
         spectrum: also read the singular values, descending.
 
@@ -30,7 +32,7 @@ def weight_ranks(*, spectrum: bool = False) -> Observable:
     def read(view):
         readings = {}
         for name, matrix in matrices(view.params).items():
-            values = jnp.linalg.svd(matrix, compute_uv=False)
+            values = jnp.linalg.svd(_wide(matrix), compute_uv=False)
             readings[f"stable_rank/{name}"] = stable_rank(values)
             readings[f"effective_rank/{name}"] = effective_rank(values)
             if spectrum:
@@ -58,8 +60,8 @@ def end_to_end(*, spectrum: bool = False) -> Observable:
 
     def read(view):
         apply, inputs = view.f("end_to_end"), view.batch.x
-        x = jnp.reshape(inputs, (inputs.shape[0], -1))
-        f = apply(view.params, inputs)
+        x = _wide(jnp.reshape(inputs, (inputs.shape[0], -1)))
+        f = _wide(apply(view.params, inputs))
         linear = jnp.linalg.lstsq(x, f)[0]
         values = jnp.linalg.svd(linear, compute_uv=False)
         size = jnp.sum(f**2)
@@ -84,6 +86,10 @@ def movement() -> Observable:
         return {"weight_norm": weight_norm(params), "weight_change": change / jnp.where(size > 0, size, 1)}
 
     return since_start(read)
+
+
+def _wide(matrix: Array) -> Array:
+    return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
 
 
 def matrices(params: PyTree) -> dict[str, Array]:
