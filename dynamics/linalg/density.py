@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
-from dynamics.linalg.lanczos import Matvec, padded_tridiagonal, three_term
+from dynamics.linalg.lanczos import Matvec, padded_tridiagonal, three_term, working
 from dynamics.linalg.trace import Estimate, mean_and_error
 from dynamics.types import Array
 
@@ -49,7 +49,7 @@ def spectral_density(
         size: P.
         probes: number of probes; 5 for a figure, 10 for a paper.
         steps: Lanczos steps a probe; they buy resolution, and matter more than probes.
-        dtype: of the vectors; the default float unless given.
+        dtype: of the vectors; the default float unless given. Half precision is widened to float32.
         batch_size: probes mapped side by side.
         reorthogonalize: False keeps three vectors instead of ``steps + 1``. Repeated Ritz values then share the weight
             of one eigenvalue, which takes steps from the others: with a few eigenvalues far out, as networks have, some
@@ -80,11 +80,11 @@ def spectral_density(
         raise ValueError(f"steps: got {steps!r}; allowed: an integer >= 1")
 
     def probe(key):
-        start = jax.random.normal(key, (size,), dtype)
+        product, start = working(matvec, jax.random.normal(key, (size,), dtype))
         if reorthogonalize:
-            matrix = padded_tridiagonal(matvec, start, min(steps, size)).matrix()
+            matrix = padded_tridiagonal(product, start, min(steps, size)).matrix()
         else:
-            alphas, betas = three_term(matvec, start, steps)
+            alphas, betas = three_term(product, start, steps)
             matrix = jnp.diag(alphas) + jnp.diag(betas, 1) + jnp.diag(betas, -1)
         theta, s = jnp.linalg.eigh(matrix)
         missing = (0, steps - theta.shape[0])

@@ -109,7 +109,7 @@ def eigenpairs(
         tolerance: relative residual to reach, >= 0; copies this much (times ``max|theta|``) above the k-th are found.
         max_matvecs: limit; ``20 k + 60`` unless given, and P more where P is at most that and the count is not certain:
             then the matrix is formed after all.
-        basis_size: vectors kept at once; ``3 k + 20`` unless given (at most P).
+        basis_size: vectors kept at once; ``max(3 k + 20, k + 46)`` unless given (at most P).
         p: probability, per fresh start, that ``limit`` is violated.
 
     Returns:
@@ -119,7 +119,7 @@ def eigenpairs(
         ValueError: when an argument is out of range.
 
     Cost: ``matvecs`` products, ``2 m P`` flops each to orthogonalise (m = basis size), memory ``(m + 1) P``. For simple
-    spectra the certificate takes some 20 % of the products, and at most 24; a multiplicity takes a round for each copy.
+    spectra the count takes some 10 products; a multiplicity takes a round for each copy, with one product more.
 
     Reference: Wu & Simon 2000, 'Thick-restart Lanczos method for large symmetric eigenvalue problems', algorithm 2;
     van Dorsselaer, Hochstenbach & van der Vorst 2000, section 3.
@@ -327,7 +327,8 @@ def _rayleigh_ritz(state: _State, k: int) -> _State:
     order = jnp.argsort(-theta)
     theta = jnp.where(here, theta[order], -jnp.inf)
     state = state._replace(values=theta, rotation=jnp.where(here, rotation[:, order], 0))
-    return state._replace(residuals=_residuals(state, sum(_spilled(state)), k))
+    along, outside = _spilled(state)
+    return state._replace(residuals=_residuals(state, along + outside, k))
 
 
 def _residuals(state: _State, spilled: Array, k: int) -> Array:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from dynamics.linalg.eigen import Eigenpairs
-from dynamics.linalg.lanczos import Matvec
+from dynamics.linalg.lanczos import Matvec, working
 from dynamics.types import Array
 
 
@@ -36,6 +36,7 @@ def refine(matvec: Matvec, vectors: Float[Array, "k P"], depth: int = 3) -> Eige
     k, size = vectors.shape
     if not 1 <= depth <= size // k:
         raise ValueError(f"depth: got {depth!r}; allowed: an integer in [1, {size // k}]")
+    matvec, vectors = working(matvec, vectors)
     block = jnp.linalg.qr(vectors.T)[0]
     basis, images = block, jnp.zeros((size, 0), vectors.dtype)
     for level in range(depth):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.linalg.lanczos import Matvec
+from dynamics.linalg.lanczos import Matvec, working
 from dynamics.types import Array, Estimate
 
 
@@ -51,8 +51,8 @@ def trace(matvec: Matvec, key: Array, size: int, probes: int, *, dtype=None, bat
     dtype = jnp.result_type(float) if dtype is None else dtype
 
     def probe(key):
-        z = jax.random.rademacher(key, (size,), dtype)
-        image = matvec(z)
+        product, z = working(matvec, jax.random.rademacher(key, (size,), dtype))
+        image = product(z)
         return jnp.vdot(z, image), jnp.vdot(image, image)
 
     traces, squares = jax.lax.map(probe, jax.random.split(key, probes), batch_size=batch_size)

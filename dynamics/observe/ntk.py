@@ -187,13 +187,17 @@ def _remember(wanted: NtkReadings, kernel: Array) -> NtkMemory:
     for name, count in (("spectrum", wanted.spectrum), ("modes", wanted.modes)):
         if count > kernel.shape[0]:
             raise ValueError(f"{name}: got {count}; allowed: at most the kernel's size, {kernel.shape[0]}")
-    vectors = jnp.linalg.eigh(kernel)[1].T[::-1] if wanted.spectrum or wanted.modes else kernel
+    vectors = jnp.linalg.eigh(_wide(kernel))[1].T[::-1] if wanted.spectrum or wanted.modes else kernel
     return NtkMemory(
         kernel if wanted.start else (),
         () if wanted.interval is None else jnp.full_like(kernel, jnp.nan),
         vectors[: wanted.spectrum] if wanted.spectrum else (),
         vectors[: wanted.modes] if wanted.modes else (),
     )
+
+
+def _wide(kernel: Array) -> Array:
+    return kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
 
 
 def _read(
@@ -214,7 +218,8 @@ def _read(
         memory = memory._replace(last=kernel)
     if wanted.spectrum:
         depth = min(_DEPTH, kernel.shape[0] // wanted.spectrum)
-        pairs = refine(lambda v: kernel @ v, memory.vectors, depth)
+        wide = _wide(kernel)
+        pairs = refine(lambda v: wide @ v, memory.vectors, depth)
         readings["ntk_eigenvalues"] = pairs.values
         readings["ntk_eigenvalue_residuals"] = pairs.residuals
         memory = memory._replace(vectors=pairs.vectors)

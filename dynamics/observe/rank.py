@@ -19,6 +19,8 @@ def weight_ranks(*, spectrum: bool = False) -> Observable:
     A leaf counts as a matrix when it has two or more axes; the last one is the output, the others are flattened (so a
     convolution's kernel is [positions x inputs, outputs]).
 
+    Half precision is widened to float32.
+
     Args:
         spectrum: also read the singular values, descending.
 

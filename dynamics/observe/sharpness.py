@@ -180,7 +180,7 @@ def hessian_eigenvalues(
 
     Returns:
         An observable with ``hessian_eigenvalues`` ``[k]``, counted with multiplicity, ``hessian_eigenvalues_residual``
-        ``[k]``, ``hessian_eigenvalues_limit`` (beyond it, no copy was missed but for a probability of .01; see
+        ``[k]``, ``hessian_eigenvalues_limit`` (no copy was missed beyond it but for a probability of .01; see
         ``linalg.Eigenpairs``) and ``hessian_eigenvalues_matvecs``; for the smallest, ``hessian_smallest`` in place of
         ``hessian_eigenvalues``.
     """

@@ -96,9 +96,9 @@ def run(config: Config, study=in_memory) -> Result:
     def theory(kernel, f0):
         """Test outputs ``[T, test]``."""
         predict_fn = gradient_descent_mse_steps(kernel[:count, :count], y, eta)
-        _, test = predict_fn(record_at, f0[:count], f0[count:], kernel[count:, :count])
-        assert test is not None
-        return test[..., 0]
+        outputs = predict_fn(record_at, f0[:count], f0[count:], kernel[count:, :count])
+        assert outputs is not None
+        return outputs[1][..., 0]
 
     def draw(lane) -> Drawn:
         model, ntk = network(lane.width)

@@ -170,7 +170,7 @@ def DotGeneral(
         if axis in batch:
             return batch.index(axis)
         free = [a for a in range(ndim) if a not in (*batch, *gone)]
-        before = 0 if lhs is None else np.ndim(constant) - len(batch) - len(gone)
+        before = 0 if lhs is None or constant is None else constant.ndim - len(batch) - len(gone)
         return len(batch) + before + free.index(axis)
 
     def propagate(k: Kernel, **kwargs):
