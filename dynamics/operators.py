@@ -8,84 +8,18 @@ never the loss: what is read is that of the whole batch, masked means and all, o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Float
 
+from dynamics.empirical.matrix_free import ntk_operator
+from dynamics.linalg import Operator
 from dynamics.program.forward import linearized, pushed
+from dynamics.program.real_view import Where, flat, linearized_outputs, real_view
 from dynamics.program.sample_axis import splits_into_samples
 from dynamics.types import Array, Batch, Objective, Params, check_objective, factory
-
-Where = Callable[[Any, Array], bool]
-
-
-class Operator(NamedTuple):
-    """A symmetric operator.
-
-    Attributes:
-        matvec: ``v [size] -> A v [size]``.
-        size: P.
-        dtype: of the vectors, at least float32.
-        unravel: ``v [size] -> pytree`` with the parameters' structure (leaves that ``where`` left out, integers and
-            booleans are None).
-    """
-
-    matvec: Callable[[Array], Array]
-    size: int
-    dtype: Any
-    unravel: Callable[[Array], Any]
-
-
-def real_view(tree: Any) -> tuple[Float[Array, " P"], Callable[[Array], Any]]:
-    """All real numbers of a pytree as one vector, and its inverse.
-
-    A complex leaf is two real ones: all its real parts, then all its imaginary ones. Half precision is widened to
-    float32 in the vector, and narrowed again by the inverse. Integer and boolean leaves do not move: they are left out,
-    and None in what the inverse gives. Differentiating ``L(unravel(v))`` is right for complex leaves: v is real.
-
-    Args:
-        tree: a pytree; leaves without inexact dtype are left out.
-
-    Returns:
-        ``(vector, unravel)``; unravel is linear over the reals, and takes tangents as well as points.
-
-    Raises:
-        TypeError: when no leaf is a floating or complex array.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> v, unravel = real_view({"w": jnp.array([1 + 2j, 3]), "n": jnp.array(7)})
-        >>> v.tolist(), unravel(v)["n"]
-        ([1.0, 3.0, 2.0, 0.0], None)
-    """
-    moving = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) else None, tree)
-    leaves, structure = jax.tree.flatten(moving)
-    if not leaves:
-        got = sorted({str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)})
-        raise TypeError(f"params: got leaves of {', '.join(got) or 'nothing'}; allowed: a floating or complex one")
-    dtypes = [jnp.result_type(leaf) for leaf in leaves]
-    if min(jnp.finfo(dtype).bits for dtype in dtypes) >= 32 and not any(jnp.iscomplexobj(leaf) for leaf in leaves):
-        return ravel_pytree(moving)
-
-    def real(leaf):
-        return jnp.stack([jnp.real(leaf), jnp.imag(leaf)]) if jnp.iscomplexobj(leaf) else jnp.asarray(leaf)
-
-    vector, split = ravel_pytree(
-        [real(leaf).astype(jnp.promote_types(real(leaf).dtype, jnp.float32)) for leaf in leaves]
-    )
-
-    def unravel(v):
-        parts = [
-            jax.lax.complex(part[0], part[1]) if jnp.issubdtype(dtype, jnp.complexfloating) else part.astype(dtype)
-            for part, dtype in zip(split(v), dtypes, strict=True)
-        ]
-        return jax.tree.unflatten(structure, parts)
-
-    return vector, unravel
 
 
 @factory("operators.hessian(L, params, batch)")
@@ -126,7 +60,7 @@ def hessian(
         cut = _Cut(objective.f("hessian"), params, merge, theta, batch.x, batch_size)
         slope = jax.grad(lambda f: objective.loss(f, batch.y))
 
-        def matvec(v):
+        def product(v):
             g, dg = jax.jvp(slope, (cut.outputs,), (cut.push(v),))
             h = cut.pull_along(v, g, dg)
             if objective.penalty is None:
@@ -134,6 +68,7 @@ def hessian(
             rise = jax.grad(lambda t: objective.penalised(merge(t), jnp.zeros(())))
             return h + jax.jvp(rise, (theta,), (v,))[1]
 
+        matvec = product
     return Operator(matvec, theta.size, theta.dtype, unravel)
 
 
@@ -154,7 +89,7 @@ def gauss_newton(
     theta, unravel, merge = flat(params, where)
 
     if batch_size is None:
-        f, push, pull, shaped = _outputs(lambda v: apply(merge(v), batch.x), theta)
+        f, push, pull, shaped = linearized_outputs(lambda v: apply(merge(v), batch.x), theta)
         _, curve = jax.linearize(jax.grad(lambda f: loss(shaped(f), batch.y)), f)
     else:
         cut = _Cut(apply, params, merge, theta, batch.x, batch_size)
@@ -204,7 +139,7 @@ def fisher(
         return p * (df - jnp.sum(p * df, axis=-1, keepdims=True))
 
     def whole(batch: Batch) -> Callable[[Array], Array]:
-        f, push, pull, shaped = _outputs(lambda v: apply(merge(v), batch.x), theta)
+        f, push, pull, shaped = linearized_outputs(lambda v: apply(merge(v), batch.x), theta)
         f = shaped(f)
         if not hasattr(f, "shape"):
             raise TypeError(f"f: got {jax.tree.structure(f)}; allowed for fisher: one array [n, c]")
@@ -323,16 +258,12 @@ def _shares(objective: Objective, params: Params, batch: Batch, merge, theta: Ar
 
 
 @factory("operators.ntk(L, params, batch)")
-def ntk(objective: Objective, params: Params, batch: Batch, *, where: Where | None = None) -> Operator:
-    """The empirical NTK ``K = J J^T`` as an operator on flat outputs ``[n c]``; ``unravel`` gives ``[n, c]``.
-
-    Cost of a matvec: about 1.3 gradients; no Gram matrix is formed.
-    """
+def ntk(
+    objective: Objective, params: Params, batch: Batch, *, where: Where | None = None, batch_size: int | None = None
+) -> Operator:
+    """The empirical NTK ``K = J J^T`` of the objective's f: ``empirical.ntk_operator``."""
     check_objective(objective)
-    apply = objective.f("ntk")
-    theta, _, merge = flat(params, where)
-    f, push, pull, shaped = _outputs(lambda v: apply(merge(v), batch.x), theta)
-    return Operator(lambda v: push(pull(v)), f.size, f.dtype, shaped)
+    return ntk_operator(objective.f("ntk"), params, batch.x, where=where, batch_size=batch_size)
 
 
 def preconditioned(operator: Operator, preconditioner: Any) -> Operator:
@@ -389,37 +320,12 @@ def blocks(params: Params, level: int = 1) -> dict[str, Where]:
     return {group: lambda path, leaf, group=group: name(path) == group for group in names}
 
 
-def _outputs(outputs: Callable[[Array], Any], theta: Array):
-    """``(f, push, pull, shaped)``: outputs in the real view, ``J``, ``J^T`` and the inverse of that view."""
-    _, shaped = real_view(jax.tree.map(jnp.zeros_like, jax.eval_shape(outputs, theta)))
-    return *linearized(lambda v: real_view(outputs(v))[0], theta), shaped
-
-
 def _summed(of_batch: Callable[[Any], Callable[[Array], Array]], parts: Any) -> Callable[[Array], Array]:
     def matvec(v):
         total, _ = jax.lax.scan(lambda total, piece: (total + of_batch(piece)(v), None), jnp.zeros_like(v), parts)
         return total / jax.tree.leaves(parts)[0].shape[0]
 
     return matvec
-
-
-def flat(params: Params, where: Where | None = None):
-    """``(theta [P], unravel, merge)``: the chosen leaves flat, and ``merge: v -> whole params``."""
-    chosen = params
-    if where is not None:
-        chosen = jax.tree.map_with_path(lambda path, leaf: leaf if where(path, leaf) else None, params)
-        if not jax.tree.leaves(chosen):
-            raise ValueError(
-                f"where: got one that chooses none of the {len(jax.tree.leaves(params))} leaves; allowed: at least one"
-            )
-    theta, unravel = real_view(chosen)
-
-    def merge(v):
-        return jax.tree.map(
-            lambda new, old: old if new is None else new, unravel(v), params, is_leaf=lambda leaf: leaf is None
-        )
-
-    return theta, unravel, merge
 
 
 def _split(batch: Any, size: int) -> Any:

@@ -174,7 +174,7 @@ def test_matrix_free_estimates_hold_the_dense_values(task, key):
     ("call", "message"),
     [
         (lambda f, p, x, key: ntk_operator(f, p, x, batch_size=0), "batch_size: got 0"),
-        (lambda f, p, x, key: ntk_operator(lambda p, x: f(p, x - x.mean(0)), p, x, batch_size=2), "other samples"),
+        (lambda f, p, x, key: ntk_operator(lambda p, x: f(p, x - x.mean(0)), p, x, batch_size=2), "mixes the samples"),
         (lambda f, p, x, key: ntk_operator(f, p, x[:0]), "x: got no samples"),
         (
             lambda f, p, x, key: ntk_eigenpairs(f, p, x, 7, key, method="dense"),

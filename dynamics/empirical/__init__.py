@@ -14,7 +14,6 @@ from dynamics.empirical.functions import (
 )
 from dynamics.empirical.kernel_and_gradient import KernelAndGradient, empirical_ntk_and_vjp_fn
 from dynamics.empirical.matrix_free import (
-    NtkOperator,
     flat_kernel,
     ntk_effective_dimension,
     ntk_eigenpairs,
@@ -32,7 +31,6 @@ __all__ = [
     "EmpiricalKernel",
     "KernelAndGradient",
     "NtkImplementation",
-    "NtkOperator",
     "Plan",
     "class_blocks",
     "empirical_kernel_fn",
@@ -52,4 +50,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    __getattr__ = gone(__name__, now=statistics)
+    __getattr__ = gone(__name__, now=statistics, NtkOperator="dynamics.linalg.Operator")

@@ -4,6 +4,7 @@ from dynamics.linalg.certificate import Bound, certified_eigenvalue, extreme_eig
 from dynamics.linalg.density import Density, Moments, cumulative, moments, smoothed, spectral_density
 from dynamics.linalg.eigen import Eigenpairs, eigenpairs
 from dynamics.linalg.lanczos import Tridiagonal, three_term, tridiagonalize
+from dynamics.linalg.operator import Operator
 from dynamics.linalg.subspace import refine
 from dynamics.linalg.trace import Estimate, TraceEstimate, mean_and_error, trace
 
@@ -13,6 +14,7 @@ __all__ = [
     "Eigenpairs",
     "Estimate",
     "Moments",
+    "Operator",
     "TraceEstimate",
     "Tridiagonal",
     "certified_eigenvalue",

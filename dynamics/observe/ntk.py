@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dynamics.empirical import empirical_ntk_and_vjp_fn, empirical_ntk_fn, flat_kernel
 from dynamics.linalg.subspace import refine
 from dynamics.losses import targets_like
+from dynamics.program.real_view import wide
 from dynamics.statistics import kernel_alignment, kernel_distance, label_alignment
 from dynamics.types import Array, Observable, View, factory
 
@@ -183,11 +184,11 @@ def ntk_of_state(**readings: Any) -> Observable:
 
 
 def _remember(wanted: NtkReadings, kernel: Array) -> NtkMemory:
-    kernel = _wide(kernel)
+    kernel = wide(kernel)
     for name, count in (("spectrum", wanted.spectrum), ("modes", wanted.modes)):
         if count > kernel.shape[0]:
             raise ValueError(f"{name}: got {count}; allowed: at most the kernel's size, {kernel.shape[0]}")
-    vectors = jnp.linalg.eigh(_wide(kernel))[1].T[::-1] if wanted.spectrum or wanted.modes else kernel
+    vectors = jnp.linalg.eigh(kernel)[1].T[::-1] if wanted.spectrum or wanted.modes else kernel
     return NtkMemory(
         kernel if wanted.start else (),
         () if wanted.interval is None else jnp.full_like(kernel, jnp.nan),
@@ -196,14 +197,10 @@ def _remember(wanted: NtkReadings, kernel: Array) -> NtkMemory:
     )
 
 
-def _wide(kernel: Array) -> Array:
-    return kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-
-
 def _read(
     wanted: NtkReadings, memory: NtkMemory, kernel: Array, outputs: Array, y: Array
 ) -> tuple[NtkMemory, dict[str, Array]]:
-    kernel = _wide(kernel)
+    kernel = wide(kernel)
     readings = {"ntk_trace": jnp.trace(kernel)}
     if wanted.gram:
         readings["ntk"] = kernel
@@ -218,19 +215,13 @@ def _read(
         memory = memory._replace(last=kernel)
     if wanted.spectrum:
         depth = min(_DEPTH, kernel.shape[0] // wanted.spectrum)
-        wide = _wide(kernel)
-        pairs = refine(lambda v: wide @ v, memory.vectors, depth)
+        pairs = refine(lambda v: kernel @ v, memory.vectors, depth)
         readings["ntk_eigenvalues"] = pairs.values
         readings["ntk_eigenvalue_residuals"] = pairs.residuals
         memory = memory._replace(vectors=pairs.vectors)
     if wanted.modes:
         readings |= _mode_losses(memory.modes, outputs - y)
     return memory, readings
-
-
-def _wide(kernel: Array) -> Array:
-    """At least float32: half precision has no linear algebra."""
-    return kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
 
 
 def _mode_losses(vectors: Array, error: Array) -> dict[str, Array]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics.observe.compose import since_start
+from dynamics.program.real_view import wide
 from dynamics.statistics import effective_rank, stable_rank, weight_norm
 from dynamics.types import Array, Observable, PyTree, factory
 
@@ -32,7 +33,7 @@ def weight_ranks(*, spectrum: bool = False) -> Observable:
     def read(view):
         readings = {}
         for name, matrix in matrices(view.params).items():
-            values = jnp.linalg.svd(_wide(matrix), compute_uv=False)
+            values = jnp.linalg.svd(wide(matrix), compute_uv=False)
             readings[f"stable_rank/{name}"] = stable_rank(values)
             readings[f"effective_rank/{name}"] = effective_rank(values)
             if spectrum:
@@ -60,8 +61,8 @@ def end_to_end(*, spectrum: bool = False) -> Observable:
 
     def read(view):
         apply, inputs = view.f("end_to_end"), view.batch.x
-        x = _wide(jnp.reshape(inputs, (inputs.shape[0], -1)))
-        f = _wide(apply(view.params, inputs))
+        x = wide(jnp.reshape(inputs, (inputs.shape[0], -1)))
+        f = wide(apply(view.params, inputs))
         linear = jnp.linalg.lstsq(x, f)[0]
         values = jnp.linalg.svd(linear, compute_uv=False)
         size = jnp.sum(f**2)
@@ -86,11 +87,6 @@ def movement() -> Observable:
         return {"weight_norm": weight_norm(params), "weight_change": change / jnp.where(size > 0, size, 1)}
 
     return since_start(read)
-
-
-def _wide(matrix: Array) -> Array:
-    """At least float32: half precision has no linear algebra."""
-    return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
 
 
 def matrices(params: PyTree) -> dict[str, Array]:
