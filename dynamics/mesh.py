@@ -110,6 +110,27 @@ def tiles(x: PyTree, size: int) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, size, *leaf.shape[1:])), filled(x, size))
 
 
+class InTurn:
+    """Hands calls to devices in turn, and results back to where they are kept: the first device, or host memory."""
+
+    def __init__(self, devices, store_on_device: bool):
+        self.devices, self.store_on_device, self.count = devices, store_on_device, 0
+
+    def __call__(self, fn, x1, x2, args, kwargs):
+        device = self.devices[self.count % len(self.devices)]
+        self.count += 1
+        if len(self.devices) > 1:
+            x1, x2, args, kwargs = (_put(x, device) for x in (x1, x2, args, kwargs))
+        out = fn(x1, x2, *args, **kwargs)
+        if not self.store_on_device:
+            return _put(out, jax.local_devices(backend="cpu")[0])
+        return _put(out, self.devices[0]) if len(self.devices) > 1 else out
+
+
+def _put(tree, device):
+    return jax.tree.map(lambda x: jax.device_put(x, device) if isinstance(x, jax.Array) else x, tree)
+
+
 def free_bytes(devices: Sequence[Any] | None = None) -> float:
     """Free memory of ``devices`` (all by default) together, bytes: an accelerator's own, the machine's for CPU.
 

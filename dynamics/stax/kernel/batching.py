@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics.mesh import InTurn
 from dynamics.stax.kernel.kernel import Kernel
 from dynamics.types import Array
 
@@ -66,7 +67,7 @@ def batch(
         if len(rows) == len(columns) == 1:
             return compiled(x1, x2, *args, **kwargs)
         square = same and rows == columns
-        place = _Placement(chosen, store_on_device)
+        place = InTurn(chosen, store_on_device)
         tiles: list[list[Any]] = [[None] * len(columns) for _ in rows]
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
@@ -98,27 +99,6 @@ def _cut(kwargs: dict[str, Any], row: slice, column: slice) -> dict[str, Any]:
     given = kwargs["pattern"]
     one, two = given if isinstance(given, tuple | list) else (given, given)
     return {**kwargs, "pattern": (_take(one, row), _take(one if two is None else two, column))}
-
-
-class _Placement:
-    """Hands tiles to devices in turn and results back to where they are kept."""
-
-    def __init__(self, devices, store_on_device: bool):
-        self.devices, self.store_on_device, self.count = devices, store_on_device, 0
-
-    def __call__(self, fn, x1, x2, args, kwargs):
-        device = self.devices[self.count % len(self.devices)]
-        self.count += 1
-        if len(self.devices) > 1:
-            x1, x2, args, kwargs = (_put(x, device) for x in (x1, x2, args, kwargs))
-        out = fn(x1, x2, *args, **kwargs)
-        if not self.store_on_device:
-            return _put(out, jax.local_devices(backend="cpu")[0])
-        return _put(out, self.devices[0]) if len(self.devices) > 1 else out
-
-
-def _put(tree, device):
-    return jax.tree.map(lambda x: jax.device_put(x, device) if isinstance(x, jax.Array) else x, tree)
 
 
 def _compiled(kernel_fn):
