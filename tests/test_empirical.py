@@ -208,7 +208,7 @@ def batch_norm(params, x):
 
 def test_batch_statistics_are_refused_or_exact(x64):
     params, x = normal(0, 4, 2), inputs((4,), 5)
-    with pytest.raises(ValueError, match="other samples of the batch"):
+    with pytest.raises(ValueError, match="mixes the samples of a batch"):
         empirical_ntk_fn(batch_norm)(x, None, params)
     kernel = fast_jit(empirical_ntk_fn(batch_norm, trace_axes=(), mixing="exact"))(x, None, params)
     assert error(kernel, dense_once(batch_norm, params, x)) < TOLERANCE["float64"]

@@ -200,6 +200,7 @@ def test_the_ntk_spectrum_of_a_half_precision_network():
     np.testing.assert_allclose(found[1], found[0], rtol=0.03)
 
 
+@pytest.mark.usefixtures("as_users_meet_it")
 def test_parameters_without_real_numbers_are_refused():
     with pytest.raises(TypeError, match=r"^params: got leaves of int32; allowed: "):
         operators.real_view({"n": jnp.arange(3)})

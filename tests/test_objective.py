@@ -135,7 +135,12 @@ def odd_batches():
 
 
 @pytest.mark.parametrize(
-    ("name", "penalty"), [("tokens", None), ("pairs", lambda p: 0.1 * jnp.sum(p["embed"] ** 2)), ("points", None)]
+    ("name", "penalty"),
+    [
+        ("tokens", None),
+        pytest.param("pairs", lambda p: 0.1 * jnp.sum(p["embed"] ** 2), marks=pytest.mark.slow),
+        pytest.param("points", None, marks=pytest.mark.slow),
+    ],
 )
 def test_any_scalar_of_any_batch_is_a_landscape(x64, name, penalty):
     """Curvature, noise and training of ``Objective.of`` against dense derivatives, single samples by indexing."""

@@ -212,13 +212,11 @@ def test_the_order_is_the_one_stated(name, key, x64):
     assert abs(np.log2(first / second) - ORDERS[name]) < 0.2
 
 
-@pytest.mark.parametrize("name", OBSERVABLES)
-def test_observable(name, key):
-    pair = OBSERVABLES[name]()
-    batch, keys = batch_of(key), jax.random.split(key, 2)
-    start, later = params_of(keys[0]), params_of(keys[1])
+def reader(name, key):
+    """``(init, update)`` of an observable on parameters alone."""
+    pair, batch = OBSERVABLES[name](), batch_of(key)
 
-    def view(params, batch):
+    def view(params):
         run = evolve.gradient_descent(L, 0.1)
         state = run.init(params)
         if name == "ntk_of_state":
@@ -226,20 +224,32 @@ def test_observable(name, key):
             state = run.init((params, batch))
         return View(params, batch, L, state, run, step=jnp.int32(0), key=key, data=batch)
 
-    def read(start, later, batch):
-        memory, first = pair.update(pair.init(view(start, batch)), view(start, batch))
-        _, second = pair.update(memory, view(later, batch))
-        return first, second
+    return lambda params: pair.init(view(params)), lambda memory, params: pair.update(memory, view(params))
 
-    first, second = jax.jit(read)(start, later, batch)
+
+@pytest.mark.parametrize("name", OBSERVABLES)
+def test_observable(name, key):
+    """Keeps its readings' names and its memory's form, and reads side by side what it reads alone."""
+    init, update = map(jax.jit, reader(name, key))
+    start, later = (params_of(k) for k in jax.random.split(key, 2))
+    first_memory = init(start)
+    memory, first = update(first_memory, start)
+    _, second = update(memory, later)
     assert first.keys() == second.keys()
     assert all(np.all(np.isfinite(value)) for value in jax.tree.leaves(second))
-    memory, eager = pair.update(pair.init(view(start, batch)), view(start, batch))
-    assert jax.tree.structure(memory) == jax.tree.structure(pair.init(view(start, batch)))
-    assert_close(eager, first)
+    assert jax.tree.structure(memory) == jax.tree.structure(first_memory)
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), (start, later), (later, start))
-    mapped = jax.jit(jax.vmap(read, (0, 0, None)))(*both, batch)
-    assert_close(jax.tree.map(lambda leaf: leaf[0], mapped), (first, second))
+    together = jax.jit(jax.vmap(update))
+    memories, mapped = together(jax.jit(jax.vmap(init))(both[0]), both[0])
+    assert_close(jax.tree.map(lambda leaf: leaf[0], (mapped, together(memories, both[1])[1])), (first, second))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBSERVABLES)
+def test_observable_is_the_same_outside_jit(name, key):
+    init, update = reader(name, key)
+    start = params_of(key)
+    assert_close(update(init(start), start)[1], jax.jit(update)(jax.jit(init)(start), start)[1])
 
 
 def test_the_tables_are_the_rooms():

@@ -23,7 +23,7 @@ def assert_sampled(model, x, key, n_samples):
         assert np.sqrt(np.mean(sigma**2)) < 3, (name, sigma)
 
 
-@pytest.mark.parametrize("kind", ["ntk", "standard", "mup"])
+@pytest.mark.parametrize("kind", [pytest.param("ntk", marks=pytest.mark.slow), "standard", "mup"])
 @pytest.mark.parametrize("tail", ["positions", pytest.param("flat", marks=pytest.mark.slow)])
 def test_embedding_is_a_weight_layer_on_one_hot_inputs(kind, tail, x64):
     """One-hot vectors of variance 1: the same NNGP; Dense('standard') counts fan_in, 'mup' shrinks with it."""
@@ -163,7 +163,8 @@ def attention(mechanism, **options):
     )
 
 
-@pytest.mark.parametrize("positions", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("positions", [False, True])
 def test_sampled_attention_equals_the_closed_kernel_of_linear_attention(positions, x64, key):
     """IDENTITY has a closed form, so the estimator must agree within its own standard errors."""
     from dynamics.stax.layers import attention_kernels as kernels

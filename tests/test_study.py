@@ -489,6 +489,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_four_devices_give_what_one_gives():
     """Nine lanes on four devices, filled up to twelve; and in pieces of one lane."""
     run_on_four_devices(FOUR)

@@ -70,7 +70,9 @@ def power_law(x: Any, y: Any, *, share: float = 0.9) -> PowerLaw:
     slopes, offsets = np.polyfit(np.log(x), np.log(y[good]).T, 1)
     low, high = mean_interval(slopes)
     error = slopes.std(ddof=1) / slopes.size**0.5 if slopes.size > 1 else np.nan
-    return PowerLaw(slopes.mean(), low, high, float(np.exp(offsets.mean())), slopes.size, good.size, float(error))
+    return PowerLaw(
+        float(slopes.mean()), low, high, float(np.exp(offsets.mean())), slopes.size, good.size, float(error)
+    )
 
 
 def mean_interval(values: Any) -> tuple[float, float]:
