@@ -366,7 +366,7 @@ def test_any_environment_is_met_without_a_traceback(whole, tmp_path, case):
     shutil.copytree(whole, tmp_path / "runs")
     line, more = PLACES[place]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", **more}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     words = line.format(f"{sys.executable} {COMMANDS[command]}")
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {words}"], cwd=tmp_path, env=environment, capture_output=True, text=True,
