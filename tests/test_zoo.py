@@ -192,7 +192,7 @@ PROGRAMS = {
     "tokens": whole(lambda p, x: jnp.tanh(p["e"][x].mean(1)) @ p["v"], lambda: {"e": normal(1, 5, 4), "v": normal(2, 4, K)}, TOKENS),
     "tokens tied": whole(lambda p, x: jnp.tanh(p["e"][x].mean(1)) @ p["e"].T, lambda: {"e": normal(1, 5, 4)}, TOKENS),
     "attention": whole(attention, q=normal(3, 4, 4)),
-    "conv": whole(lambda p, x: jnp.tanh(lax.conv_general_dilated(x[..., None], p["k"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))).mean(1) @ p["v"], k=normal(3, 2, 1, 4)),
+    "conv": whole(lambda p, x: jnp.tanh(lax.conv_general_dilated(x[..., None], p["k"].astype(x.dtype), (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))).mean(1) @ p["v"], k=normal(3, 2, 1, 4)),
     "cumsum": layered(lambda p, h: jnp.cumsum(h, -1)),
     "cumprod": layered(lambda p, h: jnp.cumprod(1 + h, -1)),
     "logsumexp": layered(lambda p, h: h - jax.nn.logsumexp(h, -1, keepdims=True)),
