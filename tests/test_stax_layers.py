@@ -243,3 +243,11 @@ def test_numpy_inputs_go_through_every_layer():
                 raise
             continue
         np.testing.assert_array_equal(*alike, err_msg=name)
+
+
+def test_known_tokens_are_checked_inside_jit_too(key):
+    tokens, (_, params) = jnp.array([[0, 2]]), stax.Embedding(3, 4).init(key, (1, 2))
+    whole = jax.jit(lambda p: stax.Embedding(3, 4).apply(p, tokens))(params)
+    np.testing.assert_allclose(whole, stax.Embedding(3, 4).apply(params, tokens), rtol=1e-6)
+    with pytest.raises(ValueError, match="inputs: got token 3; allowed: 0 to"):
+        jax.jit(lambda p, beyond=tokens + 1: stax.Embedding(3, 4).apply(p, beyond))(params)

@@ -15,6 +15,7 @@ import pytest
 from dynamics import stax
 
 X = jax.random.normal(jax.random.key(10), (3, 5))
+UNIT = X * jnp.sqrt(5 / jnp.sum(X**2, -1, keepdims=True))  # preactivations of variance 1, as Hermite takes them
 SEQUENCES = jax.random.normal(jax.random.key(11), (3, 4, 2))
 IMAGES = jax.random.normal(jax.random.key(12), (3, 3, 4, 2))
 GRAPHS = jax.random.bernoulli(jax.random.key(13), 0.5, (3, 4, 4))
@@ -58,7 +59,7 @@ def branches(join):
 
 
 WIDE = {"width": 128, "draws": 200}
-ATTENTION = {"n_chan_key": 64, "n_chan_val": 16, "n_heads": 16, "W_key_std": 1.2, "b_std": 0.2}
+ATTENTION = {"n_chan_key": 256, "n_chan_val": 16, "n_heads": 64, "W_key_std": 1.2, "b_std": 0.2}
 
 NETWORKS = {
     "ABRelu": activation(stax.ABRelu(-0.3, 1.4)),
@@ -106,10 +107,10 @@ NETWORKS = {
     "Gelu": activation(stax.Gelu()),
     "GlobalAvgPool": positions(lambda n: stax.GlobalAvgPool()),
     "GlobalSelfAttention": positions(
-        lambda n: stax.GlobalSelfAttention(n, attention_mechanism="RELU", **ATTENTION), width=64, draws=100
+        lambda n: stax.GlobalSelfAttention(n, attention_mechanism="RELU", **ATTENTION), width=128, draws=100
     ),
     "GlobalSumPool": positions(lambda n: stax.GlobalSumPool()),
-    "Hermite": activation(stax.Hermite(2)),
+    "Hermite": Case(lambda n: stax.serial(stax.Dense(n, 1.0), stax.Hermite(2), stax.Dense(4, 1.1, 0.2)), UNIT),
     "ImageResize": positions(lambda n: stax.ImageResize((-1, 3, -1), "linear")),
     "Index": positions(lambda n: stax.Index(stax.Slice[:, 1:3])),
     "Identity": activation(stax.Identity()),

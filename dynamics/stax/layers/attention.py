@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +47,8 @@ def GlobalSelfAttention(
     W_query_std: float = 1.0,
     W_out_std: float = 1.0,
     b_std: float | None = None,
-    attention_mechanism: str = "SOFTMAX",
-    pos_emb_type: str = "NONE",
+    attention_mechanism: Any = "SOFTMAX",
+    pos_emb_type: Any = "NONE",
     pos_emb_p_norm: float = 2,
     pos_emb_decay_fn: Callable[[float], float] | None = None,
     n_chan_pos_emb: int | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def Conv(
     out_chan: int,
     filter_shape: Sequence[int],
     strides: Sequence[int] | None = None,
-    padding: str = "VALID",
+    padding: Any = "VALID",
     W_std: ArrayLike = 1.0,
     b_std: ArrayLike | None = None,
     dimension_numbers: tuple[str, str, str] | None = None,
@@ -66,7 +66,7 @@ def ConvTranspose(
     out_chan: int,
     filter_shape: Sequence[int],
     strides: Sequence[int] | None = None,
-    padding: str = "VALID",
+    padding: Any = "VALID",
     W_std: ArrayLike = 1.0,
     b_std: ArrayLike | None = None,
     dimension_numbers: tuple[str, str, str] | None = None,
@@ -82,7 +82,7 @@ def ConvLocal(
     out_chan: int,
     filter_shape: Sequence[int],
     strides: Sequence[int] | None = None,
-    padding: str = "VALID",
+    padding: Any = "VALID",
     W_std: ArrayLike = 1.0,
     b_std: ArrayLike | None = None,
     dimension_numbers: tuple[str, str, str] | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from dynamics.stax.kernel.kernel import Kernel
@@ -78,7 +79,8 @@ def Embedding(vocabulary: int, out_dim: int, W_std: ArrayLike = 1.0, parameteriz
 def _check_range(tokens: Array, vocabulary: int) -> None:
     if isinstance(tokens, Tracer) or not tokens.size:
         return
-    low, high = int(tokens.min()), int(tokens.max())
+    known = np.asarray(tokens)  # of numpy: a reduction by JAX inside jit would be traced, also of what is known
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high >= vocabulary:
         raise ValueError(
             f"inputs: got token {low if low < 0 else high}; allowed: 0 to vocabulary - 1 = {vocabulary - 1}"

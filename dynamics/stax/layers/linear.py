@@ -30,7 +30,7 @@ def Aggregate(
     batch_axis: int = 0,
     channel_axis: int = -1,
     to_dense: Callable[[Array], Array] | None = lambda pattern: pattern,
-    implementation: str = "DENSE",
+    implementation: Any = "DENSE",
 ) -> Model:
     """Sums over a graph's edges, each input's own graph: ``f'(P) = sum_p A[p, P] f(p)``, ``k' = A1^T k A2``.
 

@@ -6,7 +6,7 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -36,7 +36,7 @@ from dynamics.types import Array, Model
 def AvgPool(
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
-    padding: str = "VALID",
+    padding: Any = "VALID",
     normalize_edges: bool = False,
     batch_axis: int = 0,
     channel_axis: int = -1,
@@ -55,7 +55,7 @@ def AvgPool(
 def SumPool(
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
-    padding: str = "VALID",
+    padding: Any = "VALID",
     batch_axis: int = 0,
     channel_axis: int = -1,
 ) -> Model:
