@@ -297,7 +297,7 @@ def test_a_damaged_or_foreign_piece_is_found_or_computed_again(studies, tmp_path
 
 
 def started(*argv, folder, **more):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path, **more}
     return subprocess.Popen(
         [sys.executable, *map(str, argv)], cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
