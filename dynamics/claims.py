@@ -1,7 +1,8 @@
 """Claims: what a paper states, what was measured with its error, and the rival explanations that are rejected.
 
 A claim holds when theory lies within its tolerance and k standard errors of the measurement and every rival (a wrong
-theory on the same record, or a control run) lies outside by the same rule, so that a wide error helps no claim.
+theory on the same record, or a control run) lies outside by the same rule, so that a wide error helps no claim; without
+a rival the error does not count, and the tolerance alone is allowed.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Claim(NamedTuple):
     ) -> Claim:
         """Claims ``|measured - predicted| <= tolerance + k s.e.``, the tolerance times ``|predicted|`` if ``relative``.
 
+        Without a rival, which a wide error would let in, the standard error is not allowed for.
+
         Args:
             name, source, note: strings.
             measured: a number, an ``Estimate``, or values ``[n]`` of independent draws, whose mean is claimed.
@@ -80,7 +83,8 @@ class Claim(NamedTuple):
         def against(draws):
             return draws[np.argmax(np.abs(draws - predicted))]
 
-        right = near(*_value_error(measured)[:2], predicted)
+        value, error, _ = _value_error(measured)
+        right = near(value, error if rivals else 0.0, predicted)
         return cls._judged(name, source, measured, predicted, shown, right, rivals, near, against, note)
 
     @classmethod
@@ -148,7 +152,7 @@ class Claim(NamedTuple):
                 standing.append(rival)
         draws = None if isinstance(measured, Estimate) else np.ravel(np.asarray(measured, float))
         worst = None if draws is None or draws.size < 2 else float(against(draws))
-        holds, known = bool(right and not standing), None if n < 2 else error
+        holds, known = bool(right and not standing), None if n == 1 else error
         return cls(name, source, value, predicted, tolerance, holds, note, known, n, values, distances, standing, worst)
 
 

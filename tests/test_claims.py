@@ -12,11 +12,11 @@ DRAWS = np.array([0.70, 0.72, 0.71, 0.69])  # mean .705, standard error .00645
 
 
 def test_the_mean_of_draws_has_its_error_and_its_worst():
-    claim = Claim.close("a", "s", DRAWS, 0.70, 0.0)
+    claim = Claim.close("a", "s", DRAWS, 0.70, 0.0, rivals={"far": 1.0})
     assert (claim.measured, claim.n, claim.worst) == (pytest.approx(0.705), 4, 0.72)
     assert claim.error == pytest.approx(DRAWS.std(ddof=1) / 2)
     assert claim.holds  # within three standard errors
-    assert not Claim.close("a", "s", DRAWS, 0.70, 0.0, k=0.5).holds
+    assert not Claim.close("a", "s", DRAWS, 0.70, 0.0, rivals={"far": 1.0}, k=0.5).holds
 
 
 def test_one_draw_has_no_error():
@@ -37,7 +37,8 @@ def test_a_rival_outside_is_rejected_and_one_inside_is_not(rival):
 
 def test_a_wide_error_helps_no_claim():
     wide = Estimate(0.7, 0.2, 8)
-    assert Claim.close("a", "s", wide, 0.9, 0.01).holds
+    assert not Claim.close("a", "s", wide, 0.9, 0.01).holds  # nobody is rejected: the tolerance alone
+    assert Claim.close("a", "s", wide, 0.9, 0.01, rivals={"far": 9.0}).holds
     assert not Claim.close("a", "s", wide, 0.9, 0.01, rivals={"no effect": 0.3}).holds
 
 
