@@ -19,7 +19,7 @@ FLOORS = (
     ("types",),
     ("config", "linalg", "losses", "mesh", "program", "statistics", "tasks"),
     ("empirical", "taylor"),
-    ("operators", "stax"),
+    ("operators", "preconditioners", "stax"),
     ("models", "stability"),
     ("interop", "observe"),
     ("evolve", "theory"),

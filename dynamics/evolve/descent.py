@@ -14,8 +14,8 @@ from optax.contrib import split_real_and_imaginary
 
 from dynamics.evolve.checks import check_learning_rate, check_numbers, check_optimizer, check_params, is_rate
 from dynamics.evolve.views import training_part
+from dynamics.preconditioners import adam_preconditioner, check_preconditioner, preconditioner_of
 from dynamics.program import real_view
-from dynamics.stability import adam_preconditioner, check_preconditioner, preconditioner_of
 from dynamics.types import (
     Array,
     Batch,

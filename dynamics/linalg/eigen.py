@@ -12,24 +12,31 @@ from dynamics.linalg.certificate import log_inverse_delta
 from dynamics.linalg.lanczos import (
     Matvec,
     combine,
-    fresh_direction,
     key_of,
     norm,
-    orthogonal,
-    padded_rows,
-    unit,
     working,
+)
+from dynamics.linalg.thick_restart import (
+    EDGE,
+    SMALL,
+    State,
+    afresh,
+    along_residual,
+    bounded,
+    expand,
+    finite,
+    first,
+    left,
+    limit_of,
+    rayleigh_ritz,
+    restarted,
 )
 from dynamics.types import Array
 
 _STRIDE = 4  # matvecs between two checks of convergence while it is far, then 1
 _NEAR = 10.0  # residuals within this factor of the goal are near
-_SMALL = 64  # LAPACK's eigh on a CPU starts threads above this size, which then spin for tens of milliseconds
 _EXACT = 64  # sizes up to which the matrix is formed
-_EDGE = 0.25  # of the tolerance above the k-th value: nothing beside the locked rows may lie beyond it
-_TAU = 0.1  # random part of the start, lest it lies in an invariant subspace
 _ROOM = 24  # matvecs that a certificate may take
-_GRID = 64  # places at which the limit is looked for
 
 
 class Eigenpairs(NamedTuple):
@@ -49,25 +56,6 @@ class Eigenpairs(NamedTuple):
     residuals: Float[Array, " k"]
     matvecs: Int[Array, ""]
     limit: Float[Array, ""] | None = None
-
-
-class _State(NamedTuple):
-    basis: Array  # [rows, P]; row `count` is the next vector
-    projected: Array  # [m, m], Q A Q^T of the first `count` rows
-    count: Array
-    beta: Array  # norm of the residual along row `count`; 0 where the chain has ended
-    matvecs: Array
-    outside: Array  # [m, m], Gram matrix of the parts of A q_i that are not in the basis, for rows before the chain
-    values: Array  # [m], Ritz values of sign * A, descending; -inf where there is none
-    rotation: Array  # [m, m], their coordinates as columns
-    residuals: Array  # [k]
-    locked: Array  # rows before the chain of this round
-    marks: Array  # [k], the best Ritz values then, -inf where there was none
-    whole: Array  # bool, the chain was not restarted: it certifies
-    rounds: Array  # fresh starts so far
-    began: Array  # matvecs before this round
-    fresh: Array  # bool, a fresh start is due
-    done: Array  # bool
 
 
 def eigenpairs(
@@ -144,22 +132,22 @@ def eigenpairs(
     tolerance = max(tolerance, 20 * k**0.5 * float(jnp.finfo(start.dtype).eps))
     key = key_of(start)
 
-    def slack(state: _State) -> Array:
-        return tolerance * jnp.max(jnp.abs(_finite(state.values)))
+    def slack(state: State) -> Array:
+        return tolerance * jnp.max(jnp.abs(finite(state.values)))
 
-    def extend(state: _State) -> _State:
+    def extend(state: State) -> State:
         near = jnp.max(state.residuals) < _NEAR * slack(state)
         stride = jnp.where(near, jnp.where(state.rounds > 0, 2, 1), jnp.maximum(_STRIDE, k - state.count))
         stop = jnp.minimum(jnp.minimum(state.count + stride, m), state.count + most - state.matvecs)
-        alive = jax.lax.while_loop(lambda s: (s.count < stop) & (s.beta > 0), lambda s: _expand(matvec, sign, s), state)
+        alive = jax.lax.while_loop(lambda s: (s.count < stop) & (s.beta > 0), lambda s: expand(matvec, sign, s), state)
         return judge(alive)
 
-    def judge(state: _State) -> _State:
+    def judge(state: State) -> State:
         """Ritz pairs, unless the chain has met nothing above the k-th one; whether to stop or start afresh."""
-        edge = jnp.maximum(state.marks[-1], state.values[k - 1]) + _EDGE * slack(state)
-        clear, certain = _bounded(state, edge, target)
+        edge = jnp.maximum(state.marks[-1], state.values[k - 1]) + EDGE * slack(state)
+        clear, certain = bounded(state, edge, target)
         quiet = clear & state.whole & jnp.isfinite(state.marks[-1])
-        state = jax.lax.cond(quiet, lambda s: s, lambda s: _rayleigh_ritz(s, k), state)
+        state = jax.lax.cond(quiet, lambda s: s, lambda s: rayleigh_ritz(s, k), state)
         goal = slack(state) if k == 1 else 0.5**0.5 * slack(state)
         converged, missing = norm(state.residuals) <= goal, ~jnp.isfinite(state.values[k - 1]) & (state.beta == 0)
         entered = jnp.any(state.values[:k] > state.marks + slack(state))
@@ -168,26 +156,26 @@ def eigenpairs(
         done = (converged & enough) | ~jnp.isfinite(jnp.sum(state.projected))
         return state._replace(done=done, fresh=~done & jnp.where(converged, entered | ~state.whole, missing))
 
-    def going(state: _State) -> Array:
+    def going(state: State) -> Array:
         return ~state.done & (state.matvecs < most)
 
-    def cycle(state: _State) -> _State:  # the branches stand outside the inner loop: there they would copy the basis
+    def cycle(state: State) -> State:  # the branches stand outside the inner loop: there they would copy the basis
         fresh, ended = state.fresh, (state.count == m) | (state.beta == 0)
-        state = jax.lax.cond(fresh | ended, lambda s: _rayleigh_ritz(s, k), lambda s: s, state)
-        state, images = _left(matvec, sign, state, fresh | ended, slack(state))
-        state = jax.lax.cond(fresh, lambda s: _afresh(s, images, k, held, slack(s), key), lambda s: s, state)
+        state = jax.lax.cond(fresh | ended, lambda s: rayleigh_ritz(s, k), lambda s: s, state)
+        state, images = left(matvec, sign, state, fresh | ended, slack(state))
+        state = jax.lax.cond(fresh, lambda s: afresh(s, images, k, held, slack(s), key), lambda s: s, state)
         state = jax.lax.cond(ended & ~fresh, lambda s: restart(s, images), lambda s: s, state)
         return jax.lax.while_loop(lambda s: going(s) & ~s.fresh & (s.count < m) & (s.beta > 0), extend, state)
 
-    def restart(state: _State, images: Array) -> _State:
+    def restart(state: State, images: Array) -> State:
         return jax.lax.cond(
-            state.rounds == 0, lambda s: _restart(s, kept), lambda s: _along_residual(s, images, kept), state
+            state.rounds == 0, lambda s: restarted(s, kept), lambda s: along_residual(s, images, kept), state
         )
 
-    state = jax.lax.while_loop(going, cycle, _first(start, m, k, key))
+    state = jax.lax.while_loop(going, cycle, first(start, m, k, key))
     vectors = combine(state.rotation[:, :k], state.basis)
     values = jnp.where(jnp.isfinite(state.values), state.values, jnp.nan)[:k]
-    limit = _limit(state, k, slack(state), target)
+    limit = limit_of(state, k, slack(state), target)
     pairs = Eigenpairs(sign * values, vectors, state.residuals, state.matvecs, sign * limit)
     if not last_resort:
         return pairs
@@ -222,7 +210,7 @@ def _checked_sizes(size, k, which, tolerance, max_matvecs, basis_size) -> tuple[
         raise ValueError(f"which: got {which!r}; allowed: 'largest' or 'smallest'")
     if not tolerance >= 0:
         raise ValueError(f"tolerance: got {tolerance!r}; allowed: a number >= 0")
-    usual = size if size <= _SMALL else 3 * k + 20 if k == 1 else max(3 * k + 20, k + 22 + _ROOM)
+    usual = size if size <= SMALL else 3 * k + 20 if k == 1 else max(3 * k + 20, k + 22 + _ROOM)
     m = min(usual if basis_size is None else basis_size, size)
     if not k <= m or (m == k and k < size):
         raise ValueError(f"basis_size: got {basis_size!r}; allowed: more than k = {k}")
@@ -230,241 +218,3 @@ def _checked_sizes(size, k, which, tolerance, max_matvecs, basis_size) -> tuple[
     if most < k:
         raise ValueError(f"max_matvecs: got {max_matvecs!r}; allowed: at least k = {k}")
     return m, most
-
-
-def _first(start: Array, m: int, k: int, key: Array) -> _State:
-    size, dtype = start.shape[0], start.dtype
-    zeros, none, no = jnp.zeros((m, m), dtype), jnp.full(m, -jnp.inf, dtype), jnp.bool_(False)
-    first = unit(start, key) + _TAU * fresh_direction(key, 0, size, dtype)
-    return _State(
-        basis=jnp.zeros((padded_rows(m + 1), size), dtype).at[0].set(first / norm(first)),
-        projected=zeros,
-        count=jnp.int32(0),
-        beta=jnp.ones((), dtype),
-        matvecs=jnp.int32(0),
-        outside=zeros,
-        values=none,
-        rotation=zeros,
-        residuals=jnp.full(k, jnp.inf, dtype),
-        locked=jnp.int32(0),
-        marks=none[:k],
-        whole=jnp.bool_(True),
-        rounds=jnp.int32(0),
-        began=jnp.int32(0),
-        fresh=no,
-        done=no,
-    )
-
-
-def _finite(values: Array) -> Array:
-    return jnp.where(jnp.isfinite(values), values, 0)
-
-
-def _expand(matvec: Matvec, sign: float, state: _State) -> _State:
-    """One matvec and one new basis vector."""
-    j, basis, (m, _) = state.count, state.basis, state.projected.shape
-    rows, before = jnp.arange(m), jnp.maximum(j - 1, 0)
-    q = basis[j]
-    image = sign * matvec(q)
-    alpha = jnp.vdot(q, image)
-    coupling = jnp.where(j > state.locked, state.projected[before, j], 0)
-    w, beta, along = orthogonal(image - alpha * q - coupling * basis[before], basis, j + 1)
-    along = along[:m].at[j].add(alpha).at[before].add(coupling)  # Q A q
-    scale = jnp.maximum(jnp.max(jnp.abs(state.projected)), jnp.maximum(jnp.max(jnp.abs(along)), beta))
-    alive = (beta > 4 * jnp.finfo(w.dtype).eps * scale) & (j + 1 < basis.shape[1])
-    beta = jnp.where(alive, beta, jnp.where(jnp.isnan(beta), jnp.nan, 0))
-    basis = basis.at[j + 1].set(jnp.where(alive, w / jnp.where(alive, beta, 1), 0))
-    projected = state.projected.at[:, j].set(along).at[j].set(along)
-    projected = projected.at[j, j + 1].set(beta, mode="drop").at[j + 1, j].set(beta, mode="drop")
-    # What a locked row has outside and along q is no longer outside; in the first round nothing is.
-    inside = jnp.where((rows < state.locked) & (state.rounds > 0), along, 0)
-    outside = state.outside - jnp.outer(inside, inside)
-    return state._replace(
-        basis=basis, projected=projected, count=j + 1, beta=beta, matvecs=state.matvecs + 1, outside=outside
-    )
-
-
-def _spilled(state: _State) -> tuple[Array, Array]:
-    """Norms ``[m]`` of the residuals of all Ritz pairs: along row ``count``, and outside."""
-    along = state.beta * jnp.abs(state.rotation[jnp.maximum(state.count - 1, 0)])
-    outside = jnp.sum(state.rotation * (state.outside @ state.rotation), 0)
-    everything = state.count == state.basis.shape[1]
-    return along, jnp.where(everything, 0, jnp.sqrt(jnp.maximum(outside, 0)))
-
-
-def _left(matvec: Matvec, sign: float, state: _State, leaving: Array, slack: Array) -> tuple[_State, Array]:
-    """``A`` times row ``count`` and times the first pair that has not converged, ``[2, P]``, where a round ends.
-
-    The first round needs neither, a fresh start not the second: all residuals of one chain have one direction.
-    """
-    worst = combine(state.rotation[:, _worst(state, slack)], state.basis)
-    vectors = jnp.stack([state.basis[state.count], worst])
-    low = jnp.where(state.beta > 0, 0, 1)
-    high = jnp.where(leaving & (state.rounds > 0), jnp.where(state.fresh, 1, 2), 0)
-    images = jax.lax.fori_loop(low, high, lambda i, x: x.at[i].set(sign * matvec(vectors[i])), jnp.zeros_like(vectors))
-    return state._replace(matvecs=state.matvecs + jnp.maximum(high - low, 0)), images
-
-
-def _worst(state: _State, slack: Array) -> Array:
-    """The first pair that has not converged; the worst one where each has, but not their sum."""
-    return jnp.where(jnp.any(state.residuals > slack), jnp.argmax(state.residuals > slack), jnp.argmax(state.residuals))
-
-
-def _abandoned(state: _State, image: Array) -> Array:
-    """``outside`` of the Ritz vectors once row ``count`` is given up, by the image of that row."""
-    last = state.beta * state.rotation[jnp.maximum(state.count - 1, 0)]
-    rows = jnp.arange(last.shape[0])
-    across = jnp.outer(jnp.where(rows < state.locked, state.basis[: rows.size] @ image, 0) @ state.rotation, last)
-    return state.rotation.T @ state.outside @ state.rotation + jnp.outer(last, last) + across + across.T
-
-
-def _rayleigh_ritz(state: _State, k: int) -> _State:
-    """Ritz values of the first ``count`` vectors, descending; what is not there yet comes last, as -inf."""
-    here = jnp.arange(state.projected.shape[0]) < state.count
-    matrix = jnp.where(here[:, None] & here[None, :], state.projected, 0)
-    padding = -1.1 * jnp.max(jnp.sum(jnp.abs(matrix), 0)) - jnp.finfo(matrix.dtype).tiny  # below all (Gershgorin)
-    theta, rotation = _eigh(matrix + jnp.diag(jnp.where(here, 0, padding)), state.count)
-    order = jnp.argsort(-theta)
-    theta = jnp.where(here, theta[order], -jnp.inf)
-    state = state._replace(values=theta, rotation=jnp.where(here, rotation[:, order], 0))
-    along, outside = _spilled(state)
-    return state._replace(residuals=_residuals(state, along + outside, k))
-
-
-def _residuals(state: _State, spilled: Array, k: int) -> Array:
-    floor = 10 * jnp.finfo(spilled.dtype).eps * jnp.max(jnp.abs(_finite(state.values)))
-    return jnp.where(jnp.isfinite(state.values), jnp.maximum(spilled, floor), jnp.inf)[:k]
-
-
-def _eigh(matrix: Array, count: Array) -> tuple[Array, Array]:
-    """``eigh`` of a matrix that is diagonal past its first ``count`` rows; only their block where it is small."""
-    m = matrix.shape[0]
-    if m <= _SMALL:
-        return jnp.linalg.eigh(matrix)
-
-    def leading(matrix):
-        theta, rotation = jnp.linalg.eigh(matrix[:_SMALL, :_SMALL])
-        rest = jnp.diagonal(matrix)[_SMALL:]
-        return jnp.concatenate([theta, rest]), jnp.eye(m, dtype=matrix.dtype).at[:_SMALL, :_SMALL].set(rotation)
-
-    return jax.lax.cond(count <= _SMALL, leading, lambda matrix: tuple(jnp.linalg.eigh(matrix)), matrix)
-
-
-def _restart(state: _State, kept: int) -> _State:
-    """Keeps the best ``kept`` Ritz vectors, or as many as there are, and the residual's direction."""
-    m = state.projected.shape[0]
-    count = jnp.minimum(kept, state.count)
-    here = jnp.arange(m) < count
-    rotation = jnp.where(here, state.rotation, 0)
-    basis = jnp.zeros_like(state.basis).at[:kept].set(combine(rotation[:, :kept], state.basis))
-    return state._replace(
-        basis=basis.at[count].set(state.basis[state.count]),
-        projected=jnp.diag(jnp.where(here, _finite(state.values), 0)),
-        outside=rotation.T @ state.outside @ rotation,
-        values=jnp.where(here, state.values, -jnp.inf),
-        rotation=jnp.diag(here.astype(basis.dtype)),
-        count=count,
-        locked=count,
-        whole=jnp.bool_(False),
-    )
-
-
-def _along_residual(state: _State, images: Array, kept: int) -> _State:
-    """``_restart``, but the next row is the residual of the first pair that has not converged.
-
-    After a fresh start residuals have more than one direction, of which Lanczos would follow only the last one.
-    """
-    here = jnp.arange(state.projected.shape[0]) < jnp.minimum(kept, state.count)
-    outside = jnp.where(here[:, None] & here, _abandoned(state, images[0]), 0)
-    state = _restart(state, kept)
-    basis = state.basis.at[state.count].set(0)
-    r, first, _ = orthogonal(images[1], basis, state.count)
-    r, again, _ = orthogonal(r / jnp.where(first > 0, first, 1), basis, state.count)
-    return state._replace(
-        basis=basis.at[state.count].set(r / jnp.where(again > 0, again, 1)),
-        outside=outside,
-        beta=jnp.where(again > 0, jnp.ones_like(again), 0),
-    )
-
-
-def _afresh(state: _State, images: Array, k: int, held: int, slack: Array, key: Array) -> _State:
-    """Locks Ritz vectors, the wanted ones and those that cannot rise above them, and starts a chain beside them."""
-    m, (_, size) = state.projected.shape[0], state.basis.shape
-    rows, mark, outside = jnp.arange(m), state.values[k - 1], _abandoned(state, images[0])
-    room = jnp.where(rows < k, slack, jnp.maximum(mark + slack - state.values, slack))
-    weight = jnp.where(jnp.isfinite(mark), jnp.diagonal(outside) / jnp.where(rows < state.count, room, 1), 0)
-    order = jnp.argsort(jnp.where(rows < state.count, jnp.where(rows < k, -1, weight), jnp.inf))
-    light = (jnp.cumsum(weight[order]) <= (1 - _EDGE) * slack) & (rows < held)
-    keep = (rows < state.count) & ((rows < k) | jnp.zeros(m, bool).at[order].set(light))
-    order, locked = jnp.argsort(~keep, stable=True), jnp.sum(keep, dtype=jnp.int32)
-    here = rows < locked
-    rotation = jnp.where(here, state.rotation[:, order], 0)
-    basis = jnp.zeros_like(state.basis).at[:held].set(combine(rotation[:, :held], state.basis))
-    z = fresh_direction(key, state.rounds + 1, size, basis.dtype)
-    for _ in range(2):
-        z, length, _ = orthogonal(z, basis, locked)
-        z = z / length
-    values = jnp.where(here, state.values[order], -jnp.inf)
-    outside = jnp.where(here[:, None] & here, outside[order][:, order], 0)
-    state = state._replace(
-        basis=basis.at[locked].set(z),
-        projected=jnp.diag(_finite(values)),
-        count=locked,
-        beta=jnp.ones_like(state.beta),
-        outside=outside,
-        values=values,
-        rotation=jnp.diag(here.astype(basis.dtype)),
-        locked=locked,
-        marks=state.values[:k],
-        whole=jnp.bool_(True),
-        rounds=state.rounds + 1,
-        began=state.matvecs,
-        fresh=jnp.bool_(False),
-    )
-    return state._replace(residuals=_residuals(state, jnp.sqrt(jnp.maximum(jnp.diagonal(outside), 0)), k))
-
-
-def _bounded(state: _State, x: Array, target: Array) -> tuple[Array, Array]:
-    """Whether the chain's Ritz values lie below x, and whether all eigenvalues beside the locked rows do for certain.
-
-    ``prod_i (u - theta_i) = det(u - T)`` is the product of the pivots ``d_j = u - alpha_j - beta_{j-1}^2 / d_{j-1}``.
-    """
-    rows, values = jnp.arange(state.projected.shape[0]), jnp.diagonal(state.projected)
-    betas = jnp.where(rows == state.count - 1, state.beta, jnp.append(jnp.diagonal(state.projected, 1), 0))
-    floor = jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(state.projected))
-    u = x - 10 * floor
-
-    def pivot(carry, row):
-        before, coupled, total, clear = carry
-        alpha, beta, here = row
-        d = u - alpha - coupled * (coupled / before)
-        clear = clear & (~here | (d > 0))
-        d = jnp.where(here & (d > 0), d, 1)
-        total = total + jnp.where(here, jnp.log(d) - jnp.log(jnp.maximum(beta, floor)), 0)
-        return (d, jnp.where(here, beta, 0), total, clear), None
-
-    chain = (jnp.roll(values, -state.locked), jnp.roll(betas, -state.locked), rows < state.count - state.locked)
-    first = (jnp.ones_like(u), jnp.zeros_like(u), jnp.zeros_like(u), state.count > state.locked)
-    (_, _, total, clear), _ = jax.lax.scan(pivot, first, chain)
-    return clear, clear & (total >= target)
-
-
-def _limit(state: _State, k: int, slack: Array, target: Array) -> Array:
-    """The least y by an x that ``_bounded`` finds certain, to 1 % of its distance to the k-th value."""
-    value = state.values[k - 1]
-    scale = jnp.max(jnp.abs(state.projected))
-    eps, tiny = jnp.finfo(value.dtype).eps, jnp.finfo(value.dtype).tiny
-    bracket = (jnp.log(jnp.maximum(eps * scale, tiny)), jnp.log(jnp.maximum(scale, tiny)) + 12)
-    afresh = state.rounds > 0
-    mark = jnp.where(jnp.isfinite(state.marks[-1]), state.marks[-1], value)
-    start = jnp.where(afresh, mark + _EDGE * slack, state.values[0])
-    target = target + jnp.where(afresh, 0, jnp.log(1 / _TAU + 1))  # the first start is not all random
-    for _ in range(2):
-        excess = jnp.linspace(*bracket, _GRID)
-        _, certain = jax.vmap(lambda e: _bounded(state, start + jnp.exp(e), target))(excess)
-        first = jnp.argmax(certain)
-        bracket = (excess[jnp.maximum(first - 1, 0)], excess[first])
-    found = start + jnp.exp(bracket[1]) + jnp.where(afresh, (1 - _EDGE) * slack, 0)
-    found = jnp.where(jnp.any(certain) & state.whole, found, jnp.inf)
-    exact = value + 10 * eps * scale
-    return jnp.maximum(jnp.where(state.count == state.basis.shape[1], exact, found), value)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dynamics import linalg, operators
 from dynamics.observe.rank import path_name
 from dynamics.operators import Operator
-from dynamics.stability import check_preconditioner
+from dynamics.preconditioners import check_preconditioner
 from dynamics.types import Array, Observable, View, factory
 
 OperatorOf = Callable[[View], Operator]
