@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from dynamics.empirical.matrix_free import ntk_operator
+from dynamics.empirical.passes import Passes
 from dynamics.linalg import Operator
 from dynamics.program.forward import linearized, pushed
-from dynamics.program.real_view import Where, flat, linearized_outputs, real_view
-from dynamics.program.sample_axis import splits_into_samples
+from dynamics.program.real_view import Where, flat, real_view
 from dynamics.types import Array, Batch, Objective, Params, check_objective, factory
 
 
@@ -34,15 +34,15 @@ def hessian(
         batch: ``x``, ``y``, or whatever L takes.
         where: ``(path, leaf) -> bool`` chooses the leaves of a diagonal block; all of them unless given. See
             ``blocks``.
-        batch_size: samples in a pass at once, a divisor of n; all of them unless given.
+        batch_size: samples in a pass at once (of an L without f a divisor of n); all of them unless given.
 
     Returns:
         ``Operator``. Cost of a matvec: 2 gradients (4 when split, for nothing is kept); linearising costs one gradient.
 
     Raises:
-        ValueError: when ``where`` chooses nothing, or ``batch_size`` does not divide the sample count or is given for
-            an f that mixes its samples, or may (batch statistics); for ``Objective.of`` when L is no mean over the
-            pieces (NaN where values are traced).
+        ValueError: when ``where`` chooses nothing, ``batch_size`` is out of range or given for an f that mixes its
+            samples, or may (batch statistics); for ``Objective.of`` when it does not divide the sample count or L is no
+            mean over the pieces (NaN where values are traced).
     """
     check_objective(objective)
     theta, unravel, merge = flat(params, where)
@@ -57,11 +57,11 @@ def hessian(
         sound = _mean(objective(params, batch), jax.lax.map(lambda piece: objective(params, piece), parts))
         matvec = _summed(lambda piece: lambda v: sound * jax.jvp(gradient(piece), (theta,), (v,))[1], parts)
     else:
-        cut = _Cut(objective.f("hessian"), params, merge, theta, batch.x, batch_size)
-        slope = jax.grad(lambda f: objective.loss(f, batch.y))
+        cut = Passes(objective.f("hessian"), params, merge, theta, batch.x, batch_size)
+        outputs, slope = cut.outputs(), jax.grad(lambda f: objective.loss(f, batch.y))
 
         def product(v):
-            g, dg = jax.jvp(slope, (cut.outputs,), (cut.push(v),))
+            g, dg = jax.jvp(slope, (outputs,), (cut.push(v),))
             h = cut.pull_along(v, g, dg)
             if objective.penalty is None:
                 return h
@@ -88,13 +88,8 @@ def gauss_newton(
     apply, loss = objective.f("gauss_newton"), objective.loss
     theta, unravel, merge = flat(params, where)
 
-    if batch_size is None:
-        f, push, pull, shaped = linearized_outputs(lambda v: apply(merge(v), batch.x), theta)
-        _, curve = jax.linearize(jax.grad(lambda f: loss(shaped(f), batch.y)), f)
-    else:
-        cut = _Cut(apply, params, merge, theta, batch.x, batch_size)
-        push, pull = cut.push, cut.pull
-        _, curve = jax.linearize(jax.grad(lambda f: loss(f, batch.y)), cut.outputs)
+    f, push, pull = _jacobian(apply, params, merge, theta, batch.x, batch_size)
+    _, curve = jax.linearize(jax.grad(lambda f: loss(f, batch.y)), f)
     return Operator(lambda v: pull(curve(push(v))), theta.size, theta.dtype, unravel)
 
 
@@ -138,20 +133,13 @@ def fisher(
         p = jax.nn.softmax(f, axis=-1)
         return p * (df - jnp.sum(p * df, axis=-1, keepdims=True))
 
-    def whole(batch: Batch) -> Callable[[Array], Array]:
-        f, push, pull, shaped = linearized_outputs(lambda v: apply(merge(v), batch.x), theta)
-        f = shaped(f)
-        if not hasattr(f, "shape"):
-            raise TypeError(f"f: got {jax.tree.structure(f)}; allowed for fisher: one array [n, c]")
-        n = f.shape[0]
-        if jnp.iscomplexobj(f):
-            raise TypeError(f"f: got {f.dtype}; allowed for fisher: real numbers")
-        return lambda v: pull(jnp.ravel(inner(f, shaped(push(v)))).astype(v.dtype) / n)
+    f, push, pull = _jacobian(apply, params, merge, theta, batch.x, batch_size)
+    if not hasattr(f, "shape"):
+        raise TypeError(f"f: got {jax.tree.structure(f)}; allowed for fisher: one array [n, c]")
+    if jnp.iscomplexobj(f):
+        raise TypeError(f"f: got {f.dtype}; allowed for fisher: real numbers")
 
-    if batch_size is not None:
-        _check_cut(apply, params, batch.x, batch_size)
-    matvec = whole(batch) if batch_size is None else _summed(whole, _split(batch, batch_size))
-    return Operator(matvec, theta.size, theta.dtype, unravel)
+    return Operator(lambda v: pull(inner(f, push(v)) / f.shape[0]), theta.size, theta.dtype, unravel)
 
 
 @factory("operators.gradient_covariance(L, params, batch)")
@@ -234,11 +222,7 @@ def _single_losses(objective: Objective, params: Params, batch: Any, merge, thet
 def _shares(objective: Objective, params: Params, batch: Batch, merge, theta: Array, batch_size: int | None):
     """The same of an L with f, by each sample's share of the gradient."""
     apply = objective.f("gradient_covariance")
-    if batch_size is None:
-        f, push, pull = linearized(lambda v: apply(merge(v), batch.x), theta)
-    else:
-        cut = _Cut(apply, params, merge, theta, batch.x, batch_size)
-        f, push, pull = cut.outputs, cut.push, cut.pull
+    f, push, pull = _jacobian(apply, params, merge, theta, batch.x, batch_size)
     n = jax.tree.leaves(batch.x)[0].shape[0]
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(f)]
     if any(shape[:1] != (n,) for shape in shapes):
@@ -320,6 +304,14 @@ def blocks(params: Params, level: int = 1) -> dict[str, Where]:
     return {group: lambda path, leaf, group=group: name(path) == group for group in names}
 
 
+def _jacobian(apply: Callable[..., Any], params: Params, merge, theta: Array, x: Any, batch_size: int | None):
+    """``(f, v -> J v, c -> J^T c)``, outputs and what is like them in f's own shape; in pieces with ``batch_size``."""
+    if batch_size is None:
+        return linearized(lambda v: apply(merge(v), x), theta)
+    cut = Passes(apply, params, merge, theta, x, batch_size)
+    return cut.outputs(), cut.push, cut.pull
+
+
 def _summed(of_batch: Callable[[Any], Callable[[Array], Array]], parts: Any) -> Callable[[Array], Array]:
     def matvec(v):
         total, _ = jax.lax.scan(lambda total, piece: (total + of_batch(piece)(v), None), jnp.zeros_like(v), parts)
@@ -333,53 +325,6 @@ def _split(batch: Any, size: int) -> Any:
     if size < 1 or n % size:
         raise ValueError(f"batch_size: got {size!r}; allowed: a divisor of the {n} samples")
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (n // size, size, *leaf.shape[1:])), batch)
-
-
-def _check_cut(apply: Callable[..., Any], params: Params, x: Any, size: int) -> None:
-    if not splits_into_samples(apply, params, x, "exact"):
-        raise ValueError(
-            f"batch_size: got {size} for an f that mixes the samples of its batch, or may (batch statistics); allowed: "
-            "None, or a function of each sample alone (evaluation mode)"
-        )
-
-
-class _Cut:
-    """Passes through f piece by piece: ``outputs``, ``J v`` and ``J^T c`` of the whole batch."""
-
-    def __init__(self, apply: Callable[..., Any], params: Params, merge, theta: Array, x: Any, size: int):
-        self.pieces, self.theta, self.size = _split(x, size), theta, size
-        _check_cut(apply, params, x, size)
-        self.f = lambda v, piece: apply(merge(v), piece)
-        self.outputs = self._joined(jax.lax.map(lambda piece: self.f(theta, piece), self.pieces))
-
-    def push(self, v: Array) -> Any:
-        def one(piece):
-            return pushed(lambda t: self.f(t, piece), self.theta, v)[1]
-
-        return self._joined(jax.lax.map(one, self.pieces))
-
-    def pull(self, cotangents: Any) -> Array:
-        return self._sum(lambda piece, c: self._pulled(self.theta, piece, c), cotangents)
-
-    def pull_along(self, v: Array, g: Any, dg: Any) -> Array:
-        """The derivative of ``J^T g`` along v, g moving by dg."""
-
-        def one(piece, held):
-            return jax.jvp(lambda t, c: self._pulled(t, piece, c), (self.theta, held[0]), (v, held[1]))[1]
-
-        return self._sum(one, (g, dg))
-
-    def _pulled(self, v: Array, piece: Any, cotangents: Any) -> Array:
-        return jax.vjp(lambda t: self.f(t, piece), v)[1](cotangents)[0]
-
-    def _sum(self, of_piece: Callable[[Any, Any], Array], held: Any) -> Array:
-        def add(total, part):
-            return total + of_piece(*part), None
-
-        return jax.lax.scan(add, jnp.zeros_like(self.theta), (self.pieces, _split(held, self.size)))[0]
-
-    def _joined(self, parts: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, *leaf.shape[2:])), parts)
 
 
 def _mean(whole: Array, parts: Array) -> Array:

@@ -135,7 +135,7 @@ def test_bad_arguments_are_named(problem):
     params, batch = problem
     operator = operators.hessian(L, params, batch)
     for call, name in (
-        (lambda: operators.hessian(L, params, batch, batch_size=4), "batch_size"),
+        (lambda: operators.hessian(L, params, batch, batch_size=0), "batch_size"),
         (lambda: operators.hessian(L, params, batch, where=lambda path, leaf: False), "where"),
         (lambda: operators.fisher(L, params, batch, output="poisson"), "output"),
         (lambda: operators.preconditioned(operator, jnp.ones(3)), "preconditioner"),
@@ -172,5 +172,21 @@ def test_ntk_operator_of_a_function_that_mixes_samples(x64):
     w = jax.random.normal(jax.random.key(1), (3, 2))
     jacobian = jnp.reshape(jax.jacobian(mixing)(w, x), (8, 6))
     np.testing.assert_allclose(dense(ntk_operator(mixing, w, x)), jacobian @ jacobian.T, atol=1e-12)
-    with pytest.raises(ValueError, match="f: got one that mixes the samples"):
+    with pytest.raises(ValueError, match=r"^batch_size: got 2 for an f that mixes the samples"):
         ntk_operator(mixing, w, x, batch_size=2)
+
+
+def test_pieces_need_not_divide_the_samples(x64):
+    """Six samples in pieces of four: the last is filled up, and what was filled does not count."""
+    params, batch = (
+        {"w": jax.random.normal(jax.random.key(0), (3, 2))},
+        Batch(*jnp.split(jnp.sin(jnp.arange(30.0)).reshape(6, 5), [3], 1)),
+    )
+    L = Objective(lambda p, x: jnp.tanh(x @ p["w"]), half_mse)
+    for name in ("hessian", "gauss_newton", "fisher", "gradient_covariance", "ntk"):
+        make = getattr(operators, name)
+        np.testing.assert_allclose(
+            dense(make(L, params, batch, batch_size=4)), dense(make(L, params, batch)), atol=1e-12
+        )
+    with pytest.raises(ValueError, match="batch_size: got 4; allowed: a divisor of the 6 samples"):
+        operators.hessian(Objective.of(lambda p, b: jnp.mean((b.x @ p["w"] - b.y) ** 2)), params, batch, batch_size=4)

@@ -10,12 +10,10 @@ import jax.numpy as jnp
 
 from dynamics.empirical.dispatch import Request, check_real, ntk_plans
 from dynamics.empirical.functions import empirical_ntk_fn
+from dynamics.empirical.passes import Passes
 from dynamics.empirical.tile_plan import DEFAULT_BUDGET, Plan
 from dynamics.linalg import Eigenpairs, Estimate, Operator, eigenpairs, mean_and_error, spectral_density, trace
-from dynamics.mesh import tiles
-from dynamics.program.forward import pushed
 from dynamics.program.real_view import Where, flat, linearized_outputs
-from dynamics.program.sample_axis import splits_into_samples
 from dynamics.types import Array, Params, PyTree
 
 
@@ -53,34 +51,18 @@ def ntk_operator(
     n = jax.tree.leaves(x)[0].shape[0]
     if n == 0:
         raise ValueError("x: got no samples; allowed: at least one")
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"batch_size: got {batch_size!r}; allowed: None or an integer >= 1")
-    if batch_size is not None and not splits_into_samples(f, params, x, "refuse"):
-        raise ValueError("batch_size: got one for an f without a batch axis that can be cut for certain; allowed: None")
     theta, _, merge = flat(params, where)
     if batch_size is None:
         outputs, push, pull, shaped = linearized_outputs(lambda v: f(merge(v), x), theta)
         return Operator(lambda v: push(pull(v)), outputs.size, outputs.dtype, shaped)
-    output = jax.eval_shape(f, params, x)
+    cut, output = Passes(f, params, merge, theta, x, batch_size), jax.eval_shape(f, params, x)
     check_real(output)
-    tile = min(batch_size, n)
-    cut, missing = tiles(x, tile), -n % tile
+    dtype = jnp.promote_types(output.dtype, jnp.float32)
 
     def matvec(vector: Array) -> Array:
-        cotangents = jnp.pad(jnp.reshape(vector, (n, -1)), ((0, missing), (0, 0)))
+        cotangents = jnp.reshape(vector, output.shape).astype(output.dtype)
+        return jnp.ravel(cut.push(cut.pull(cotangents))).astype(dtype)
 
-        def of(samples):
-            return lambda v: jnp.reshape(f(merge(v), samples), (tile, -1)).astype(dtype)
-
-        def gathered(direction, pair):
-            samples, cotangent = pair
-            return direction + jax.vjp(of(samples), theta)[1](cotangent)[0], None
-
-        direction, _ = jax.lax.scan(gathered, jnp.zeros_like(theta), (cut, tiles(cotangents, tile)))
-        rows = jax.lax.map(lambda samples: pushed(of(samples), theta, direction)[1], cut)
-        return jnp.ravel(jnp.reshape(rows, (n + missing, -1))[:n])
-
-    dtype = jnp.promote_types(output.dtype, jnp.float32)
     return Operator(matvec, output.size, dtype, lambda v: jnp.reshape(v, output.shape))
 
 
