@@ -65,17 +65,6 @@ def arrange(kernel: Array, shape1: Sequence[int], shape2: Sequence[int], axes: O
     return jnp.transpose(kernel, order)
 
 
-def kernel_shape(shape1: Sequence[int], shape2: Sequence[int], axes: OutputAxes) -> tuple[int, ...]:
-    """Shape of the kernel of two outputs in the public order."""
-    shape: list[int] = []
-    for axis, (size1, size2) in enumerate(zip(shape1, shape2, strict=True)):
-        if axis in axes.diagonal:
-            shape.append(size1)
-        elif axis in axes.full:
-            shape += [size1, size2]
-    return tuple(shape)
-
-
 def traced_size(shape: Sequence[int], axes: OutputAxes) -> int:
     """Number of entries that a trace averages over."""
     return math.prod(shape[axis] for axis in axes.trace)
