@@ -1,4 +1,4 @@
-"""Figures in one style: measurement as markers, theory as black lines, readable in greyscale."""
+"""Figures in one style: measurement as markers, theory as black lines, rivals in grey; readable in greyscale."""
 
 from __future__ import annotations
 
@@ -66,6 +66,11 @@ def measured_style(index: int, count: int = 5) -> dict[str, Any]:
 def theory_style(index: int = 0) -> dict[str, Any]:
     """How theory ``index`` is drawn: black, solid first and dashed after."""
     return {"color": "black", "linestyle": "-" if index == 0 else DASHES[(index - 1) % len(DASHES)]}
+
+
+def rival_style(index: int = 0) -> dict[str, Any]:
+    """How rejected rival ``index`` is drawn: thin and grey, dashed; a control's points get ``linestyle="none"``."""
+    return {"color": "0.6", "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.0, "zorder": 1}
 
 
 def colour(index: int, count: int) -> Any:

@@ -70,22 +70,24 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
 
     Args:
         entries: what ``discover.gallery`` finds.
-        results: ``{experiment: {"held", "tested", ...}}``, the claims that held of those tested in the quick preset.
+        results: ``{experiment: {"held", "tested", "rejected", "rivals", ...}}``, the claims that held of those tested
+            in the quick preset, and the rivals rejected of those that claims name; an identity counts as no claim.
 
     Example:
         >>> entry = Entry("experiments.toy.decay", "Decay of modes (Doe 2020)", 5, True, "Doe 2020, 'On decay'")
-        >>> print(table([entry], {"toy.decay": {"held": 3, "tested": 4}}).splitlines()[-1])
-        | **`toy.decay`** | Decay of modes | Doe 2020 | 3 of 4 | 5 s |
+        >>> print(table([entry], {"toy.decay": {"held": 3, "tested": 4, "rejected": 5, "rivals": 6}}).splitlines()[-1])
+        | **`toy.decay`** | Decay of modes | Doe 2020 | 3 of 4 | 5 of 6 | 5 s |
     """
-    lines = ["| experiment | what it shows | paper | claims held | time |", "|---|---|---|---|---|"]
+    lines = ["| experiment | what it shows | paper | claims held | rivals rejected | time |", "|---" * 6 + "|"]
     for entry in entries:
         name = f"**`{entry.experiment}`**" if entry.flagship else f"`{entry.experiment}`"
         found = results.get(entry.experiment)
         held = f"{found['held']} of {found['tested']}" if found else "not run yet"
+        rejected = f"{found['rejected']} of {found['rivals']}" if found and found.get("rivals") else "–"
         title = re.sub(r"\s*\([^()]*\d{4}[^()]*\)\s*$", "", entry.title)
         papers = "; ".join(part.split(", '")[0].strip() for part in entry.source.split(";"))
         seconds = f"{entry.seconds:.0f} s" if entry.seconds else "–"
-        lines.append(f"| {name} | {title} | {papers} | {held} | {seconds} |".replace("$", r"\$"))
+        lines.append(f"| {name} | {title} | {papers} | {held} | {rejected} | {seconds} |".replace("$", r"\$"))
     return "\n".join(lines)
 
 
@@ -113,9 +115,13 @@ def verdicts(root: Path) -> dict[str, dict[str, Any]]:
         flags = [word for word in about.get("command", [])[3:] if word.startswith("--")]
         if about.get("preset") != "quick" or set(flags) - {"--out", "--name", "--quiet", "--json", "--x64"}:
             continue
+        claims = [one for one in claims if one["holds"] is not None and not one["source"].startswith("identity")]
+        rivals = sum(len(claim.get("rivals", ())) for claim in claims)
         found = {
-            "held": sum(claim["holds"] is True for claim in claims),
-            "tested": sum(claim["holds"] is not None for claim in claims),
+            "held": sum(claim["holds"] for claim in claims),
+            "tested": len(claims),
+            "rejected": rivals - sum(len(claim.get("standing", ())) for claim in claims),
+            "rivals": rivals,
             "seconds": about.get("seconds"),
             "jax": about.get("jax"),
         }

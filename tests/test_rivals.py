@@ -1,0 +1,31 @@
+"""Every experiment's claims fail when a rival takes the theory's place, and each of them names its rivals."""
+
+import importlib
+
+import pytest
+
+from dynamics.runs.command.discover import gallery
+
+FAST = ("rich_lazy.connectivity_rank",)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(one, marks=[] if one.experiment in FAST else pytest.mark.slow) for one in gallery()],
+    ids=lambda entry: entry.experiment,
+)
+def test_a_wrong_theory_is_noticed(entry):
+    experiment = importlib.import_module(entry.module)
+    case = importlib.import_module(f"rivals.{entry.experiment}")
+    result = experiment.run(experiment.Config(**case.CONFIG))
+    found = {claim.name: claim for claim in experiment.claims(result)}
+    evidence = [claim for claim in found.values() if claim.holds is not None and not claim.identity]
+    assert not [claim.name for claim in evidence if not claim.rivals]
+    right = {claim.name for claim in evidence if claim.holds}
+    assert right
+    tried = 0
+    for name, other in case.wrong(result):
+        held = {claim.name for claim in experiment.claims(other) if claim.holds}
+        assert right - held, f"no claim notices: {name}"
+        tried += 1
+    assert tried
