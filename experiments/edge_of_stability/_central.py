@@ -70,7 +70,7 @@ def read_flow(view: View) -> Readings:
 
 def central_claims(records: dict[str, Record], config, ratio, *, loss: bool = True, sharp: bool = True) -> list[Claim]:
     """The flow against the running mean of the optimiser's path over the last third; its rival is the flow without
-    oscillation.
+    oscillation, which is as far from the path as the oscillation moves that: in parameters, and in the log of the loss.
 
     Args:
         records: of ``run_central``.
@@ -80,7 +80,7 @@ def central_claims(records: dict[str, Record], config, ratio, *, loss: bool = Tr
     """
     names = {
         "distance": "central flow: share of the oscillation's effect on the path that it explains",
-        "loss": "central flow: its loss against the path's, mean |log ratio|",
+        "loss": "central flow: share of the oscillation's effect on the loss that it explains",
         "sharp": "central flow: sharpness over its threshold",
     }
     names = {key: name for key, name in names.items() if {"loss": loss, "sharp": sharp}.get(key, True)}
@@ -102,14 +102,20 @@ def central_claims(records: dict[str, Record], config, ratio, *, loss: bool = Tr
     scale = records["central"].values["threshold"][0]
     level, above = (np.median(np.asarray(x["sharpness"])[last]) / scale for x in (flow, still))
     dropped = "oscillation dropped"
-    share, none = (1 - x[last].mean() / rival[last].mean() for x in (apart, rival))
+
+    def share(key: str, apart: float, rival: float, note: str) -> Claim:
+        explained, none = (1 - x / rival if rival > 0 else np.nan for x in (apart, rival))
+        return Claim.at_least(names.get(key, ""), SOURCE, explained, 0.5, rivals={dropped: none}, note=note)
+
     note = (
         f"{travelled:.3g} travelled; of this {apart[last].mean():.2g} away, {rival[last].mean():.2g} without it; "
         f"at most {apart[inner].max():.2g} on the way, where the oscillation takes time to grow"
     )
     found = {
-        "distance": Claim.at_least(names["distance"], SOURCE, share, 0.5, rivals={dropped: none}, note=note),
-        "loss": Claim.at_most(names.get("loss", ""), SOURCE, loss_apart, 0.1, rivals={dropped: loss_rival}),
+        "distance": share("distance", apart[last].mean(), rival[last].mean(), note),
+        "loss": share(
+            "loss", loss_apart, loss_rival, f"mean |log ratio| {loss_apart:.2g}, {loss_rival:.2g} without it"
+        ),
         "sharp": Claim.between(names.get("sharp", ""), SOURCE, level, 0.97, 1.03, rivals={dropped: above}),
     }
     return [found[key] for key in names]
