@@ -20,9 +20,7 @@ WINDOW = 10  # steps on either side of a running mean
 APPROACH = 0.8  # of the threshold: the flow starts at the reading before the first above it
 
 
-def run_central(
-    config, descent: Record, ratio, make: Callable, simulate, threshold: float, earliest: int = 0
-) -> dict[str, Record]:
+def run_central(config, descent: Record, ratio, make: Callable, simulate, earliest: int = 0) -> dict[str, Record]:
     """``{'discrete', 'central', 'still'}``: the path, its flow, and the flow whose oscillation is left out, for
     ``config.flow_steps`` from the reading before the first above 80 % of the threshold; empty where the run ends
     before that, or ``flow_steps`` is 0.
@@ -33,7 +31,6 @@ def run_central(
         ratio: ``[T, etas, seeds]``, sharpness over its threshold.
         make: ``(L, eta) -> (optimiser, flow, begin)``, ``flow(**options)``, ``begin(state) -> CentralStart``.
         simulate: the time loop.
-        threshold: of the largest rate.
         earliest: step before which the flow does not start.
     """
     above = np.flatnonzero(np.asarray(ratio)[:, np.argmax(config.eta), 0] > APPROACH)
@@ -53,7 +50,6 @@ def run_central(
             state=begun, label=name,
         )  # fmt: skip
         found[name] = record._replace(step=record.step + begin, time=(record.step + begin) * dynamics.dt)
-    found["central"].values["threshold"] = np.full(len(steps), threshold)
     return found
 
 
@@ -68,7 +64,9 @@ def read_flow(view: View) -> Readings:
     return {**found, "loss": found["loss"] + spread, "sharpness": state.eigenvalues[0]}
 
 
-def central_claims(records: dict[str, Record], config, ratio, *, loss: bool = True, sharp: bool = True) -> list[Claim]:
+def central_claims(
+    records: dict[str, Record], config, ratio, *, loss: bool = True, threshold: float | None = None
+) -> list[Claim]:
     """The flow against the running mean of the optimiser's path over the last third; its rival is the flow without
     oscillation, which is as far from the path as the oscillation moves that: in parameters, and in the log of the loss.
 
@@ -76,14 +74,14 @@ def central_claims(records: dict[str, Record], config, ratio, *, loss: bool = Tr
         records: of ``run_central``.
         config, ratio: as there.
         loss: whether the loss is claimed.
-        sharp: whether the sharpness is, which a balanced flow holds at the threshold.
+        threshold: of the largest rate, at which a balanced flow holds the sharpness; None where that is not claimed.
     """
     names = {
         "distance": "central flow: share of the oscillation's effect on the path that it explains",
         "loss": "central flow: share of the oscillation's effect on the loss that it explains",
         "sharp": "central flow: sharpness over its threshold",
     }
-    names = {key: name for key, name in names.items() if {"loss": loss, "sharp": sharp}.get(key, True)}
+    names = {key: name for key, name in names.items() if {"loss": loss, "sharp": threshold}.get(key, True)}
     missing = _missing(records, config, ratio)
     if missing is not None:
         holds, note = missing
@@ -99,8 +97,7 @@ def central_claims(records: dict[str, Record], config, ratio, *, loss: bool = Tr
     loss_apart, loss_rival = (
         np.abs(np.log(np.maximum(smooth(x["loss"]), 1e-30) / mean_loss))[last].mean() for x in (flow, still)
     )
-    scale = records["central"].values["threshold"][0]
-    level, above = (np.median(np.asarray(x["sharpness"])[last]) / scale for x in (flow, still))
+    level, above = (np.median(np.asarray(x["sharpness"])[last]) / (threshold or 1.0) for x in (flow, still))
     dropped = "oscillation dropped"
 
     def share(key: str, apart: float, rival: float, note: str) -> Claim:

@@ -119,8 +119,7 @@ def run(config: Config, study=in_memory, simulate=in_memory_simulate) -> Result:
     at = every(config.record_every, config.steps)[1:]  # P means nothing before the first step
     result = Result(config, {"descent": train_grid(config, make, read, study, at=at)})
     descent_record, forgotten = result.records["descent"], math.ceil(MEMORIES / (1 - config.b2))
-    threshold = adam_threshold(max(config.eta), config.b1)
-    found = run_central(config, descent_record, ratio(result), beside, simulate, threshold, earliest=forgotten)
+    found = run_central(config, descent_record, ratio(result), beside, simulate, earliest=forgotten)
     result.records.update(found)
     return result
 
@@ -131,7 +130,7 @@ def claims(result: Result) -> list[Claim]:
     symbol = "preconditioned sharpness over its threshold"
     found = hovering_claims(over, cfg, source, 0.97, 1.03, symbol, levels if cfg.b1 else {})
     found += falling_claims(result.records["descent"], over, cfg, source)
-    return found + central_claims(result.records, cfg, over, loss=False)
+    return found + central_claims(result.records, cfg, over, loss=False, threshold=adam_threshold(max(cfg.eta), cfg.b1))
 
 
 def ratio(result: Result) -> np.ndarray:

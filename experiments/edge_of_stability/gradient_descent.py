@@ -101,8 +101,7 @@ def run(config: Config, study=in_memory, simulate=in_memory_simulate) -> Result:
         return gradient_descent(L, eta), flow, lambda state: CentralStart(state.params)
 
     result = Result(config, {"descent": train_grid(config, gradient_descent, read, study)})
-    threshold = gradient_descent_threshold(max(config.eta))
-    result.records.update(run_central(config, result.records["descent"], ratio(result), beside, simulate, threshold))
+    result.records.update(run_central(config, result.records["descent"], ratio(result), beside, simulate))
     return result
 
 
@@ -123,7 +122,7 @@ def claims(result: Result) -> list[Claim]:
     tight, loose = (np.median(gap[rows]) if rows.any() else np.nan for rows in (certified, ~certified))
     rivals = {"without a certificate": loose}
     found.append(Claim.at_most(name, "van Dorsselaer et al. 2000", tight, 0.01, rivals=rivals))
-    return found + central_claims(result.records, cfg, over)
+    return found + central_claims(result.records, cfg, over, threshold=gradient_descent_threshold(max(cfg.eta)))
 
 
 def rising_claims(record: Record, over, source: str) -> list[Claim]:

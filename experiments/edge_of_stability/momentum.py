@@ -97,8 +97,7 @@ def run(config: Config, study=in_memory, simulate=in_memory_simulate) -> Result:
         return CentralStart(state.params, trace=state.opt_state[0].trace)
 
     result = Result(config, {"descent": train_grid(config, make, read, study)})
-    threshold = momentum_threshold(max(config.eta), config.beta)
-    result.records.update(run_central(config, result.records["descent"], ratio(result), beside, simulate, threshold))
+    result.records.update(run_central(config, result.records["descent"], ratio(result), beside, simulate))
     return result
 
 
@@ -111,7 +110,7 @@ def claims(result: Result) -> list[Claim]:
     }
     found = hovering_claims(over, cfg, source, 0.9, 1.1, "sharpness x eta / (2 + 2 beta)", levels if cfg.beta else {})
     found += falling_claims(result.records["descent"], over, cfg, source)
-    return found + central_claims(result.records, cfg, over, sharp=False)  # a carried oscillation moves it
+    return found + central_claims(result.records, cfg, over)  # carried, the oscillation moves the flow's sharpness
 
 
 def ratio(result: Result) -> np.ndarray:

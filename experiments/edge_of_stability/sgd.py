@@ -158,7 +158,7 @@ def claims(result: Result) -> list[Claim]:
         error = late(np.asarray(values["batch_sharpness_error"])[:, i]) / minibatch_threshold(eta)
         batch_late, top_late = late(batch).mean(0), late(top).mean(0)
         note = f"standard error of one reading {np.sqrt(np.mean(error**2)):.3f}"
-        rivals = {"full-batch sharpness": top_late, "as at the start": batch[0]}
+        rivals = {"full-batch sharpness": top_late}
         name = f"eta = {eta:g}: batch sharpness x eta / 2, last third"
         found.append(Claim.close(name, source, batch_late, 1, 0.08, rivals=rivals, note=note))
         name, rivals = f"eta = {eta:g}: sharpness x eta / 2, last third", {"batch sharpness": batch_late}
@@ -173,9 +173,8 @@ def claims(result: Result) -> list[Claim]:
         if np.isnan(sgd).any() and np.isfinite(values["loss"]).all() and span < 0.8 * usual:
             found.append(Claim.not_applicable(name, source, "the runs end before they interpolate"))
             continue
-        start = held[0] * values["trace"][0, 0] / values["trace"][-1, 0]  # of the runs that interpolate
         note = f"{np.isfinite(held[0]).sum()} interpolating runs of {held[0].size}"
-        rivals = {"full-batch descent": full, "trace as at the start": largest(start[None])[0]}
+        rivals = {"full-batch descent": full}
         found.append(Claim.at_most(name, source, sgd, 1.0, rivals=rivals, note=note))
     return found
 
