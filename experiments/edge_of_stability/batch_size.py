@@ -14,11 +14,12 @@ with ``H_i = J_i^T J_i`` (Gauss-Newton), averaged over batches. To lowest order 
     lambda_B = lambda_1 + v / (b lambda_1) where v < b lambda_1^2, else 2 sqrt(v / b),   1/b = 1/B - 1/n,
 
 with ``v = E|(H_i - H) u_1|^2``, which the paper takes from all elements alike, ``E|H_i - H|_F^2 / P``. Both are rivals:
-the former lifts several times too far, the latter hardly at all.
+the former lacks a quarter of lambda_B at small B, the latter hardly lifts at all.
 
 The largest stable rate of SGD, ``2/lambda_B``, grows as sqrt(B) at small B and saturates at 2/lambda_1: the abstract's
-linear rule holds nowhere here (figures 1 and 5). For Adam, ``(2 + 2 b1)/((1 - b1) lambda_max(P^-1 H_B))`` at its own
-preconditioner is held against the paper's square-root rule. Measured on digits along full-batch training.
+linear rule holds nowhere here (figures 1 and 5). Adam's, ``(2 + 2 b1)/((1 - b1) lambda_max(P^-1 H_B))`` at its own
+preconditioner, grows by a power of some .36 up to the full batch, below the paper's square-root rule and far from a
+linear one. Measured on digits along full-batch training.
 
 Run time: about 50 s for the quick preset on two CPU cores.
 """
@@ -89,7 +90,7 @@ class Config(config.Config):
 
 class Result(NamedTuple):
     """``records['batch']``: measured mean top eigenvalue, its error, the theory and both rivals, ``[1, sizes, seeds]``;
-    ``['adam']``: measured of the preconditioned Hessian, at the two smallest and the two largest sizes."""
+    ``['adam']``: measured of the preconditioned Hessian, at the smallest, the middle and the largest size."""
 
     config: Config
     records: dict[str, Record]
@@ -146,9 +147,10 @@ def run(config: Config, study=in_memory) -> Result:
 
         return [top_of_batches(config, lane, operator)]
 
-    ends = config.batch_size if len(config.batch_size) < 4 else (*config.batch_size[:2], *config.batch_size[-2:])
+    sizes = config.batch_size
+    some = sizes if len(sizes) < 3 else (sizes[0], sizes[len(sizes) // 2], sizes[-1])
     batch = measure("batch", config.batch_size, draw, read)
-    return Result(config, {"batch": batch, "adam": measure("adam", ends, draw_adam, read_adam)})
+    return Result(config, {"batch": batch, "adam": measure("adam", some, draw_adam, read_adam)})
 
 
 def batches(config: Config, lane):
@@ -251,18 +253,19 @@ def claims(result: Result) -> list[Claim]:
     found = [Claim.at_most(name, "theorem 1", apart.pop(""), 0.1, rivals=apart)]
     if len(sizes) < 4:
         return [*found, Claim.not_applicable("scaling of the largest stable rate", "figure 5", "needs four sizes")]
-    rules = {"linear rule": 1.0, "square-root rule": 0.5}
-    for label, optimiser, which in (("batch", "SGD", "linear"), ("adam", "Adam", "square-root")):
-        record = result.records[label]
-        slope = exponents(record.axes["batch_size"], np.asarray(record.values["batch_top"])[0])
-        note = f"the abstract's rule: {which}"
-        name = f"{optimiser}: exponent of the largest stable rate in B, at the smallest B"
-        others = {"linear rule": 1.0, "no noise": 0.0}
-        if label == "batch":
-            others |= {key: exponents(sizes, values[rivals[key]])[0] for key in rivals if key != "no noise"}
-        found.append(Claim.between(name, "figure 5", slope[0], 0.3, 0.7, rivals=others, note=note))
-        name = f"{optimiser}: exponent of the largest stable rate in B, at the largest B"
-        found.append(Claim.at_most(name, "figure 5", slope[-1], 0.15, rivals=rules, note=note))
+    rules, note = {"linear rule": 1.0, "square-root rule": 0.5}, "the abstract's rule: linear"
+    slope, name = exponents(sizes, top), "SGD: exponent of the largest stable rate in B, at the smallest B"
+    others = {"linear rule": 1.0, "no noise": exponents(sizes, values["full"])[0]}
+    others["theorem 1, all elements alike"] = exponents(sizes, values["elements"])[0]
+    found.append(Claim.between(name, "figure 5", slope[0], 0.3, 0.7, rivals=others, note=note))
+    name = "SGD: exponent of the largest stable rate in B, at the largest B"
+    found.append(Claim.at_most(name, "figure 5", slope[-1], 0.15, rivals=rules, note=note))
+    moved = result.records["adam"]
+    ends = np.asarray(moved.values["batch_top"])[0, [0, -1]]
+    slope = exponents(np.asarray(moved.axes["batch_size"])[[0, -1]], ends)[0]
+    name, rivals = "Adam: exponent of the largest stable rate in B", {"linear rule": 1.0, "no noise": 0.0}
+    note = "the abstract's rule: square root"
+    found.append(Claim.between(name, "figure 5", slope, 0.3, 0.7, rivals=rivals, note=note))
     ratio = top / values["full"]
     name, rivals = "lambda_1 of the largest batch over the full one", {f"that of B = {sizes[0]}": ratio[0]}
     return [*found, Claim.between(name, "figure 1", ratio[-1], 0.98, 1.15, rivals=rivals)]

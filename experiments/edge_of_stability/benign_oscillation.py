@@ -179,6 +179,7 @@ def claims(result: Result) -> list[Claim]:
     start, window = slice(cfg.window // 10, cfg.window), cfg.window
     accuracy, fitted = np.asarray(values["weak_accuracy"])[-1], np.asarray(values["accuracy"])[:, 0]
     residual = np.asarray(values["residual_with_v"], float)[start]  # [T, gains, seeds, 2]
+    residual = np.where(np.isfinite(residual), residual, np.nan)
     mean, large = residual.mean((0, -1)), residual[:, -1]
     balance = np.log(np.maximum(1 + cfg.gain[-1] * large, 1e-6)).mean((0, -1))
     ends = [np.asarray(values["weak"], float)[[0, window], -1], *(theory[k][[0, window], -1] for k in ("weak", "flow"))]

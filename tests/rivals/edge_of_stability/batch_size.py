@@ -8,14 +8,19 @@ CONFIG = {"seeds": 2, "samples": 100, "width": 20, "batch_size": (4, 8, 40, 80),
 
 
 def wrong(result):
-    batch, adam = ({k: np.asarray(v) for k, v in result.records[name].values.items()} for name in ("batch", "adam"))
+    batch = {k: np.asarray(v) for k, v in result.records["batch"].values.items()}
     for name in ("along", "elements", "full"):
         yield f"theory: {name}", replaced(result, "batch", theory=batch[name])
     yield "half of the lift", replaced(result, "batch", theory=0.5 * (batch["theory"] + batch["full"]))
-    sizes = np.asarray(result.config.batch_size, float)[:, None]
     for name, power in (("linear", 1.0), ("square-root", 0.5)):
-        ruled = batch["batch_top"][:, :1] * (sizes / sizes[0]) ** -power
-        yield f"SGD by the {name} rule", replaced(result, "batch", batch_top=ruled)
-        ruled = adam["batch_top"][:, :1] * (sizes / sizes[0]) ** -power
-        yield f"Adam by the {name} rule", replaced(result, "adam", batch_top=ruled)
+        yield f"SGD by the {name} rule", replaced(result, "batch", batch_top=ruled(result, "batch", power))
+    yield "Adam by the linear rule", replaced(result, "adam", batch_top=ruled(result, "adam", 1.0))
+    yield "Adam without noise", replaced(result, "adam", batch_top=ruled(result, "adam", 0.0))
     yield "no noise", replaced(result, "batch", batch_top=batch["full"])
+
+
+def ruled(result, name, power):
+    """The top eigenvalues of a record as a power of the batch size, from the smallest on."""
+    record = result.records[name]
+    sizes = np.asarray(record.axes["batch_size"], float)[:, None]
+    return np.asarray(record.values["batch_top"])[:, :1] * (sizes / sizes[0]) ** -power

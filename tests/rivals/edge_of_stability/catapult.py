@@ -16,9 +16,12 @@ def wrong(result):
         lazy, thrown = ({k: v[:, [i] * v.shape[1]] for k, v in values.items()} for i in (0, 2))
         yield f"{kind}: no catapult", replaced(result, kind, **lazy)
         yield f"{kind}: a catapult at the lazy rate", replaced(result, kind, **thrown)
-        yield f"{kind}: curvature that stays", replaced(result, kind, edge=0 * values["edge"] + values["edge"][:1])
-        yield f"{kind}: loss that grows half as fast", replaced(result, kind, loss=values["loss"] ** 0.5)
+        yield (
+            f"{kind}: curvature that stays",
+            replaced(result, kind, edge=np.broadcast_to(values["edge"][:1], values["edge"].shape)),
+        )
     linear = result.records["linear"]
+    yield "a loss that grows by eta lambda_0 - 1", replaced(result, "linear", loss=linear.values["loss"] ** 0.5)
     for term in ("feedback", "second order"):
         yield f"{term} dropped", replaced(result, "theory", edge=catapult.dropped(linear, term))
     yield "stable beyond 4", replaced(result, "linear", loss=np.nan_to_num(linear.values["loss"], nan=0.0, posinf=0.0))

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.edge_of_stability import cross_entropy
 from rivals import replaced
 
-CONFIG = {"seeds": 2, "samples": 300, "width": 40, "depth": 2, "steps": 1500, "eta": (0.1, 0.2), "record_every": 20}
+CONFIG = {"seeds": 2, "samples": 900, "width": 40, "steps": 3500, "eta": (0.2, 0.27)}
 
 
 def wrong(result):

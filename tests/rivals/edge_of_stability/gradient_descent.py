@@ -1,4 +1,4 @@
-"""Other thresholds, a frozen kernel, a rate that is not the one said, a flow without its oscillation, shuffled labels."""
+"""Other thresholds, a frozen kernel, a level that no rate sets, a flow without its oscillation, shuffled labels."""
 
 from unittest.mock import patch
 
@@ -7,7 +7,7 @@ import numpy as np
 from experiments.edge_of_stability import gradient_descent
 from rivals import replaced
 
-CONFIG = {"seeds": 2, "eta": (0.3, 0.5), "steps": 700, "flow_steps": 150, "width": 30}
+CONFIG = {"seeds": 2, "eta": (0.2, 0.4), "steps": 2000}
 
 
 def wrong(result):

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.edge_of_stability import momentum
 from rivals import replaced
 
-CONFIG = {"seeds": 2, "samples": 300, "width": 30, "steps": 400, "flow_steps": 150}
+CONFIG = {"seeds": 2, "steps": 650}
 
 
 def wrong(result):
