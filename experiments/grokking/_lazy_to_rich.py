@@ -111,8 +111,8 @@ def moments(params: Params) -> theory.Moments:
 def read(config: Any, lane, view: View):
     """Losses on the batches, the population loss by its three terms, and what the weights have learned.
 
-    ``feature_distance`` is ``kernel_distance`` of the part ``x.x' x^T M x'`` alone, which learns the task; in the kernel
-    it carries ``eps^2``.
+    ``feature_distance`` is ``kernel_distance`` of the part ``x.x' x^T M x'`` alone, which learns the task and carries
+    ``eps^2`` in the kernel.
     """
     (alpha, eps), at = scales(config, lane), moments(view.params)
     L, (train, fresh) = view.loss("lazy_to_rich"), view.data

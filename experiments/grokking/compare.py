@@ -114,7 +114,7 @@ def _modular_gd(config: Config, study) -> tuple[Mechanism, dict[str, Record]]:
 def _large_weights(config: Config, study) -> tuple[Mechanism, dict[str, Record]]:
     digits = large_init.Config(seed=config.seed, seeds=1)
     decays = {f"large initial weights, {decay:g}": decay for decay in config.norm_decay}
-    settings = {key: (digits.scale, decay) for key, decay in decays.items()}
+    settings = {key: large_init.Setting(digits.scale, decay) for key, decay in decays.items()}
     records = large_init.train(digits, study, settings, _steps(config, 6000), "large initial weights")
     records = {key: record.at(seed=0) for key, record in records.items()}
     title, clock = "large initial weights, digits", "weight-norm clock"

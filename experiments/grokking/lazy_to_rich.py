@@ -77,7 +77,7 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """The paper's figure 1 (D = 100, P = 550, N = 500, eps = .02, alpha = 1), and two smaller output scales.
 
-        Our further lanes (window, eps, control) have no sizes in the paper. About 4e14 FLOPs, so two hours on two cores.
+        The lanes over samples and eps are ours. About 4e14 FLOPs: two hours on two cores.
         """
         return cls(
             alpha=(0.25, 0.5, 1.0), eps=0.02, samples=550, window=(100, 1100), aligned=(0.04, 0.08), dimension=100,
