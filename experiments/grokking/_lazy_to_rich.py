@@ -226,9 +226,9 @@ def at_steps(record: Record, name: str, steps) -> np.ndarray:
 
 
 def exponent(x, times) -> np.ndarray:
-    """Slope of log times ``[n, seeds]`` on ``log x``, by seed."""
+    """Slope of log times ``[n, lanes]`` on ``log x``, by lane; NaN for one that never comes."""
     x = np.log(x) - np.mean(np.log(x))
-    return x @ np.log(times) / (x @ x)
+    return x @ np.where(np.isfinite(times), np.log(times), np.nan) / (x @ x)
 
 
 def last(record: Record, name: str) -> np.ndarray:
