@@ -58,7 +58,7 @@ class Config(config.Config):
     """decoupled weight decay lambda of AdamW"""
     level: Annotated[float, Range(0, 1)] = 0.75
     """test accuracy that counts as generalising"""
-    steps: Annotated[int, Count] = 12_000
+    steps: Annotated[int, Count] = 10_000
     """updates"""
 
     @classmethod
