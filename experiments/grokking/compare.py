@@ -46,6 +46,8 @@ class Config(config.Config):
     """output scales on modular addition by plain gradient descent"""
     separation: Annotated[tuple[float, ...], Positive] = (30.0, 33.0, 36.0)
     """cluster separations |mu| of the XOR clusters"""
+    dimension: Annotated[int, Range(2000)] = 40_000
+    """input dimension of the XOR clusters"""
     pace: Annotated[float, Range(0.001, 10)] = 1.0
     """factor on every mechanism's number of steps"""
 
@@ -131,10 +133,11 @@ def _large_weights(config: Config, study) -> tuple[Mechanism, dict[str, Record]]
 
 def _xor_clusters(config: Config, study) -> tuple[Mechanism, dict[str, Record]]:
     records: dict[str, Record] = {}
-    shared: dict[str, Any] = dict(seed=config.seed, seeds=1, width=1000, steps=_steps(config, 100))
+    shared: dict[str, Any] = dict(seed=config.seed, seeds=1, width=1000, dimension=config.dimension)
     for separation in config.separation:
         name = f"XOR clusters, {separation:g}"
-        result = xor_clusters.run(xor_clusters.Config(separation=separation, **shared), _labelled(study, name))
+        clusters = xor_clusters.Config(separation=separation, steps=_steps(config, 100), **shared)
+        result = xor_clusters.run(clusters, _labelled(study, name))
         records[name] = result.records["network"].at(seed=0)
     return Mechanism("XOR clusters", "separation |mu|", config.separation, [*records], "accuracy", 0.99, 0.95), records
 
