@@ -169,6 +169,8 @@ def claims(result: Result) -> list[Claim]:
             f"{high}: test accuracy when train is at 99 %", source, early[top], 0.4, rivals={small: early[low]}
         ),
     ]
+    end = np.asarray(record.values["test_accuracy"])[-1]
+    out.append(Claim.at_least(f"{small}: test accuracy at the end", source, end[low], 0.92, rivals={high: end[top]}))
     name, rivals = f"log weight norm when it generalises, {small} over {high}", {"one norm for all": 0.0}
     out.append(Claim.at_least(name, source, norm[low] - norm[top], 0.3, rivals=rivals))
     near = below[-1]

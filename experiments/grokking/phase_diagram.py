@@ -32,7 +32,7 @@ from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
 from dynamics.types import Claim, Record
 from experiments.grokking import lazy_to_rich
-from experiments.grokking._lazy_to_rich import delay, exponent, trained
+from experiments.grokking._lazy_to_rich import TERMS, delay, exponent, trained
 
 SOURCE = "Kumar, Bordelon, Gershman & Pehlevan 2023, figures 2-5"
 SECONDS = 90
@@ -127,6 +127,13 @@ def claims(result: Result) -> list[Claim]:
         out.append(Claim.at_least(name, source, never[few].mean(axis=0), 1, rivals=rivals))
     else:
         out.append(Claim.not_applicable(name, source, f"needs P <= D = {cfg.dimension} and larger ones"))
+    if few.any():  # where all three terms stay
+        network = {k: np.asarray(v)[-1][:, :, few] for k, v in result.records["network"].values.items()}
+        fresh, whole = network["sampled_test_loss"], network["test_loss"]
+        over = {name: whole - network[f"test_{name}"] for name in TERMS}
+        rivals = {f"without its {TERMS[name]}": (fresh / less).mean(axis=(0, 1, 2)) for name, less in over.items()}
+        name = "P <= D: loss on fresh points at the end over its formula"
+        out.append(Claim.close(name, "eq. 6", (fresh / whole).mean(axis=(0, 1, 2)), 1, 0.05, rivals=rivals))
     ratio = np.log(found.ratio).mean(axis=0)[smallest]  # [samples, seeds]
     most = int(np.argmax(np.where(np.isfinite(ratio).all(axis=1), ratio.mean(axis=1), -np.inf)))
     name = f"alpha = {cfg.alpha[smallest]:g}: log delay at the largest P"
