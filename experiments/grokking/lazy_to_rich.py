@@ -28,6 +28,7 @@ from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style, ticks_at
 from dynamics.statistics import first_step, value_at
 from dynamics.types import Claim, Record
+from experiments.grokking._curves import middle, overlay, visible
 from experiments.grokking._lazy_to_rich import (
     FALL,
     TERMS,
@@ -240,14 +241,6 @@ def sample_window(result: Result) -> Iterator[Claim]:
             yield Claim.not_applicable(f"P = {samples}", source, note)
 
 
-def doublings(alpha: tuple[float, ...], order: np.ndarray) -> list[int]:
-    """The smallest alpha, the next that is at least twice as large, and so on."""
-    kept = [int(order[0])]
-    for i in order:
-        kept += [int(i)] if alpha[i] >= 2 * (1 - 1e-6) * alpha[kept[-1]] else []
-    return kept
-
-
 def figure(result: Result) -> Any:
     """Markers: the network; black: infinite width, same data; grey: kernel frozen, rich control. Medians over seeds."""
     cfg, records = result.config, result.records
@@ -296,17 +289,6 @@ def figure(result: Result) -> Any:
     return page
 
 
-def overlay(panel, records, name: str, cells, first: int = 0) -> None:
-    """Median over seeds of the network on the theory, for each cell ``(records' suffix, index, label)``."""
-    for place, (suffix, i, label) in enumerate(cells, start=first):
-        network, infinite = records["network" + suffix], records["infinite width" + suffix]
-        read = np.flatnonzero(np.isfinite(middle(network, name, i)))
-        shown = read[:: max(1, read.size // 25)]
-        panel.plot(visible(infinite.step)[read], middle(infinite, name, i)[read], **theory_style(place))
-        style = measured_style(place, max(3, len(cells)))
-        panel.plot(visible(network.step)[shown], middle(network, name, i)[shown], label=label, **style)
-
-
 def times(panel, cfg: Config, records) -> None:
     """When train and test loss fall, against alpha: every seed, and the theory's median."""
     order = np.argsort(cfg.alpha)
@@ -321,15 +303,6 @@ def times(panel, cfg: Config, records) -> None:
     if len(alpha) <= 6:
         ticks_at(panel.xaxis, alpha)
     panel.legend(fontsize=7, frameon=False)
-
-
-def middle(record: Record, name: str, cell: int) -> np.ndarray:
-    return np.median(np.asarray(record.values[name])[:, cell], axis=-1)
-
-
-def visible(step) -> np.ndarray:
-    """Step 0 drawn at 0.7 on a logarithmic axis."""
-    return np.maximum(np.asarray(step, float), 0.7)
 
 
 if __name__ == "__main__":

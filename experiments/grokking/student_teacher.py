@@ -32,7 +32,6 @@ from dynamics.statistics import first_step, time_ratio
 from dynamics.tasks.teachers import network_teacher
 from dynamics.types import Claim, Model, Objective, Observable, Record
 from experiments.grokking._mechanism import at_step, mechanism
-from experiments.grokking.lazy_to_rich import doublings
 
 SOURCE = "Kumar et al. 2023, section 5 and appendix (student and teacher)"
 SECONDS = 45
@@ -159,6 +158,14 @@ def claims(result: Result) -> list[Claim]:
     rivals = {"no decay": decayed[-1, top] * norm[0, top] / norm[-1, top], small: decayed[-1, low]}
     out.append(Claim.close(name, "decoupled weight decay", decayed[-1, top], 1, 0.02, rivals=rivals))
     return out
+
+
+def doublings(alpha: tuple[float, ...], order: np.ndarray) -> list[int]:
+    """The smallest alpha, the next that is at least twice as large, and so on."""
+    kept = [int(order[0])]
+    for i in order:
+        kept += [int(i)] if alpha[i] >= 2 * (1 - 1e-6) * alpha[kept[-1]] else []
+    return kept
 
 
 def figure(result: Result) -> Any:
