@@ -169,14 +169,14 @@ def delays(result: Result) -> Iterator[Claim]:
         name = f"log delay te/tr at alpha = {cfg.alpha[top]:g} over that at {cfg.alpha[small]:g}"
         rivals = {"alpha has no effect": 0.0}
         yield Claim.at_least(name, source, ratio[top] - ratio[small], 1e-9, rivals=rivals)
-        slopes = (exponent(cfg.alpha, times.test) for times in (found, predicted))
-        yield power("alpha", *slopes, {"alpha has no effect": 0.0, "sqrt(alpha)": 0.5, "alpha^2": 2.0})
+        slopes = [exponent(cfg.alpha, times.test) for times in (found, predicted)]
+        yield power("alpha", slopes, {"alpha has no effect": 0.0, "sqrt(alpha)": 0.5, "alpha^2": 2.0})
     else:
         yield Claim.not_applicable("test time grows with alpha", source, "one alpha")
     every, rows = (cfg.eps, *cfg.aligned), []
     for name, times in (("network", found), ("infinite width", predicted)):
         rows.append(exponent(every, np.vstack([times.test[small], delay(records[f"{name}, eps"]).test])))
-    yield power("eps", *rows, {"eps has no effect": 0.0, "1/sqrt(eps)": -0.5, "1/eps^2, as the kernel's part": -2.0})
+    yield power("eps", rows, {"eps has no effect": 0.0, "1/sqrt(eps)": -0.5, "1/eps^2, as the kernel's part": -2.0})
     network = records["network"].values
     aligned = np.asarray(network["alignment"])
     read = np.isfinite(aligned).all(axis=(1, 2))
@@ -191,8 +191,9 @@ def delays(result: Result) -> Iterator[Claim]:
     yield Claim.at_least(name, "section 4", np.log(norm[1] / norm[0]), 0.05, rivals={"norm keeps still": 0.0})
 
 
-def power(variable: str, measured, predicted, rivals: dict[str, float]) -> Claim:
-    """The exponent of the test time in ``variable``, against that of the infinite-width theory."""
+def power(variable: str, slopes, rivals: dict[str, float]) -> Claim:
+    """The exponent of the test time in ``variable``, of the network and of the infinite-width theory."""
+    measured, predicted = slopes
     name = f"exponent of the test time in {variable}"
     return Claim.close(name, "eq. 3-6, infinite width", measured, predicted.mean(), 0.1, rivals=rivals)
 
