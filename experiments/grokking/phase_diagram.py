@@ -104,7 +104,6 @@ def claims(result: Result) -> list[Claim]:
 
     others = {
         "alpha has no effect": theirs.test[:, [smallest]] + 0 * theirs.test,
-        "P has no effect": theirs.test[:, :, [largest]] + 0 * theirs.test,
         "eps the other way": theirs.test[::-1],
         "half the rate": 2 * theirs.test,
     }
@@ -127,15 +126,16 @@ def claims(result: Result) -> list[Claim]:
         out.append(Claim.at_least(name, source, never[few].mean(axis=0), 1, rivals=rivals))
     else:
         out.append(Claim.not_applicable(name, source, f"needs P <= D = {cfg.dimension} and larger ones"))
-    if few.any():  # where all three terms stay
-        network = {k: np.asarray(v)[-1][:, :, few] for k, v in result.records["network"].values.items()}
-        fresh, whole = network["sampled_test_loss"], network["test_loss"]
-        over = {name: whole - network[f"test_{name}"] for name in TERMS}
-        rivals = {f"without its {TERMS[name]}": (fresh / less).mean(axis=(0, 1, 2)) for name, less in over.items()}
-        name = "P <= D: loss on fresh points at the end over its formula"
-        out.append(Claim.close(name, "eq. 6", (fresh / whole).mean(axis=(0, 1, 2)), 1, 0.05, rivals=rivals))
-    ratio = np.log(found.ratio).mean(axis=0)[smallest]  # [samples, seeds]
-    most = int(np.argmax(np.where(np.isfinite(ratio).all(axis=1), ratio.mean(axis=1), -np.inf)))
+    if few.any():  # the linear part's share scatters too much to be missed in few seeds: lazy_to_rich has that rival
+        ends = {k: np.asarray(v)[[0, -1]][..., few, :] for k, v in result.records["network"].values.items()}
+        fresh, whole = ends["sampled_test_loss"], ends["test_loss"]
+        over = {name: fresh / (whole - ends[f"test_{name}"]) for name in ("mean", "power")}
+        rivals = {f"without its {TERMS[name]}": one.mean(axis=(0, 1, 2, 3)) for name, one in over.items()}
+        name = "P <= D: loss on fresh points over its formula, mean of start and end"
+        out.append(Claim.close(name, "eq. 6", (fresh / whole).mean(axis=(0, 1, 2, 3)), 1, 0.05, rivals=rivals))
+    last = result.records["network"].step[-1]  # what never falls counts as the last step: a bound from below
+    ratio = np.log(np.minimum(found.test, last) / np.minimum(found.train, last)).mean(axis=0)[smallest]
+    most = int(np.argmax(np.where(few, -np.inf, ratio.mean(axis=1))))  # of [samples, seeds]
     name = f"alpha = {cfg.alpha[smallest]:g}: log delay at the largest P"
     if max(cfg.samples) >= 10 * cfg.dimension:
         rivals = {f"P = {cfg.samples[most]}": ratio[most]}
