@@ -13,6 +13,7 @@ Run time: about 45 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -162,7 +163,7 @@ def claims(result: Result) -> list[Claim]:
     norm = np.log(value_at(read, norm, np.where(found.test <= read[-1], found.test, np.inf)))
     still, fitted = times(cfg, result.records["no decay"]).delay, {high: delay[top]}
     out = [
-        Claim.at_least(f"{high}: log delay test / train", source, delay[top], np.log(3), rivals={small: delay[low]}),
+        Claim.at_least(f"{high}: log delay test / train", source, delay[top], math.log(3), rivals={small: delay[low]}),
         Claim.at_most(f"{small}: log delay test / train", source, delay[low], 0, rivals=fitted),
         Claim.at_most(f"{small}, no weight decay: log delay test / train", source, still, 0, rivals=fitted),
         Claim.at_most(

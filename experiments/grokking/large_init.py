@@ -15,6 +15,7 @@ Run time: about 110 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -179,14 +180,14 @@ def claims(result: Result) -> list[Claim]:
     never = {name: best[name] for name in ("no decay", "random labels")}
     out = [
         Claim.at_most("test accuracy when train is at 99 %", figure, early["large"], 0.3, rivals=fit),
-        Claim.at_least("log delay: test 80 % / train 99 %", figure, delay["large"], np.log(4), rivals=late),
+        Claim.at_least("log delay: test 80 % / train 99 %", figure, delay["large"], math.log(4), rivals=late),
         Claim.at_least("test accuracy at the end", figure, values["large"]["test_accuracy"][-1], 0.8, rivals=never),
     ]
     name, rivals = "usual scale: test accuracy, highest of the run", {"large scale": best["large"]}
     out.append(Claim.at_least(name, figure, best["usual scale"], 0.93, rivals=rivals))
     for name in without:
         rivals = {"large scale": delay["large"]}
-        out.append(Claim.at_most(f"{name}: log delay", figure, delay[name], np.log(1.5), rivals=rivals))
+        out.append(Claim.at_most(f"{name}: log delay", figure, delay[name], math.log(1.5), rivals=rivals))
     for name, test in never.items():
         fitted, what = values[name]["train_accuracy"], "accuracy, highest of the run"
         rivals = {"untrained": fitted[0]}

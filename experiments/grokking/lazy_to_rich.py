@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
@@ -164,7 +165,7 @@ def delays(result: Result) -> Iterator[Claim]:
     if cfg.window[many] >= 2 * cfg.samples:
         name, rivals = f"alpha = {cfg.alpha[top]:g}: log delay te/tr", {f"P = {cfg.window[many]}": window.ratio[many]}
         rivals = {name: np.log(value) for name, value in rivals.items()}
-        yield Claim.at_least(name, "figure 1", ratio[top], np.log(2), rivals=rivals)
+        yield Claim.at_least(name, "figure 1", ratio[top], math.log(2), rivals=rivals)
     if len(cfg.alpha) > 1:
         name = f"log delay te/tr at alpha = {cfg.alpha[top]:g} over that at {cfg.alpha[small]:g}"
         rivals = {"alpha has no effect": 0.0}

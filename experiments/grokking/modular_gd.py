@@ -13,6 +13,7 @@ Run time: about 60 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -178,7 +179,7 @@ def claims(result: Result) -> list[Claim]:
     rates = {"twice the rate": lazily["twice"] / lazily["fall"], "no learning": 0.0}
     return [
         Claim.close(name, "lazy limit", fall, 1, 0.1, rivals=rates),
-        Claim.at_least("log delay: test 90 % / train 95 %", source, delay, np.log(1.2),
+        Claim.at_least("log delay: test 90 % / train 95 %", source, delay, math.log(1.2),
                        rivals={"test follows train": np.log(time_ratio(together, train))}),
         Claim.at_least(f"log delay over that at alpha = {cfg.smaller:g}", source, delay - small, 1e-9,
                        rivals={"alpha has no effect": 0.0}),
@@ -188,7 +189,7 @@ def claims(result: Result) -> list[Claim]:
         Claim.at_least("test accuracy at the end", source, values["test_accuracy"][-1], 0.9, rivals=lazy_test),
         Claim.at_least("log weight norm from fit to generalisation (it rises)", source, growth, 0.1,
                        rivals={"norm keeps still": 0.0}),
-        Claim.at_least("log kernel distance from fit to generalisation", source, turning, np.log(1.5), rivals=frozen),
+        Claim.at_least("log kernel distance from fit to generalisation", source, turning, math.log(1.5), rivals=frozen),
         Claim.at_least("log growth of kernel-label alignment", source, gain, 0.1, rivals=frozen),
         Claim.at_least("single-frequency share at the end", "Gromov 2023, eq. 5", share[-1], 0.65,
                        rivals={"at the start": share[0], "when fitted": value_at(record.step, share, train)}),

@@ -17,6 +17,7 @@ Run time: about 90 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -139,7 +140,7 @@ def claims(result: Result) -> list[Claim]:
     name = f"alpha = {cfg.alpha[smallest]:g}: log delay at the largest P"
     if max(cfg.samples) >= 10 * cfg.dimension:
         rivals = {f"P = {cfg.samples[most]}": ratio[most]}
-        out.append(Claim.at_most(name, source, ratio[largest], np.log(2), rivals=rivals))
+        out.append(Claim.at_most(name, source, ratio[largest], math.log(2), rivals=rivals))
     else:
         out.append(Claim.not_applicable(name, source, f"no P >= 10 D = {10 * cfg.dimension}"))
     return out + powers(result, found, theirs)

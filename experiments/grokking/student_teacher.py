@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -133,9 +134,9 @@ def claims(result: Result) -> list[Claim]:
     top, low, delay = int(order[-1]), int(order[0]), found.delay
     high, small = f"alpha = {cfg.alpha[top]:g}", f"alpha = {cfg.alpha[low]:g}"
     out = [
-        Claim.at_least(f"{high}: log delay test / train", source, delay[top], np.log(3), rivals={small: delay[low]}),
+        Claim.at_least(f"{high}: log delay test / train", source, delay[top], math.log(3), rivals={small: delay[low]}),
         Claim.at_most(
-            f"log delay at {small} over that at {high}", source, delay[low] - delay[top], np.log(0.7),
+            f"log delay at {small} over that at {high}", source, delay[low] - delay[top], math.log(0.7),
             rivals={"alpha has no effect": 0.0},
         ),
     ]  # fmt: skip
@@ -143,7 +144,7 @@ def claims(result: Result) -> list[Claim]:
     for one, next_one in itertools.pairwise(apart):
         name = f"log gap in steps at alpha = {cfg.alpha[next_one]:g} over that at {cfg.alpha[one]:g}"
         rivals = {"alpha has no effect": 0.0}
-        out.append(Claim.at_least(name, source, gap[next_one] - gap[one], np.log(2), rivals=rivals))
+        out.append(Claim.at_least(name, source, gap[next_one] - gap[one], math.log(2), rivals=rivals))
     read = np.isfinite(np.asarray(record.values["kernel_distance"])).all(axis=(1, 2))
     step, moved, norm = record.step[read], *(record.values[k][read] for k in ("kernel_distance", "weight_norm"))
     fitted, generalised = (at_step(step, moved, time) for time in found)
@@ -152,7 +153,7 @@ def claims(result: Result) -> list[Claim]:
     name = f"{high}: log growth of the kernel distance from fit to generalisation"
     growth = np.log(generalised / fitted)
     rivals = {"kernel frozen": 0.0, small: growth[low]}
-    out.append(Claim.at_least(name, source, growth[top], np.log(2), rivals=rivals))
+    out.append(Claim.at_least(name, source, growth[top], math.log(2), rivals=rivals))
     decayed = norm / norm[0] * np.exp(cfg.learning_rate * cfg.weight_decay * step)[:, None, None]
     name = f"{high}: weight norm at the end over exp(-eta lambda t) of its start"
     rivals = {"no decay": decayed[-1, top] * norm[0, top] / norm[-1, top], small: decayed[-1, low]}

@@ -4,7 +4,7 @@ import dataclasses
 
 from rivals import replaced
 
-CONFIG = {"width": 60, "steps": 6000, "weight_decay": 0.2, "level": 0.7}
+CONFIG = {"samples": 60, "level": 0.6}
 
 
 def wrong(result):

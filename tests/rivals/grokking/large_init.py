@@ -3,7 +3,7 @@
 from experiments.grokking.large_init import NAMES
 from rivals import replaced
 
-CONFIG = {"width": 40, "scale": 4.0, "steps": 4000, "control_steps": 2000, "short_steps": 1200, "weight_decay": 0.2}
+CONFIG = {"seeds": 1, "samples": 120}
 
 
 def wrong(result):
