@@ -256,7 +256,7 @@ def figure(result: Result) -> Any:
         panels[1, 3].plot(np.maximum(record.step[read], 0.7), kernel[read], label=name, **measured_style(i, 4))
     norm = np.median(np.asarray(control.values["norm"]), axis=1)
     panels[0, 3].plot(control.step, norm, label="random labels", **rival_style())
-    floor = np.median(np.asarray(records["usual scale"].values["norm"])) / 3
+    floor = np.nanmedian(np.asarray(records["usual scale"].values["norm"])) / 3
     panels[0, 3].set(yscale="log", xlabel="step", ylabel="weight norm; lines: decay alone", ylim=(floor, None))
     panels[1, 3].set(xscale="log", xlabel="step", ylabel="NTK-label alignment")
     for panel in panels[:, 3]:

@@ -208,7 +208,7 @@ def theories(result: Result) -> Iterator[Claim]:
     others = {
         "kernel frozen": frozen,
         "twice the rate": at_steps(infinite, "test_loss", 2 * np.asarray(infinite.step)),
-        "eps^2 larger": at_steps(records["infinite width, eps"], "test_loss", network.step)[:, :1],
+        f"eps = {cfg.aligned[0]:g}": at_steps(records["infinite width, eps"], "test_loss", network.step)[:, :1],
     }
     for word, statistic, most in (("median", np.median, 0.05), ("95th percentile", _high, 0.10)):
         error, *wrong = (statistic(np.abs(test / one - 1), axis=(0, 1)) for one in (predicted, *others.values()))

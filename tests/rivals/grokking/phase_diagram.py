@@ -16,18 +16,18 @@ LOSSES = ("train_loss", "test_loss")
 
 def wrong(result):
     network, infinite = (result.records[name] for name in experiment.NAMES)
-    for name, index in {
-        "eps has no effect": np.s_[:, [0, 0]],
-        "alpha has no effect": np.s_[:, :, [0, 0]],
-        "P has no effect": np.s_[:, :, :, [2, 2, 2]],
-    }.items():
+    for axis, name in enumerate(("eps", "alpha", "P"), start=1):
+        last = -1 if name == "P" else 0
+
+        def same(record, axis=axis, last=last):
+            return {loss: np.repeat(np.take(record.values[loss], [last], axis), record.values[loss].shape[axis], axis)
+                    for loss in LOSSES}  # fmt: skip
+
+        both = result
         for of, record in {"network": network, "infinite width": infinite}.items():
-            yield f"{name} ({of})", replaced(result, of, **{loss: record.values[loss][index] for loss in LOSSES})
-        both = {one: result.records[one].values for one in experiment.NAMES}
-        other = result
-        for of, values in both.items():  # in network and theory alike
-            other = replaced(other, of, **{loss: values[loss][index] for loss in LOSSES})
-        yield f"{name} (both)", other
+            yield f"{name} has no effect ({of})", replaced(result, of, **same(record))
+            both = replaced(both, of, **same(record))
+        yield f"{name} has no effect (both)", both
     for factor in (0.5, 2):
         theory = {loss: shared.at_steps(infinite, loss, factor * infinite.step) for loss in LOSSES}
         yield f"theory at {factor} times the rate", replaced(result, "infinite width", **theory)
