@@ -202,12 +202,8 @@ def test_a_run_that_never_fits_holds_no_claim_about_its_delay():
     assert held == ["no weight decay: highest test accuracy of the run, worst seed"]
     sums = modular_addition.Config(operation="permute", modulus=4)
     record = _still((2, sums.seeds), frequency_share=0.2, margin=0.0, **still)
-    held = [claim.name for claim in modular_addition.claims(modular_addition.Result(sums, {"square": record}))
-            if claim.holds]  # fmt: skip
-    assert held == [
-        "square, weight decay 1, worst seed: single-representation share at the start",
-        "square, weight decay 0, worst seed: highest test accuracy of the run",
-    ]
+    claims = modular_addition.claims(modular_addition.Result(sums, {"square": record}))
+    assert not any(claim.holds for claim in claims)
 
 
 def test_a_run_in_which_nothing_is_reached_can_be_drawn():
