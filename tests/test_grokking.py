@@ -163,7 +163,7 @@ def test_energy_ascent_finds_single_frequencies(key):
 
 
 def test_penalised_descent_attains_the_margin():
-    result = max_margin.run(max_margin.Config(modulus=5, width=24, steps=1500, seeds=2))
+    result = max_margin.run(max_margin.Config(task=("add 5",), width=24, steps=1500, seeds=2))
     assert [claim.holds for claim in max_margin.claims(result)] == [True] * 4
 
 
@@ -282,7 +282,9 @@ def test_phase_diagram_claims_where_network_and_theory_disagree():
         (lambda: modular_addition.Config(train_fraction=1.0), "train_fraction"),
         (lambda: feature_emergence.Config(modulus=22), "modulus"),
         (lambda: feature_emergence.Config(boundary=(9.0,)), "boundary"),
-        (lambda: max_margin.Config(modulus=8), "modulus"),
+        (lambda: max_margin.Config(task=("add 8",)), "task"),
+        (lambda: max_margin.Config(task=("parity 3 4",)), "task"),
+        (lambda: max_margin.Config(task=("permute",)), "task"),
     ],
 )
 def test_bad_settings_are_named(make, field):

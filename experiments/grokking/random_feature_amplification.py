@@ -84,8 +84,8 @@ class Config(config.Config):
 
 class Result(NamedTuple):
     """``network`` with values ``[T, seeds]``, cosines and sizes ``[T, seeds, m]``; ``theory``, these alone; ``rivals``,
-    the same of ``RIVALS`` ``[T, rivals, seeds, m]``; ``fixed``: accuracies ``[1, seeds]`` of the least-squares classifier
-    and of the network's kernel frozen at the start."""
+    the same of ``RIVALS`` ``[T, rivals, seeds, m]``; ``fixed``: accuracies ``[1, seeds]`` of the least-squares
+    classifier and of the network's kernel frozen at the start."""
 
     config: Config
     records: dict[str, Record]
