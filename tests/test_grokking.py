@@ -156,10 +156,10 @@ def test_energy_is_the_norm_of_projected_targets(x64, key):
 
 def test_energy_ascent_finds_single_frequencies(key):
     config = feature_emergence.Config(modulus=7, starts=40, ascent_steps=500)
-    record = feature_emergence.climb(config, study)
+    record = feature_emergence.climb(config, operation_table("add", 7), study)
     np.testing.assert_allclose(record.values["energy"][-1], 7 / 4, rtol=1e-4)
     np.testing.assert_allclose(record.values["share"][-1], 1, rtol=1e-4)
-    assert set(np.asarray(record.values["frequency"][-1]).tolist()) == {1, 2, 3}
+    assert set(np.asarray(record.values["feature"][-1]).tolist()) == {1, 2, 3}
 
 
 def test_penalised_descent_attains_the_margin():
@@ -281,6 +281,7 @@ def test_phase_diagram_claims_where_network_and_theory_disagree():
         (lambda: modular_addition.Config(operation="multiply", modulus=9), "size"),
         (lambda: modular_addition.Config(train_fraction=1.0), "train_fraction"),
         (lambda: feature_emergence.Config(modulus=22), "modulus"),
+        (lambda: feature_emergence.Config(larger=40), "larger"),
         (lambda: feature_emergence.Config(boundary=(9.0,)), "boundary"),
         (lambda: max_margin.Config(task=("add 8",)), "task"),
         (lambda: max_margin.Config(task=("parity 3 4",)), "task"),

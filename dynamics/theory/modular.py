@@ -158,6 +158,22 @@ def _outputs(first: Array, second: Array) -> tuple[Array, Array]:
     return f, jnp.sum((jnp.sum(first**2, axis=1) + jnp.sum(second**2, axis=0)) ** 1.5)
 
 
+def feature_energy(order: int, dimension: int = 1, *, real: bool = True) -> float:
+    """The energy ``E(w) = 1/2 |Y~^T (X w)^2|^2`` of a neuron in one irreducible representation, ``|w| = 1``.
+
+    On the whole table of a group of M elements the sums over the cells of one answer are ``2 u * v`` and a constant,
+    with ``w = (u, v)``; the norm of a convolution of functions in one real representation of dimension d is at most
+    ``(M/d)^(1/2) |u| |v|``, so that ``E = M/(2 d)`` at the maximum, where ``|u|^2 = |v|^2 = 1/2``. A pair of conjugate
+    complex representations shares a function's norm, and ``E = M/(4 d)``: M/4 for a frequency of a cyclic group.
+
+    Args:
+        order: M. dimension: d. real: False for a pair of conjugate representations.
+
+    Reference: Tian 2025, 'Provable scaling laws of feature emergence from learning dynamics of grokking', theorem 2.
+    """
+    return order / ((2 if real else 4) * dimension)
+
+
 def generalisation_fraction(size: int, c: float) -> float:
     """The train fraction ``c log(M)/M`` at which features of a group of M elements begin to generalise (c about 2.75).
 
