@@ -20,6 +20,7 @@ from dynamics.tasks.files import MNIST
 from dynamics.tasks.modular import operation_table
 from dynamics.types import Batch, Objective, Record, View
 from experiments.grokking import (
+    _energy_landscape,
     compare,
     feature_emergence,
     images,
@@ -151,12 +152,12 @@ def test_energy_is_the_norm_of_projected_targets(x64, key):
     x = np.concatenate([np.repeat(hot, m, 0), np.tile(hot, (m, 1))], axis=1)
     y = hot[np.asarray(table).ravel()] - 1 / m
     expected = 0.5 * ((y.T @ (x @ np.asarray(w).T) ** 2) ** 2).sum(0)
-    np.testing.assert_allclose(feature_emergence.energy(w, table), expected, rtol=1e-10)
+    np.testing.assert_allclose(_energy_landscape.energy(w, table), expected, rtol=1e-10)
 
 
 def test_energy_ascent_finds_single_frequencies(key):
     config = feature_emergence.Config(modulus=7, starts=40, ascent_steps=500)
-    record = feature_emergence.climb(config, operation_table("add", 7), study)
+    record = _energy_landscape.climb(config, operation_table("add", 7), study)
     np.testing.assert_allclose(record.values["energy"][-1], 7 / 4, rtol=1e-4)
     np.testing.assert_allclose(record.values["share"][-1], 1, rtol=1e-4)
     assert set(np.asarray(record.values["feature"][-1]).tolist()) == {1, 2, 3}

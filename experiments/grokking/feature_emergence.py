@@ -34,21 +34,18 @@ from dynamics.models.two_layer import two_layer
 from dynamics.observe import accuracy, joined, loss, prefixed
 from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style
 from dynamics.statistics import (
-    component_power,
-    component_share,
     first_step,
     frequency_share,
-    irreducible_components,
     time_ratio,
     weight_norm,
 )
 from dynamics.tasks.modular import operation_table, table_task
-from dynamics.theory.modular import feature_energy, generalisation_fraction
-from dynamics.types import Claim, Dynamics, Objective, Record
+from dynamics.theory.modular import generalisation_fraction
+from dynamics.types import Claim, Objective, Record
+from experiments.grokking._energy_landscape import LETTERS, RANDOM, ascents, landscape, maxima
 
 SOURCE = "Tian 2025, 'Provable scaling laws of feature emergence from learning dynamics of grokking'"
 SECONDS = 60
-LETTERS = 4  # permuted, of the group that is not cyclic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +103,7 @@ class Result(NamedTuple):
 
 
 def run(config: Config, study=in_memory) -> Result:
-    m = config.modulus
-    cyclic, permutations = operation_table("add", m), operation_table("permute", LETTERS)
-    random = np.random.default_rng(config.seed).permutation(cyclic.ravel()).reshape(m, m)
-    records = {
-        "ascent": climb(config, cyclic, study),
-        "ascent, permutations": climb(config, permutations, study, "ascent, permutations"),
-        "ascent, answers at random": climb(config, random, study, "ascent, answers at random", 1 + config.starts // 4),
-    }
+    m, records = config.modulus, ascents(config, study)
     trained = train(config, m, [generalisation_fraction(m, c) for c in config.boundary], config.optimizer, study)
     records |= {name: trained.at(optimizer=name) for name in config.optimizer}
     records["larger group"] = train(config, config.larger, matched(config), ("adam",), study, "larger group").at(
@@ -126,41 +116,6 @@ def matched(config: Config) -> tuple[float, float]:
     """Train fractions of the larger group: that of the smallest c at M, and the samples per element of c = 2.75."""
     smallest, middle = (generalisation_fraction(config.modulus, c) for c in (min(config.boundary), 2.75))
     return smallest, middle * config.modulus / config.larger
-
-
-def climb(config: Config, table: np.ndarray, study, label: str = "ascent", count: int | None = None) -> Record:
-    """Gradient ascent of every start on the unit sphere, on the whole table; ``count`` starts."""
-    m, key, count = len(table), jax.random.key(config.seed), count or config.starts
-    starts = np.asarray(jax.random.normal(key, (count, 2 * m)))
-    is_group = label != "ascent, answers at random"
-    components = irreducible_components(table if is_group else operation_table("add", m))
-
-    def step(key, w, table):
-        return normalised(w + 2.0 / m * jax.grad(energy)(w, table))
-
-    def read(w, table):
-        u = w[:m]
-        feature = 1 + jnp.argmax(component_power(u, components), axis=-1)
-        return {"energy": energy(w, table), "share": component_share(u, components), "feature": feature}
-
-    return study(
-        {"start": range(count)},
-        lambda lane: starts[lane.start], lambda lane: Dynamics(normalised, step, lambda w: w), [read],
-        steps=config.ascent_steps, record_at=log_steps(config.ascent_steps, 40), key=key,
-        data=jnp.asarray(table), label=label,
-    )  # fmt: skip
-
-
-def normalised(w):
-    return w / jnp.linalg.norm(w, axis=-1, keepdims=True)
-
-
-def energy(w, table):
-    """``E(w) = 1/2 |Y~^T (X w)^2|^2`` for ``w [..., 2M]``; ``[...]``."""
-    m = table.shape[0]
-    h = (w[..., :m, None] + w[..., None, m:]) ** 2  # [..., M, M]
-    sums = jnp.zeros((*h.shape[:-2], m)).at[..., table].add(h)  # over the cells with one answer
-    return 0.5 * jnp.sum((sums - jnp.mean(sums, axis=-1, keepdims=True)) ** 2, axis=-1)
 
 
 def train(config: Config, m: int, fractions, optimizers: tuple[str, ...], study, label: str = "training") -> Record:
@@ -232,39 +187,6 @@ def claims(result: Result) -> list[Claim]:
     return [*landscape(cfg, records), *emergence(cfg, records), *boundary(cfg, records)]
 
 
-def maxima(m: int, cyclic: bool) -> np.ndarray:
-    """The theory's energy of every feature, in the order of the reading ``feature``."""
-    if cyclic:
-        return np.full((m - 1) // 2, feature_energy(m, real=False))
-    sizes = irreducible_components(operation_table("permute", LETTERS)).sizes[1:]
-    return np.array([feature_energy(m, round(size**0.5)) for size in sizes.tolist()])
-
-
-def landscape(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
-    for name, m in (("ascent", cfg.modulus), ("ascent, permutations", math.factorial(LETTERS))):
-        cyclic, theorem = name == "ascent", "theorem 2"
-        theory = maxima(m, cyclic)
-        where = f"addition modulo {m}" if cyclic else f"permutations of {LETTERS}"
-        ends = {"end": (records[name], -1), "random starts": (records[name], 0)}
-        if cyclic:
-            ends["answers at random"] = (records["ascent, answers at random"], -1)
-        share, off, found = {}, {}, {}
-        for key, (record, at) in ends.items():
-            energy, one, feature = (np.asarray(record.values[k])[at] for k in ("energy", "share", "feature"))
-            own = theory[feature.astype(int) - 1]
-            share[key], off[key] = one.min(), np.abs(energy / own - 1).max()
-            found[key] = len(set(feature[(one > 0.999) & (np.abs(energy / own - 1) < 1e-3)].tolist()))
-            if key == "end":
-                other = ("half the energy", own / 2) if cyclic else ("blind to the dimension", theory.max())
-                off[other[0]] = np.abs(energy / other[1] - 1).max()
-        yield Claim.at_least(f"{where}: share of one feature at the maxima, lowest start", theorem, share.pop("end"),
-                             0.999, rivals=share)  # fmt: skip
-        yield Claim.at_most(f"{where}: energy at the maxima against theory, largest relative error", theorem,
-                            off.pop("end"), 1e-3, rivals=off)  # fmt: skip
-        yield Claim.close(f"{where}: features with such a maximum", theorem, found.pop("end"), len(theory), 0,
-                          rivals=found)  # fmt: skip
-
-
 def emergence(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
     """Stages: the network fits, the gradient turns into the neurons' own direction, features come before the test."""
     low, high = (int(one(cfg.boundary)) for one in (np.argmin, np.argmax))
@@ -331,7 +253,7 @@ def figure(result: Result) -> Any:
         for j, value in enumerate(sorted(set(maxima(m, i == 0).tolist()))):
             label = "theory" if i == j == 0 else None
             panels[0, 0].axhline(value, label=label, **theory_style(i))
-    control = records["ascent, answers at random"].values
+    control = records[RANDOM].values
     panels[0, 0].plot(np.maximum(ascent.step, 0.7), np.median(control["energy"], axis=1), label="answers at random",
                       **rival_style())  # fmt: skip
     panels[0, 0].set(xscale="log", xlabel="ascent step", ylabel="energy of a neuron")
