@@ -230,9 +230,11 @@ def boundary(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
                          rivals={small: test[:, low].max(0)})  # fmt: skip
     other = np.asarray(records["larger group"].values["test_accuracy"])[-1]  # [2, seeds]
     name = f"M = {cfg.larger} for {cfg.modulus}"
-    if cfg.larger < 1.5 * cfg.modulus or abs(cfg.boundary[middle] - 2.75) > 0.25:
+    if cfg.larger < 1.5 * cfg.modulus or abs(cfg.boundary[middle] - 2.75) > 1e-6:
         yield Claim.not_applicable(name, theorem, "needs M half as large again, and c = 2.75")
         return
+    yield Claim.at_least("c = 2.75: test accuracy at the end", theorem, test[-1, middle], 0.9,
+                         rivals={small: test[-1, low]})  # fmt: skip
     log = "the boundary falls as log(M)/M; M^(-2/3) is as close at these sizes"
     yield Claim.at_least(f"{name} at the train fraction of {small}: test accuracy at the end", theorem, other[0], 0.95,
                          rivals={"boundary at a constant fraction": test[-1, low]}, note=log)  # fmt: skip
