@@ -23,7 +23,7 @@ from dynamics import config
 from dynamics.config import Count, Positive
 from dynamics.evolve import every, gradient_descent
 from dynamics.evolve import study as in_memory
-from dynamics.runs.figures import colour, new_figure
+from dynamics.runs.figures import colour, new_figure, rival_style
 from dynamics.statistics import effective_rank
 from dynamics.theory.deep_linear import learning_time, saddle_losses
 from dynamics.types import Batch, Claim, Objective, Record
@@ -196,9 +196,10 @@ def figure(result: Result):
     cfg, record = result.config, result.records["descent"]
     fig, (loss, modes, rank) = new_figure(1, 3, width=3.7, height=3.6)
     for i, scale in enumerate(cfg.scale):
-        style = {"linestyle": ("-", "--", ":", "-.")[i % 4], "color": colour(i, len(cfg.scale))}
-        loss.plot(record.time, record.values["loss"][:, i, 0], label=f"sigma = {scale:g}", **style)
-        rank.plot(record.time, record.values["effective_rank"][:, i, 0], label=f"sigma = {scale:g}", **style)
+        own = {"linestyle": ("-", "--", ":", "-.")[i % 4], "color": colour(i, len(cfg.scale))}
+        style = {"label": f"sigma = {scale:g}", **(rival_style() if scale >= 1 else own)}
+        loss.plot(record.time, record.values["loss"][:, i, 0], **style)
+        rank.plot(record.time, record.values["effective_rank"][:, i, 0], **style)
     for level in result.records["saddles"].values["loss"][1:-1]:
         loss.axhline(level, color="0.6", ls=":", lw=1)
     loss.set(yscale="log", xlabel="time (learning rate x step)", ylabel="loss; dots: predicted plateaus")
