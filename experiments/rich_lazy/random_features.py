@@ -246,12 +246,16 @@ def figure(result: Result):
     """Test error against features at the small ridge, and at the best one, over the eigenframework."""
     cfg = result.config
     fig, axes = new_figure(1, 2, sharey=True, width=5.0, height=4.0)
+    not_fitted = result.records[RIDGES[2]].values["test"][0].mean(-1)
     for ax, name in zip(axes, RIDGES):
         measured, theory = (result.records[label].values["test"][0] for label in (name, f"{name} theory"))
         for i, n in enumerate(cfg.samples):
             style, half = measured_style(i, len(cfg.samples)), 2 * measured[i].std(-1) / np.sqrt(cfg.seeds)
             ax.errorbar(cfg.features, measured[i].mean(-1), half, ms=5, label=f"n = {n}", **style)
             ax.plot(cfg.features, theory[i], "-", color=style["color"], lw=1)
+            if name == RIDGES[1] and not_fitted[i].any():
+                shown, label = np.where(not_fitted[i] > 0, not_fitted[i], np.nan), f"n = {n}, {RIDGES[2]}"
+                ax.plot(cfg.features, shown, label=label, **(style | {"color": "0.6"}))
             ridges = result.records[f"{name} theory"].values["ridge"][0]
             if i == len(cfg.samples) - 1:
                 kernel = eigenframework(cfg, ridges, many=True)["test"][i]
