@@ -313,10 +313,10 @@ def imbalance_claims(result: Result) -> list[Claim]:
     for side, sign in (("lam <= 0", -1), ("lam >= 0", 1)):
         lams = sign * np.asarray(cfg.imbalance)
         order = [i for i in np.argsort(lams) if lams[i] >= 0]
-        name = f"kernel alignment rises with |lam|, {side}: smallest rise between neighbours"
+        name = f"kernel alignment KA rises with |lam|, {side}: smallest fall of log(1 - KA) between neighbours"
         source = "Domine et al. 2024, figure 4"
         if len(order) > 2 and cfg.imbalance_seeds > 2:
-            rises = np.diff(alignment[order], axis=0)
+            rises = -np.diff(np.log(np.maximum(1 - alignment[order], 1e-15)), axis=0)
             smallest = rises[np.argmin(rises.mean(-1) / np.maximum(rises.std(-1), 1e-9))]
             note = "KA " + ", ".join(f"{ka:.3f}" for ka in alignment[order].mean(-1))
             rivals = {"the imbalance has no effect": 0.0}
