@@ -36,7 +36,6 @@ from dynamics.types import Claim, Observable, Record
 
 SOURCE = "Arora et al. 2020, 'Harnessing the power of infinitely wide deep nets on small-data tasks'"
 SECONDS = 60
-DIGITS = 1797
 KERNELS = ("ntk", "nngp", "gaussian", "linear")
 
 
@@ -48,6 +47,8 @@ class Config(config.Config):
     """layers of weights of the ReLU network"""
     samples: Annotated[tuple[int, ...], Range(2, 1700)] = (25, 50, 100, 200, 400, 800)
     """training samples n of the learning curves, ascending"""
+    population: Annotated[int, Range(100, 1797)] = 1797
+    """digits, of which the training sets are drawn"""
     ridge: Annotated[float, Positive] = 1e-4
     """added to the kernel's diagonal, in units of its mean"""
 
@@ -60,6 +61,7 @@ class Config(config.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(bool(np.all(np.diff(self.samples) > 0)), "samples", "ascending values")
+        self.require(self.samples[-1] < self.population, "samples", f"less than population = {self.population}")
 
 
 class Result(NamedTuple):
@@ -74,7 +76,7 @@ class Result(NamedTuple):
 def run(config: Config, study=in_memory) -> Result:
     """All digits at once, then subsets; regression is solved, not trained."""
     data = digits().train
-    x, y = jnp.asarray(data.x), jnp.asarray(data.y)
+    x, y = (jnp.asarray(rows)[: config.population] for rows in data)
     return Result(config, {name: run_kernel(config, name, x, y, study) for name in KERNELS})
 
 
@@ -155,7 +157,7 @@ def claims(result: Result) -> list[Claim]:
     """Scores are paired over training sets; a curve is judged by its worst n."""
     cfg, records = result.config, {name: record.values for name, record in result.records.items()}
     spent = {name: float(records["ntk"][name][0]) for name in ("kernel", "fit")}
-    note = f"1797 digits: kernel {spent['kernel']:.2f} s, all 1797 fits {spent['fit']:.2f} s"
+    note = f"{cfg.population} digits: kernel {spent['kernel']:.2f} s, all fits {spent['fit']:.2f} s"
     title = f"{cfg.layers}-layer NTK: leave-one-out accuracy on all digits"
     rivals = {"linear kernel": records["linear"]["held_out"][0], "shuffled labels": records["ntk"]["shuffled"][0]}
     out = [Claim.at_least(title, SOURCE, float(records["ntk"]["held_out"][0]), 0.98, rivals=rivals, note=note)]
@@ -180,14 +182,16 @@ def curve_claims(result: Result) -> list[Claim]:
     same equations with one kappa for each digit leave 1.03 of a deviation of 1.12 at n = 225.
     """
     cfg, out, source = result.config, [], "Canatar et al. 2021, eqs. 3-5 and figure 2"
-    few = np.asarray(cfg.samples) <= DIGITS / 8
+    few = np.asarray(cfg.samples) <= cfg.population / 8
     for name, title, used, bound in (
-        *((name, f"n <= {DIGITS // 8}", few, 0.08) for name in ("ntk", "nngp", "gaussian")),
+        *((name, f"n <= {cfg.population // 8}", few, 0.08) for name in ("ntk", "nngp", "gaussian")),
         ("ntk", "every n", np.full(few.shape, True), 0.1),
     ):
         title = f"{name}: learning curve against its theory, {title}, largest relative deviation of the mean"
         if not used.any():
-            out.append(Claim.not_applicable(title, source, f"needs a training set of at most {DIGITS // 8} digits"))
+            out.append(
+                Claim.not_applicable(title, source, f"needs a training set of at most {cfg.population // 8} digits")
+            )
             continue
         values = result.records[name].values
         ratios = {key: values["error"][0].mean(-1) / values[key][0] for key in ("predicted", "flat", "bias")}
@@ -210,9 +214,9 @@ def figure(result: Result):
             error.plot(cfg.samples, values["flat"][0], label="ntk: targets alike on all modes", **rival_style(0))
             error.plot(cfg.samples, values["bias"][0], label="ntk: numerator alone", **rival_style(1))
             share = 1 - values["shuffled"][0]
-            score.plot([1796], [share], "x", color="0.6")
+            score.plot([cfg.population - 1], [share], "x", color="0.6")
         share = 1 - np.append(values["score"][0].mean(-1), values["held_out"][0])
-        score.plot([*cfg.samples, 1796], share, f"{marker}-", ms=4, lw=1, color=shade, label=name)
+        score.plot([*cfg.samples, cfg.population - 1], share, f"{marker}-", ms=4, lw=1, color=shade, label=name)
     error.set(xscale="log", yscale="log", xlabel="training samples n", title="markers: measured; lines: theory")
     error.set_ylabel("squared error over all digits")
     score.set(
@@ -222,7 +226,7 @@ def figure(result: Result):
         title="last point: leave one out; cross: shuffled labels",
     )
     score.set_ylabel("share misclassified")
-    for ax, ticks in ((error, cfg.samples), (score, (*cfg.samples, 1796))):
+    for ax, ticks in ((error, cfg.samples), (score, (*cfg.samples, cfg.population - 1))):
         ticks_at(ax.xaxis, ticks)
     error.legend(fontsize=8)
     return fig

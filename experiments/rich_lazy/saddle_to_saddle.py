@@ -173,10 +173,10 @@ def claims(result: Result) -> list[Claim]:
             "weakest mode first": off(loss, np.asarray(reverse)[stages, None]),
         }
         name = f"{start}: plateaus 2 to 4 of the loss against their prediction, largest relative deviation"
-        out.append(Claim.at_most(name, "Jacot et al. 2021, section 4", off(loss, expected), 0.02, rivals=rivals))
+        out.append(Claim.close(name, "Jacot et al. 2021, section 4", off(loss, expected), 0.0, 0.02, rivals=rivals))
         rivals = {other: off(control_rank, ranks[:-1]), "one mode more": off(own, ranks[1:])}
         name = f"{start}: effective rank at plateaus 2 to 4 against that of 1 to 3 modes, largest relative deviation"
-        out.append(Claim.at_most(name, "Li, Luo & Lyu 2021, figure 1", off(own, ranks[:-1]), 0.1, rivals=rivals))
+        out.append(Claim.close(name, "Li, Luo & Lyu 2021, figure 1", off(own, ranks[:-1]), 0.0, 0.1, rivals=rivals))
         name = f"{start}: smallest effective rank while learning"
         out.append(Claim.at_most(name, "Li, Luo & Lyu 2021, figure 1", rank[i], 1.2, rivals={other: rank[control]}))
         name = f"{start}: time of the last mode from 0.3 to 0.9 of its strength, over that of three layers"
