@@ -302,6 +302,10 @@ def training_claims(result: Result) -> list[Claim]:
     name = "training at least at rate lam_min(K_inf)/2: log of the loss over its bound, largest over steps"
     excess, rival = (np.log(loss[1:] / line[1:]).max((0, 1)) for line in (least, least**4 / start**3))
     out = [Claim.at_most(name, source, excess, 0.0, rivals={"at rate 2 lam_min": rival})]
+    fallen = np.mean(np.log(loss[-1] / start) / np.log(least[-1] / start), 0)  # [seeds]
+    rivals = {"under lam_min/8": 4 * fallen, "under 2 lam_min": fallen / 4}
+    name = "training at a rate from lam_min(K_inf)/2 to lam_min(K_inf): decades fallen at the end, over the bound's"
+    out.append(Claim.between(name, source, fallen, 1.0, 2.0, rivals=rivals))
     name = "lazy: decades the train loss has fallen, over those by its kernel at the start: largest deviation from 1"
     if len(cfg.width) < 2:
         return [*out, Claim.not_applicable(name, source, "needs two widths")]

@@ -140,17 +140,22 @@ def theory(config: Config, k, y) -> dict[str, np.ndarray]:
     values, vectors = np.linalg.eigh(np.asarray(k, float))
     lam, v2 = np.maximum(values, 1e-12 * values[-1]) / len(y), np.sum((vectors.T @ np.asarray(y, float)) ** 2, -1)
     ridge = config.ridge * float(jnp.mean(jnp.diag(k)))
-    many = 1e9  # features: the kernel itself
     with jax.enable_x64(True):
-
-        def curve(n, target):
-            risk = random_feature_risk(lam, target / len(y), n, many, ridge)
-            return risk.test, risk.test * (1 - jnp.sum((lam / (lam + risk.gamma)) ** 2) / n)
-
         samples = jnp.asarray(config.samples, float)
-        predicted, bias = jax.vmap(lambda n: curve(n, v2))(samples)
-        flat, _ = jax.vmap(lambda n: curve(n, np.full_like(v2, v2.mean())))(samples)
+        predicted, bias = curves(lam, v2 / len(y), samples, ridge)
+        flat, _ = curves(lam, np.full_like(v2, v2.mean()) / len(y), samples, ridge)
     return {"predicted": np.asarray(predicted), "flat": np.asarray(flat), "bias": np.asarray(bias)}
+
+
+@jax.jit
+def curves(lam, target, samples, ridge):
+    """The error and its numerator at each of ``samples``; infinitely many features are the kernel itself."""
+
+    def at(n):
+        risk = random_feature_risk(lam, target, n, 1e9, ridge)
+        return risk.test, risk.test * (1 - jnp.sum((lam / (lam + risk.gamma)) ** 2) / n)
+
+    return jax.vmap(at)(samples)
 
 
 def claims(result: Result) -> list[Claim]:
