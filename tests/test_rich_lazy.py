@@ -22,7 +22,7 @@ def module(name):
         ("width", {"steps": 0}, "steps"),
         ("deep_linear", {"start": 5.0}, "start"),
         ("saddle_to_saddle", {"strength": (1.0, 2.0)}, "strength"),
-        ("scaling_laws", {"a": 1.0}, "a"),
+        ("scaling_laws", {"a": (1.0, 2.5, 3.2)}, "a"),
         ("scaling_laws", {"size": (16, 4096)}, "size"),
         ("sgd_noise", {"temperature": (float("nan"),)}, "temperature"),
         ("sgd_noise", {"samples": (128, 4096)}, "samples"),

@@ -9,7 +9,7 @@ loss behind by a share that grows as ``t^(1/b)/P``; and at the best size for eac
 R(s))`` (and its double transform for samples), evaluated on Talbot's contour; each draw's flow is solved by its
 eigenvectors.
 
-Run time: about 120 s for the quick preset on two CPU cores.
+Run time: about 100 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import measured_style, new_figure, rival_style, ticks_at
 from dynamics.statistics import power_law
 from dynamics.theory import scaling_laws as theory
-from dynamics.types import Claim, Observable, Record
+from dynamics.types import Claim, Estimate, Observable, Record
 
 SOURCE = "Bordelon, Atanasov & Pehlevan 2024, 'A dynamical model of neural scaling laws'"
-SECONDS = 120
+SECONDS = 100
 LATE = 1e6  # time at which the resting loss is read
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(config.Config):
-    seeds: Annotated[int, Count] = 32
+    seeds: Annotated[int, Count] = 64
     """draws of features, samples and target signs for each task: one draw's resting exponent scatters by 0.1"""
     size: Annotated[tuple[int, ...], Count] = (16, 32, 64, 128, 256, 512)
     """numbers of features n and of samples P, ascending"""
@@ -154,8 +154,10 @@ class Law(NamedTuple):
 
 
 def laws(result: Result, task: int) -> dict[str, Law]:
-    """Windows: times 3 to 100; sizes up to M/16, since beyond the finite number of modes shows; excess losses over
-    their rest. Compute is that at which sizes in their window are best.
+    """Windows: times 3 to 30 at most samples; sizes up to M/16, since beyond the finite number of modes shows; losses
+    in time over their rest. Compute is that at which sizes of 32 to M/32 balance time, where a larger one is best.
+    The gap of one draw may be negative: it is that of the mean losses, each draw left out once, at 64 samples and times
+    3 to 100 (at more samples it is smaller, and the draws' scatter less so).
 
     The first correction in n drowns in the draws' own scatter (of order ``n^(-1/2)``), so its law is read off theory.
     """
@@ -163,21 +165,23 @@ def laws(result: Result, task: int) -> dict[str, Law]:
     exponents = theory.exponents(*cfg.tasks[task])
     t, sizes = records["features"].time[:-1], np.asarray(cfg.size, float)
     features, samples = (np.asarray(records[name].values["loss"])[:, task] for name in ("features", "samples"))
-    train = np.asarray(records["samples"].values["train"])[:-1, task, -1]  # [T, seeds], most samples
-    early, scarce = (t >= 3) & (t <= 100), (sizes >= 32) & (sizes <= cfg.modes / 16)
+    early, scarce = (t >= 3) & (t <= 30), (sizes >= 32) & (sizes <= cfg.modes / 16)
     at = int(np.argmin(np.abs(t - 1.0)))
-    compute = np.geomspace(sizes[0], sizes[scarce].max(initial=sizes[0]), 12) ** (1 + exponents.size / exponents.time)
+    compute = np.geomspace(32, max(cfg.modes // 32, 33), 12) ** (1 + exponents.size / exponents.time)
     best = [theory.compute_frontier(t, sizes, features[:-1, :, seed].T, compute) for seed in range(cfg.seeds)]
     usable = np.isfinite([one.size for one in best]).all(0)
     first = (records["features theory"].values["loss"] - records["unlimited"].values["loss"][..., None])[at, task]
-    gap = 1 - train[early] / samples[:-1, -1][early]
+    few, growing = int(np.argmin(np.abs(sizes - 64))), (t >= 3) & (t <= 100)
+    test, train = (records["samples"].values[name][:-1, task, few][growing] for name in ("loss", "train"))
+    others = [np.delete(np.arange(cfg.seeds), seed) for seed in range(cfg.seeds)]
+    gap = np.array([np.log(test[:, one].mean(1) / train[:, one].mean(1)) for one in others])
     return {
-        "time": Law(t[early], (features[:-1, -1][early] - features[-1, -1]).T),
+        "time": Law(t[early], (samples[:-1, -1][early] - samples[-1, -1]).T),
         "size": Law(sizes[scarce], features[-1][scarce].T),
         "data": Law(sizes[scarce], samples[-1][scarce].T),
         "compute": Law(compute, np.asarray([one.loss for one in best])),
         "best time": Law(compute[usable], np.asarray([(compute / one.size)[usable] for one in best])),
-        "train-test gap": Law(t[early], gap.T),
+        "train-test gap": Law(t[growing], gap),
         "first correction in n (theory)": Law(sizes, first[None]),
     }
 
@@ -217,7 +221,11 @@ def claims(result: Result) -> list[Claim]:
             fit = power_law(x, y)
             if name.startswith("first"):
                 rivals = {"one draw's scatter": power_law(x, scatter(result, task)).exponent}
-            out.append(Claim.close(title, "section 4", fit.slopes, exponent, 0.05, rivals=rivals, note=f"slope {fit}"))
+            tolerance = 0.08 if name == "compute" else 0.05  # finite sizes: .06 on theory's own curves at a - 1 > b
+            measured, options = fit.slopes, {"rivals": rivals, "note": f"slope {fit}"}
+            if name == "train-test gap":  # the jackknife's error
+                measured, options["note"] = Estimate(fit.exponent, (fit.used - 1) * fit.error, fit.used), ""
+            out.append(Claim.close(title, "section 4", measured, exponent, tolerance, **options))
     return out
 
 
@@ -228,13 +236,13 @@ def scatter(result: Result, task: int) -> np.ndarray:
 
 
 def dynamics_claims(result: Result, task: int) -> list[Claim]:
-    """Measured losses over theory's, mean logarithm over times and sizes, draw by draw."""
+    """Measured losses and theory's, mean logarithm over times and sizes, draw by draw."""
     cfg, records, out = result.config, result.records, []
     a, b = cfg.tasks[task]
     wide, time = np.asarray(cfg.size) >= 128, records["features"].time
     unlimited = records["unlimited"].values["loss"][:, task, None]
     for name, reading in (("features", "loss"), ("samples", "loss"), ("samples", "train")):
-        title = f"a = {a:g}, b = {b:g}, {name}: {reading} over theory for n >= 128, mean log ratio"
+        title = f"a = {a:g}, b = {b:g}, {name}: {reading} for n >= 128, mean logarithm, as in theory"
         if not wide.any() or cfg.seeds < 4:
             out.append(Claim.not_applicable(title, "figure 2", "needs sizes of 128 or more and four draws"))
             continue
@@ -243,13 +251,11 @@ def dynamics_claims(result: Result, task: int) -> list[Claim]:
         slow = np.stack([np.interp(np.log(time / 2), np.log(time), row) for row in predicted.T], axis=1)
         rivals = {"no bottleneck": np.broadcast_to(unlimited, predicted.shape), "half as fast": slow}
         if reading == "train":
-            rivals = {"no gap to the test loss": records["samples theory"].values["loss"][:, task][:, wide]} | rivals
-
-        def off(curve, measured=measured, seen=predicted > 1e-6):  # float32 shows no loss below
-            return np.log(measured[seen] / curve[seen][:, None]).mean(0)
-
-        rivals = {key: off(curve) for key, curve in rivals.items()}
-        out.append(Claim.close(title, "figure 2", off(predicted), 0.0, 0.02, rivals=rivals))
+            rivals["no gap to the test loss"] = records["samples theory"].values["loss"][:, task][:, wide]
+        seen = predicted > 1e-6  # float32 shows no loss below
+        rivals = {key: np.log(np.maximum(curve[seen], 1e-30)).mean() for key, curve in rivals.items()}
+        level = np.log(measured[seen]).mean(0)
+        out.append(Claim.close(title, "figure 2", level, np.log(predicted[seen]).mean(), 0.02, rivals=rivals))
     return out
 
 
@@ -294,7 +300,7 @@ def figure(result: Result):
     frontier.set(xscale="log", yscale="log", xlabel="compute C = n t", ylabel="loss")
     frontier.legend(fontsize=8)
     gap.set(xscale="log", yscale="log", xlabel="time t; lines: t^(1/b)")
-    gap.set_ylabel(f"1 - train loss / test loss, P = {cfg.size[-1]}")
+    gap.set_ylabel("log(test loss / train loss), P = 64")
     gap.legend(fontsize=7)
     return fig
 
