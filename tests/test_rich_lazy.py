@@ -62,6 +62,6 @@ def test_sgd_noise_reads_the_parity_of_mnist(tmp_path, monkeypatch):
         experiment.images_task(config)
     monkeypatch.setenv("DYNAMICS_DATA", str(tmp_path))
     monkeypatch.setattr(experiment, "mnist", partial(mnist, source=source))
-    _, data = experiment.images_task(config)
+    _, data, _ = experiment.images_task(config)
     assert data.x.shape == (40, 784)
     assert float(data.y.sum()) == 0.0  # as many even labels as odd ones
