@@ -21,7 +21,7 @@ linear rule holds nowhere here (figures 1 and 5). Adam's, ``(2 + 2 b1)/((1 - b1)
 preconditioner, grows by a power of .28 to .45, by data and network, up to the full batch: below the paper's square-root
 rule and far from a linear one. Measured on digits along full-batch training.
 
-Run time: about 50 s for the quick preset on two CPU cores.
+Run time: about 70 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SOURCE = (
     "Granziol, Zohren & Roberts 2020, 'Learning rates as a function of batch size: a random matrix theory approach to "
     "neural network training'"
 )
-SECONDS = 50
+SECONDS = 70
 B1 = 0.9  # Adam's decay of the first moment
 
 
