@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynamics.observe import joined, ntk
 from dynamics.observe.rank import matrices
@@ -45,3 +46,10 @@ def mechanism(*, points: int = 64) -> Observable:
         return memory, {name: readings[name] for name in READINGS}
 
     return Observable(lambda view: pair.init(seen(view)), update)
+
+
+def at_step(step, values, at) -> np.ndarray:
+    """Curves ``[T, ...]`` at steps ``[...]`` of their own, interpolated; NaN where never."""
+    flat = np.asarray(values).reshape(len(step), -1)
+    found = [np.interp(one, step, column) if np.isfinite(one) else np.nan for one, column in zip(at.ravel(), flat.T)]
+    return np.reshape(found, at.shape)
