@@ -22,7 +22,7 @@ def module(name):
         ("width", {"steps": 0}, "steps"),
         ("deep_linear", {"start": 5.0}, "start"),
         ("saddle_to_saddle", {"strength": (1.0, 2.0)}, "strength"),
-        ("scaling_laws", {"a": 1.0}, "a"),
+        ("scaling_laws", {"a": (1.0, 2.5, 3.2)}, "a"),
         ("scaling_laws", {"size": (16, 4096)}, "size"),
         ("sgd_noise", {"temperature": (float("nan"),)}, "temperature"),
         ("sgd_noise", {"samples": (128, 4096)}, "samples"),
@@ -62,6 +62,6 @@ def test_sgd_noise_reads_the_parity_of_mnist(tmp_path, monkeypatch):
         experiment.images_task(config)
     monkeypatch.setenv("DYNAMICS_DATA", str(tmp_path))
     monkeypatch.setattr(experiment, "mnist", partial(mnist, source=source))
-    _, data = experiment.images_task(config)
+    _, data, _ = experiment.images_task(config)
     assert data.x.shape == (40, 784)
     assert float(data.y.sum()) == 0.0  # as many even labels as odd ones

@@ -51,18 +51,22 @@ def test_dynamics_match_simulated_draws(x64, key):
         return jnp.sum(start**2) - jnp.sum(seen**2 * (1 - jnp.exp(-2 * values * TIMES[:, None])), -1)
 
     def samples(key):
-        u, size, v = jnp.linalg.svd(jax.random.normal(key, (count, modes)) * jnp.sqrt(LAM), full_matrices=False)
+        gaussian = jax.random.normal(key, (count, modes))
+        u, size, v = jnp.linalg.svd(gaussian * jnp.sqrt(LAM), full_matrices=False)
         target = jnp.sqrt(C / LAM) * jax.random.rademacher(jax.random.fold_in(key, 1), (modes,))
         noise = jnp.sqrt(0.1) * jax.random.normal(jax.random.fold_in(key, 2), (count,))
         w = ((1 - jnp.exp(-(size**2) / count * TIMES[:, None])) * (v @ target + u.T @ noise / size)) @ v
-        return jnp.sum(LAM * (w - target) ** 2, -1)
+        on_them = jnp.mean(((w - target) @ (gaussian * jnp.sqrt(LAM)).T - noise) ** 2, -1)
+        return jnp.sum(LAM * (w - target) ** 2, -1), on_them
 
     keys = jax.random.split(key, 30)
-    for draw, theory in (
-        (features, sl.feature_loss(TIMES, LAM, C, count)),
-        (samples, sl.sample_loss(TIMES, LAM, C, count, 0.1)),
+    of_samples = sl.sample_loss(TIMES, LAM, C, count, 0.1)
+    test, train = jax.jit(jax.vmap(samples))(keys)
+    for measured, theory in (
+        (jax.jit(jax.vmap(features))(keys), sl.feature_loss(TIMES, LAM, C, count)),
+        (test, of_samples),
+        (train, of_samples._replace(loss=of_samples.train)),
     ):
-        measured = jax.jit(jax.vmap(draw))(keys)
         error = 4 * np.std(measured, axis=0) / np.sqrt(30) + 2 / count * theory.loss
         assert np.all(np.abs(np.mean(measured, axis=0) - theory.loss) < error)
         assert theory.residual < 1e-9
@@ -99,7 +103,7 @@ def test_exponents_of_the_bottlenecks(x64):
     times = np.array([10.0, 30.0])
     slope = np.diff(np.log(np.sum(c * np.exp(-2 * lam * times[:, None]), -1))) / np.log(3)
     np.testing.assert_allclose(-slope, predicted.time, atol=0.05)
-    np.testing.assert_allclose(predicted, (0.4, 0.5, 0.5, 0.5 / 2.25))
+    np.testing.assert_allclose(predicted, (0.4, 0.5, 0.5, 0.5 / 2.25, 1.25 / 2.25))
     with pytest.raises(ValueError, match="a, b"):
         sl.exponents(0.9, 1.0)
 
@@ -136,7 +140,17 @@ def test_compute_frontier_is_the_envelope():
     times, sizes = np.geomspace(1, 100, 50), np.array([1.0, 10.0])
     loss = np.stack([times**-1.0 + 0.1, times**-1.0 + 0.01])
     best = sl.compute_frontier(times, sizes, loss, np.array([2.0, 100.0, 1e6]))
-    np.testing.assert_allclose(best, [0.6, 0.11, np.inf], rtol=1e-3)
+    np.testing.assert_allclose(best.loss, [0.6, 0.11, np.inf], rtol=1e-3)
+    assert np.isnan(best.size).all()  # two sizes have no middle
+
+
+def test_the_best_size_balances_time_and_size():
+    """Of ``n/C + 1/n``, the loss ``1/t + 1/n`` at ``n t = C``, the least is at ``n = sqrt(C)``."""
+    times, sizes = np.geomspace(1e-2, 1e4, 400), np.geomspace(1, 128, 15)
+    loss = 1 / times + 1 / sizes[:, None]
+    best = sl.compute_frontier(times, sizes, loss, np.array([10.0, 300.0, 1e6]))
+    np.testing.assert_allclose(best.size[:2], np.sqrt([10.0, 300.0]), rtol=0.02)
+    assert np.isnan(best.size[2])  # at the largest
 
 
 @pytest.mark.slow
@@ -171,6 +185,13 @@ def test_many_features_are_kernel_ridge_regression(precision):
     np.testing.assert_allclose(np.sum(share) + 0.1 / theory.kappa, 50, rtol=tolerance)
     risk = (np.sum((1 - share) ** 2 * C) + 0.2) / (1 - np.sum(share**2) / 50)
     np.testing.assert_allclose(theory.test, risk, rtol=tolerance)
+
+
+def test_modes_of_one_eigenvalue_are_counted(x64):
+    """Each mode three times in the sums, or once with multiplicity 3."""
+    repeated = random_feature_risk(np.repeat(LAM, 3), np.repeat(C, 3), 50, 200, 0.1, 0.2)
+    counted = random_feature_risk(LAM, C, 50, 200, 0.1, 0.2, multiplicities=3.0)
+    np.testing.assert_allclose(counted, repeated, rtol=1e-9, atol=1e-12)
 
 
 def test_random_feature_risk_is_differentiable_and_vmappable(x64):

@@ -17,6 +17,7 @@ class PowerLaw(NamedTuple):
         prefactor: geometric mean over seeds.
         used: number of seeds with finite, positive data throughout.
         seeds: number of seeds given.
+        slopes: ``[used]`` each used seed's own exponent; one NaN where there is no fit.
     """
 
     exponent: float
@@ -26,6 +27,7 @@ class PowerLaw(NamedTuple):
     used: int
     seeds: int
     error: float = np.nan
+    slopes: Any = (np.nan,)
 
     def __str__(self) -> str:
         return f"{self.exponent:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -71,7 +73,7 @@ def power_law(x: Any, y: Any, *, share: float = 0.9) -> PowerLaw:
     low, high = mean_interval(slopes)
     error = slopes.std(ddof=1) / slopes.size**0.5 if slopes.size > 1 else np.nan
     return PowerLaw(
-        float(slopes.mean()), low, high, float(np.exp(offsets.mean())), slopes.size, good.size, float(error)
+        float(slopes.mean()), low, high, float(np.exp(offsets.mean())), slopes.size, good.size, float(error), slopes
     )
 
 

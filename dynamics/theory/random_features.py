@@ -37,6 +37,7 @@ def random_feature_risk(
     ridge: Real[ArrayLike, ""],
     noise: Real[ArrayLike, ""] = 0.0,
     *,
+    multiplicities: Real[ArrayLike, "*m"] = 1.0,
     iterations: int = 100,
 ) -> FeatureRisk:
     """The eigenframework of random-feature ridge regression: n samples, k features, ``(K_hat + ridge I)^{-1}``.
@@ -59,6 +60,7 @@ def random_feature_risk(
         samples, features: n and k, positive; may be real and traced; ``inf`` is not allowed, a large number is.
         ridge: > 0 (the ridgeless limit is that of a small one).
         noise: variance ``s^2`` of the label noise.
+        multiplicities: how many modes share each eigenvalue; ``target`` is then the power on each one of them.
         iterations: bisections; each halves the bracket of ``log gamma``.
 
     Returns:
@@ -72,17 +74,18 @@ def random_feature_risk(
     """
     dtype = jnp.result_type(float)
     lam, v2 = jnp.asarray(eigenvalues, dtype), jnp.asarray(target, dtype)
+    count = jnp.broadcast_to(jnp.asarray(multiplicities, dtype), lam.shape)
     n, k, ridge, noise = (jnp.asarray(value, dtype) for value in (samples, features, ridge, noise))
 
     def learnt(gamma):
-        return jnp.sum(lam / (lam + gamma))
+        return jnp.sum(count * lam / (lam + gamma))
 
     def excess(gamma):
         """Samples the modes and the ridge ask for, less n: falls with gamma where ``learnt < k``."""
         z = learnt(gamma)
         return jnp.where(z < k, z + ridge * k / (gamma * jnp.maximum(k - z, 1e-30)) - n, jnp.inf)
 
-    total = jnp.sum(lam)
+    total = jnp.sum(count * lam)
     low, high = jnp.log(jnp.min(lam)) - 60.0, jnp.log(2 * total * (1 / n + 1 / k) + 4 * ridge / n)
 
     def halve(_, bracket):
@@ -95,9 +98,9 @@ def random_feature_risk(
     slope = jax.lax.stop_gradient(jax.grad(lambda u: excess(jnp.exp(u)))(log_gamma))
     gamma = jnp.exp(log_gamma - excess(jnp.exp(log_gamma)) / slope)
     share = lam / (lam + gamma)
-    z, q = jnp.sum(share), jnp.sum(share**2)
+    z, q = jnp.sum(count * share), jnp.sum(count * share**2)
     kappa = gamma * (k - z) / k
     overfit = (q * (k - 2 * z) + z**2) / (n * (k - q))
-    bias = jnp.sum((1 - share - kappa * share / (lam + gamma) * k / (k - q)) * v2)
+    bias = jnp.sum((1 - share - kappa * share / (lam + gamma) * k / (k - q)) * v2 * count)
     test = (bias + noise) / (1 - overfit)
     return FeatureRisk(test, (ridge / (n * kappa)) ** 2 * test, kappa, gamma, jnp.abs(excess(gamma)) / n)

@@ -19,19 +19,23 @@ from dynamics.types import Array, ArrayLike
 
 
 class Loss(NamedTuple):
-    """``loss`` at the times asked for, and ``residual``: the largest error of the response equation met on the way."""
+    """``loss`` at the times asked for, and ``residual``: the largest error of the response equation met on the way;
+    of samples ``train`` too, the mean squared error on them (label noise included)."""
 
     loss: Float[Array, " T"]
     residual: Float[Array, ""]
+    train: Float[Array, " T"] | None = None
 
 
 class Exponents(NamedTuple):
-    """Powers with which the loss falls: with time, features, samples (or better, at large ones), and compute."""
+    """Powers with which the loss falls: with time, features, samples (or better, at large ones), and compute; and
+    ``best_time``, the power of the compute with which the time grows that makes the best of it."""
 
     time: float
     size: float
     data: float
     compute: float
+    best_time: float
 
 
 def power_law_spectrum(modes: int, a: float, b: float) -> tuple[Float[Array, " modes"], Float[Array, " modes"]]:
@@ -53,7 +57,8 @@ def exponents(a: float, b: float) -> Exponents:
     where ``a - 1 <= b``.
 
     The compute exponent is that of the frontier over size and time, ``C = n t``, where time and size balance: it is the
-    harmonic combination of the two, (a-1)/(1+b) where ``a - 1 < b``.
+    harmonic combination of the two, (a-1)/(1+b) where ``a - 1 < b``, at ``t ~ C^(size/(size + time))``, which is
+    ``C^(b/(1+b))`` there.
 
     Reference: Bordelon, Atanasov & Pehlevan 2024, 'A dynamical model of neural scaling laws', section 4; the size
     exponent above, derived here, departs from it where ``a - 1 > b``.
@@ -63,8 +68,8 @@ def exponents(a: float, b: float) -> Exponents:
     """
     if a <= 1 or b <= 0:
         raise ValueError(f"a, b: got {a!r}, {b!r}; allowed: a > 1 and b > 0")
-    size = min(a - 1, b)
-    return Exponents((a - 1) / b, size, min(a - 1, 2 * b), 1 / (b / (a - 1) + 1 / size))
+    time, size = (a - 1) / b, min(a - 1, b)
+    return Exponents(time, size, min(a - 1, 2 * b), time * size / (time + size), size / (time + size))
 
 
 def response(
@@ -113,7 +118,7 @@ def response(
     return r, residual
 
 
-@partial(jax.jit, static_argnames="nodes")
+@partial(jax.jit, static_argnames=("nodes", "iterations"))
 def feature_loss(
     times: Real[ArrayLike, " T"],
     eigenvalues: Real[ArrayLike, " m"],
@@ -121,6 +126,7 @@ def feature_loss(
     features: Real[ArrayLike, ""],
     *,
     nodes: int = 32,
+    iterations: int = 60,
 ) -> Loss:
     """Population loss of ``n`` random features with unlimited data: ``L(t) = sum_k c_k h_k(2t)``.
 
@@ -131,6 +137,7 @@ def feature_loss(
         eigenvalues, weights: ``lam`` and ``c = lam w*^2``.
         features: n; ``inf`` gives ``sum c e^{-2 lam t}``.
         nodes: points on the contour (12 suffice in float32).
+        iterations: see ``response`` (30 suffice in float32).
 
     Returns:
         A ``Loss``. Differentiable and vmappable.
@@ -142,12 +149,12 @@ def feature_loss(
     Reference: Bordelon, Atanasov & Pehlevan 2024, section 3; Weideman 2006, 'Optimizing Talbot's contours'.
     """
     s, quadrature = talbot(2.0 * jnp.asarray(times), nodes)
-    r, residual = response(s, eigenvalues, features)
+    r, residual = response(s, eigenvalues, features, iterations=iterations)
     transform = jnp.sum(weights / (s[..., None] + eigenvalues * r[..., None]), -1)
     return Loss(jnp.sum((quadrature * transform).real, -1), jnp.max(residual))
 
 
-@partial(jax.jit, static_argnames="nodes")
+@partial(jax.jit, static_argnames=("nodes", "iterations"))
 def sample_loss(
     times: Real[ArrayLike, " T"],
     eigenvalues: Real[ArrayLike, " m"],
@@ -156,12 +163,14 @@ def sample_loss(
     noise: Real[ArrayLike, ""] = 0.0,
     *,
     nodes: int = 24,
+    iterations: int = 60,
 ) -> Loss:
-    """Population loss of the full linear model trained on ``P`` samples.
+    """Population and training loss of the full linear model trained on ``P`` samples.
 
     The two-time correlation has the double transform ``sum_k c_k G_k G_k'/(1 - gam)``, ``G_k = 1/(s + lam_k R)``,
     ``gam = (R R'/P) sum_k lam_k^2 G_k G_k'``; the loss is its inverse at ``(t, t)``. Label noise of variance ``se^2``
-    adds ``se^2 gam/((1 - gam) s s')``.
+    adds ``se^2 gam/((1 - gam) s s')``. The errors on the samples are those on fresh ones passed through the response:
+    the training loss has the transform of the two together, label noise included, times ``R R'``.
 
     Args:
         times: ``t > 0``; gradient flow of ``dw/dt = -(X^T X/P)(w - w*) + X^T e/P``.
@@ -169,6 +178,7 @@ def sample_loss(
         samples: P.
         noise: variance ``se^2`` of the label noise (not itself part of the loss).
         nodes: points on each of the two contours (12 suffice in float32).
+        iterations: see ``response`` (30 suffice in float32).
 
     Returns:
         A ``Loss``. Differentiable and vmappable.
@@ -185,15 +195,26 @@ def sample_loss(
 
     def at(t):
         s, quadrature = talbot(t, nodes)
-        r, residual = response(s, lam, p)
+        r, residual = response(s, lam, p, iterations=iterations)
         s2, r2, q2 = (jnp.concatenate([v, v.conj()]) for v in (s, r, 0.5 * quadrature))  # the whole contour
         g, g2 = 1.0 / (s[:, None] + lam * r[:, None]), 1.0 / (s2[:, None] + lam * r2[:, None])  # [nodes, m]
         gam = r[:, None] * r2 / p * ((lam**2 * g) @ g2.T)
-        transform = ((weights * g) @ g2.T + noise * gam / (s[:, None] * s2)) / (1 - gam)
-        return jnp.sum((quadrature @ transform @ q2).real), jnp.max(residual)
+        steady = noise / (s[:, None] * s2)
+        transform = ((weights * g) @ g2.T + gam * steady) / (1 - gam)
+        train = r[:, None] * r2 * (transform + steady)
+        loss, train = (jnp.sum((quadrature @ one @ q2).real) for one in (transform, train))
+        return loss, jnp.max(residual), train
 
-    loss, residual = jax.lax.map(at, jnp.asarray(times))
-    return Loss(loss, jnp.max(residual))
+    loss, residual, train = jax.lax.map(at, jnp.asarray(times))
+    return Loss(loss, jnp.max(residual), train)
+
+
+class Frontier(NamedTuple):
+    """The least ``loss`` at each compute, and the ``size`` that attains it, between sizes by a parabola in logarithms
+    (NaN where the best is the smallest or the largest size that covers the compute)."""
+
+    loss: Float[Array, " C"]
+    size: Float[Array, " C"]
 
 
 def compute_frontier(
@@ -201,26 +222,36 @@ def compute_frontier(
     features: Real[ArrayLike, " S"],
     loss: Real[ArrayLike, "S T"],
     compute: Real[ArrayLike, " C"],
-) -> Float[Array, " C"]:
-    """The least loss at each compute ``C = n t``, over sizes n; each size's curve is interpolated between logarithms.
+) -> Frontier:
+    """The best of all sizes n at each compute ``C = n t``; each size's curve is interpolated between logarithms.
 
     Args:
         times: ascending.
-        features: sizes n.
+        features: sizes n, ascending.
 
     Returns:
-        The loss; inf where no size covers that compute.
+        A ``Frontier``; loss inf where no size covers that compute.
 
     Cost: S interpolations of C values.
     """
-    log_times, compute = jnp.log(jnp.asarray(times)), jnp.asarray(compute)
+    log_times, log_n = jnp.log(jnp.asarray(times)), jnp.log(jnp.asarray(features, jnp.result_type(float)))
+    compute = jnp.asarray(compute)
 
-    def curve(n, row):
-        t = jnp.log(compute / n)
+    def curve(log_n, row):
+        t = jnp.log(compute) - log_n
         covered = (t >= log_times[0]) & (t <= log_times[-1])
-        return jnp.where(covered, jnp.exp(jnp.interp(t, log_times, jnp.log(row))), jnp.inf)
+        return jnp.where(covered, jnp.interp(t, log_times, jnp.log(row)), jnp.inf)
 
-    return jnp.min(jax.vmap(curve)(jnp.asarray(features), jnp.asarray(loss)), axis=0)
+    log_loss = jax.vmap(curve)(log_n, jnp.asarray(loss))  # [S, C]
+    least = jnp.min(log_loss, axis=0)
+    if len(log_n) < 3:
+        return Frontier(jnp.exp(least), jnp.full_like(least, jnp.nan))
+    at = jnp.clip(jnp.argmin(log_loss, axis=0), 1, len(log_n) - 2) + jnp.arange(-1, 2)[:, None]  # [3, C]
+    (x0, x1, x2), (y0, y1, y2) = log_n[at], jnp.take_along_axis(log_loss, at, axis=0)
+    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    vertex = 0.5 * (x0 + x1) - left * (x2 - x0) / (2 * (right - left))
+    inside = jnp.isfinite(left) & jnp.isfinite(right) & (left < 0) & (right > 0)
+    return Frontier(jnp.exp(least), jnp.where(inside, jnp.exp(vertex), jnp.nan))
 
 
 def talbot(times: Real[ArrayLike, "*t"], nodes: int) -> tuple[Complex[Array, "*t half"], Complex[Array, "*t half"]]:

@@ -73,24 +73,25 @@ def is_finite(params) -> jax.Array:
 
 
 def run_perceptron(config, study) -> Record:
-    """Every (chi, P, draw) as one program, from zero weights: ratio ``w_1/|w_perp|``, norm and updates.
+    """Every (d, chi, P, draw) as one program, from zero weights: ratio ``w_1/|w_perp|``, norm and updates.
 
     Args:
         config: of ``sgd_noise``; its ``perceptron_*`` fields, ``chi`` and ``seed``.
         study: the pure or the durable one.
 
     Returns:
-        A ``Record`` of values ``[1, chi, P, draws]``; NaN where a draw did not fit its training set.
+        A ``Record`` of values ``[1, d, chi, P, draws]``; NaN where a draw did not fit its training set.
     """
-    dim, most, usual = 16, max(config.perceptron_samples), type(config)()
+    dim, most, usual = max(config.perceptron_dim), max(config.perceptron_samples), type(config)()
     keys = jax.random.split(jax.random.key(config.seed), config.perceptron_seeds)
-    counts, draws = len(usual.perceptron_samples), usual.perceptron_seeds
+    chis, counts, draws = len(usual.chi), len(usual.perceptron_samples), usual.perceptron_seeds
 
     def draw(lane) -> Drawn:
         kx, kr, ks = jax.random.split(keys[lane.draw], 3)
         radius = jnp.sqrt(2 * jax.random.gamma(kr, (lane.chi + 1) / 2, (most,)))  # density |x_1|^chi exp(-x_1^2/2)
         x1 = radius * jax.random.rademacher(ks, (most,))
         x = jax.random.normal(kx, (most, dim)).at[:, 0].set(x1)
+        x = jnp.where(jnp.arange(dim) < lane.perceptron_dim, x, 0.0) * (dim / lane.perceptron_dim) ** 0.5
         return Drawn(jnp.zeros((dim, 1)), Batch(x, jnp.sign(x1)[:, None]))
 
     def make(lane) -> Dynamics:
@@ -105,6 +106,7 @@ def run_perceptron(config, study) -> Record:
     blocks = -(-config.perceptron_updates // 1024)
     return study(
         {
+            "perceptron_dim": config.perceptron_dim,
             "chi": config.chi,
             "perceptron_samples": config.perceptron_samples,
             "draw": range(config.perceptron_seeds),
@@ -116,7 +118,9 @@ def run_perceptron(config, study) -> Record:
         record_at=[blocks],
         key=jax.random.key(config.seed),
         label="perceptron",
-        stream=lambda at: (at["chi"] * counts + at["perceptron_samples"]) * draws + at["draw"],
+        stream=lambda at: (
+            ((at["perceptron_dim"] * chis + at["chi"]) * counts + at["perceptron_samples"]) * draws + at["draw"]
+        ),
     )
 
 

@@ -2,11 +2,12 @@
 
 Hinge loss with margin 1 on ``F = alpha (f - f_0)``, divided by alpha, so that one step is
 ``dw = T sum_batch [y F < 1] y grad f``, until every sample has its margin. Small T: gradient flow, ``|dw| ~ 1/alpha``
-when lazy. Large T: noise decides, ``|dw|/|w_0| ~ T``, more the more samples P there are to fit, so that the ``T_c`` at
-which the network escapes the kernel regime falls with P. In a perceptron whose data have density ``|x_1|^chi`` at the
-boundary, the noisy end state has ``w_1/|w_perp| ~ P^(1/(1+chi))``: it must grow until the samples nearest to the
-boundary are right. The (alpha, T) phase diagram on the parity of digits is one vmapped program; a run that diverges is
-never counted as fitted.
+when lazy. Large T: noise decides, ``|dw|/|w_0| ~ T^delta P^gamma`` after a time ``t* ~ T P^b``: the more samples there
+are to fit, the larger must the weights grow beside their noise. So the ``T_c ~ P^-a`` at which the network escapes the
+kernel regime falls with P, ``a = gamma/delta``. In a perceptron whose data have density ``|x_1|^chi`` at the boundary,
+in any dimension, the noisy end state has ``w_1/|w_perp| ~ P^(1/(1+chi))``: it must grow until the samples nearest to
+the boundary are right. The (alpha, T) phase diagram on the parity of digits is one vmapped program; a run that diverges
+is never counted as fitted. Networks trained on shuffled labels are the control: they fit, and know nothing of the test.
 
 Run time: about 90 s for the quick preset on two CPU cores.
 """
@@ -26,7 +27,7 @@ from dynamics.config import Count, Positive, Range
 from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import Drawn
 from dynamics.evolve import study as in_memory
-from dynamics.runs.figures import measured_style, new_figure, ticks_at
+from dynamics.runs.figures import measured_style, new_figure, rival_style, ticks_at
 from dynamics.statistics import kernel_distance, power_law, weight_norm
 from dynamics.tasks.images import digits, mnist
 from dynamics.types import Batch, Claim, Dynamics, Observable, Record
@@ -40,8 +41,10 @@ POWERS_OF_TWO = tuple(float(2.0**p) for p in range(-6, 16, 3))
 
 @dataclasses.dataclass(frozen=True)
 class Config(config.Config):
-    seeds: Annotated[int, Count] = 3
-    """initial weights of the images' network"""
+    seeds: Annotated[int, Count] = 6
+    """initial weights of the images' network, over (P, T)"""
+    phase_seeds: Annotated[int, Count] = 2
+    """of these, initial weights of the (alpha, T) phase diagram"""
     dataset: Literal["digits", "mnist"] = "digits"
     """images whose parity is learnt: 8 x 8 digits of scikit-learn, or MNIST (downloaded once)"""
     alpha: Annotated[tuple[float, ...], Positive] = POWERS_OF_TWO
@@ -51,9 +54,13 @@ class Config(config.Config):
     samples: Annotated[tuple[int, ...], Range(32, 60_000)] = (128, 256, 512, 1024)
     """training samples P of the T_c sweep; the phase diagram uses 512, or the largest if there is no 512"""
     hidden: Annotated[int, Count] = 32
-    """units in both hidden layers of the network"""
+    """units in each hidden layer of the network"""
     batch: Annotated[int, Count] = 16
     """batch size B of the network"""
+    depth: Annotated[int, Count] = 2
+    """hidden layers of the network"""
+    activation: Literal["gelu", "relu"] = "gelu"
+    """non-linearity of the network"""
     updates: Annotated[int, Range(50)] = 6000
     """SGD steps of the network, at most"""
     chi: Annotated[tuple[float, ...], Range(0.0)] = (1.0, 3.0)
@@ -62,25 +69,40 @@ class Config(config.Config):
     """training samples P of the perceptron, ascending"""
     perceptron_seeds: Annotated[int, Count] = 16
     """draws of the perceptron's data"""
+    perceptron_dim: Annotated[tuple[int, ...], Range(2)] = (16, 32)
+    """dimensions d of the perceptron's data"""
     perceptron_updates: Annotated[int, Range(1024)] = 2**18
-    """SGD steps of the perceptron (d = 16, B = 4, eta = 1024), at most"""
+    """SGD steps of the perceptron (B = 4, eta = 1024), at most"""
 
     @classmethod
-    def paper(cls) -> Config:
-        """A finer phase diagram, more seeds, longer training."""
+    def large(cls) -> Config:
+        """A finer phase diagram, more seeds, longer training, of the same networks; about 2 hours on two cores."""
         alpha, temperature = (tuple(float(2.0**p) for p in np.arange(low, high)) for low, high in ((-6, 16), (-12, 6)))
-        return cls(seeds=4, alpha=alpha, temperature=temperature, updates=50_000, perceptron_updates=2**21)
+        return cls(
+            seeds=8, phase_seeds=4, alpha=alpha, temperature=temperature, updates=50_000, perceptron_updates=2**21
+        )
+
+    @classmethod
+    def deep(cls) -> Config:
+        """Five hidden ReLU layers of 128 units on MNIST, nearer to the paper's networks (which learn CIFAR-10 too).
+
+        Reads MNIST (downloaded once), and is for a GPU: about 10^15 operations.
+        """
+        size = tuple(2**p for p in range(8, 15))
+        return dataclasses.replace(cls.large(), dataset="mnist", depth=5, activation="relu", hidden=128, samples=size)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for field in ("alpha", "temperature", "samples", "perceptron_samples"):
             self.require(bool(np.all(np.diff(getattr(self, field)) > 0)), field, "ascending values")
-        self.require(self.dataset == "mnist" or self.samples[-1] <= 1797, "samples", "at most 1797 for digits")
+        self.require(self.phase_seeds <= self.seeds, "phase_seeds", f"at most {self.seeds} seeds")
+        self.require(self.dataset == "mnist" or self.samples[-1] < 1797, "samples", "at most 1796 for digits")
 
 
 class Result(NamedTuple):
-    """``records``: 'perceptron' ``[1, chi, P, seeds]``, 'phase' ``[1, alpha, T, seeds]``, 'samples' ``[1, P, T,
-    seeds]``; every reading is NaN where the run diverged or did not fit its training set."""
+    """``records``: 'perceptron' ``[1, d, chi, P, seeds]``, 'phase' ``[1, alpha, T, seeds]``, 'samples' ``[1, P, T,
+    seeds]``, 'shuffled' ``[1, 1, T, seeds]`` (labels, at the least P), 'linear' (test error ``[1]`` of least squares at
+    the largest P); every reading is NaN where the run diverged or did not fit its training set."""
 
     config: Config
     records: dict[str, Record]
@@ -92,15 +114,16 @@ def run(config: Config, study=in_memory) -> Result:
 
 
 def images_task(config: Config):
-    """The network d-h-h-1 with gelu, and the parity of the images."""
-    layers = [layer for _ in range(2) for layer in (stax.Dense(config.hidden), stax.Gelu())]
+    """The network d-h-...-h-1, and the parity of the images: training and test samples."""
+    act, scale = {"gelu": (stax.Gelu(), 1.0), "relu": (stax.Relu(), 2.0**0.5)}[config.activation]
+    layers = [layer for _ in range(config.depth) for layer in (stax.Dense(config.hidden, W_std=scale), act)]
     load = partial(mnist, download=True) if config.dataset == "mnist" else digits
-    split = load(max(config.samples), 0, seed=config.seed, target="parity", scale="standard").train
-    return stax.serial(*layers, stax.Dense(1)), Batch(jnp.asarray(split.x), jnp.asarray(split.y))
+    data = load(max(config.samples), None, seed=config.seed, target="parity", scale="standard")
+    return stax.serial(*layers, stax.Dense(1)), *(Batch(*map(jnp.asarray, part)) for part in (data.train, data.test))
 
 
 def run_images(config: Config, study) -> dict[str, Record]:
-    (model, data), usual = images_task(config), Config()
+    (model, data, test), usual = images_task(config), Config()
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     ntk, blocks = jax.jit(partial(empirical_ntk_fn(model.apply), data.x[:64], None)), -(-config.updates // 50)
 
@@ -110,18 +133,22 @@ def run_images(config: Config, study) -> dict[str, Record]:
         values = {
             "weight_change": moved / weight_norm(lane.start),
             "kernel_distance": kernel_distance(ntk(params), lane.kernel),
+            "test_error": jnp.mean((model.apply(params, test.x) - lane.test_origin) * test.y <= 0),
             "updates": updates,
         }
         return {name: jnp.where(fitted, value, jnp.nan) for name, value in values.items()} | {"fitted": fitted * 1.0}
 
-    def train(label, axis, values, most, number) -> Record:
+    def train(label, axis, values, most, number, shuffle=False) -> Record:
         """Over ``axis`` and the temperatures, at the largest alpha and ``most`` samples where the axis is not these."""
         used = Batch(data.x[:most], data.y[:most])
+        count = config.phase_seeds if label == "phase" else config.seeds
 
         @jax.jit
         def start(key) -> Drawn:
             w = model.init(key, (-1, data.x.shape[-1]))[1]
-            return Drawn(w, values={"start": w, "origin": model.apply(w, used.x), "kernel": ntk(w)})
+            origin = {"origin": model.apply(w, used.x), "test_origin": model.apply(w, test.x)}
+            own = used._replace(y=jax.random.permutation(key, used.y)) if shuffle else None
+            return Drawn(w, own, {"start": w, "kernel": ntk(w), **origin})
 
         def make(lane) -> Dynamics:
             at = {"alpha": config.alpha[-1], "samples": most, **lane}
@@ -129,25 +156,32 @@ def run_images(config: Config, study) -> dict[str, Record]:
             return hinge_sgd(model.apply, *settings, batch=config.batch, block=50)
 
         return study(
-            {axis: values, "temperature": config.temperature, "seed": range(config.seeds)},
+            {axis: values, "temperature": config.temperature, "seed": range(count)},
             draw=lambda lane: start(keys[lane.seed]),
             make=make,
             read=lambda lane: Observable.of_view(partial(read, lane)),
             steps=blocks,
             record_at=[blocks],
             key=jax.random.key(config.seed),
-            data=used,
+            data=None if shuffle else used,
             label=label,
             stream=lambda at: number(at[axis], at["temperature"]) * usual.seeds + at["seed"],
         )
 
     alphas, temperatures, counts = len(usual.alpha), len(usual.temperature), len(usual.samples)
     samples, most = config.samples, middle(config.samples)
+    inputs = [jnp.append(x, jnp.ones((len(x), 1)), axis=1) for x in (data.x, test.x)]
+    fit = jnp.linalg.pinv(inputs[0]) @ data.y
+    linear = {"test_error": np.mean(np.asarray(inputs[1] @ fit * test.y) <= 0)[None]}
+
+    def at_samples(i, j):
+        return alphas * temperatures + j * counts + i
+
     return {
         "phase": train("phase", "alpha", config.alpha, most, lambda i, j: i * temperatures + j),
-        "samples": train(
-            "samples", "samples", samples, samples[-1], lambda i, j: alphas * temperatures + j * counts + i
-        ),
+        "samples": train("samples", "samples", samples, samples[-1], at_samples),
+        "shuffled": train("shuffled", "samples", samples[:1], samples[0], at_samples, shuffle=True),
+        "linear": Record(np.zeros(1, int), np.zeros(1), linear),
     }
 
 
@@ -172,51 +206,87 @@ def critical_temperature(config: Config, record: Record) -> np.ndarray:
 
 def claims(result: Result) -> list[Claim]:
     cfg, records, out = result.config, result.records, []
-    ratio = records["perceptron"].values["ratio"][0]  # [chi, P, seeds]
-    for chi, values in zip(cfg.chi, ratio):
-        name, source = f"perceptron, chi = {chi:g}: w_1/|w_perp| ~ P^p: p", "Sclocchi et al. 2023, perceptron"
-        if len(cfg.perceptron_samples) < 3:
-            out.append(Claim.not_applicable(name, source, "needs three sample counts"))
-            continue
-        fit = power_law(cfg.perceptron_samples, values.T)
-        note = f"95 % interval {fit}, {fit.used} of {cfg.perceptron_seeds} seeds fitted throughout"
-        out.append(Claim.close(name, source, fit.exponent, 1 / (1 + chi), 0.06, note=note))
-    return [*out, *temperature_claims(result), *sample_claims(result)]
+    ratio, source = records["perceptron"].values["ratio"][0], "Sclocchi et al. 2023, perceptron"  # [d, chi, P, seeds]
+    for dim, rows in zip(cfg.perceptron_dim, ratio):
+        enough = len(cfg.perceptron_samples) > 2 and len(cfg.chi) > 1
+        fits = [power_law(cfg.perceptron_samples, values.T) for values in rows] if enough else []
+        for i, chi in enumerate(cfg.chi):
+            name = f"perceptron, d = {dim}, chi = {chi:g}: w_1/|w_perp| ~ P^p: p"
+            if not enough:
+                out.append(Claim.not_applicable(name, source, "needs three sample counts and two chi"))
+                continue
+            other = (i + 1) % len(cfg.chi)
+            rivals = {f"data of chi = {cfg.chi[other]:g}": fits[other].slopes, "P has no effect": 0.0}
+            note = f"95 % interval {fits[i]}, {fits[i].used} of {cfg.perceptron_seeds} seeds fitted throughout"
+            out.append(Claim.close(name, source, fits[i].slopes, 1 / (1 + chi), 0.06, rivals=rivals, note=note))
+    return [*out, *noise_claims(result)]
 
 
-def temperature_claims(result: Result) -> list[Claim]:
-    """At the largest alpha the weights' movement is set by the noise alone."""
-    cfg, record = result.config, result.records["phase"]
-    change = record.values["weight_change"][0, -1]  # [T, seeds]
-    usable = np.isfinite(change).all(-1)
-    name, source = (
-        f"{cfg.dataset}, alpha = {cfg.alpha[-1]:g}: |dw|/|w_0| ~ T^p: p",
-        "Sclocchi et al. 2023, change of the weights",
-    )
-    fits_all = (
-        f"{int(record.values['fitted'].sum())} of {record.values['fitted'].size} runs of the phase diagram fitted"
-    )
-    if len(cfg.temperature) < 3 or cfg.alpha[-1] < 1000:
-        return [Claim.not_applicable(name, source, f"needs alpha >= 1000 and three temperatures; {fits_all}")]
+def slope(x, y: np.ndarray) -> np.ndarray:
+    """Powers of x, by least squares along the first axis of ``y [n, ...]``."""
+    return np.polyfit(np.log(x), np.log(y).reshape(len(y), -1), 1)[0].reshape(y.shape[1:])
+
+
+def noise_claims(result: Result) -> list[Claim]:
+    """At the largest alpha: powers of T (mean over P) and of P (mean over fitted T), seed by seed."""
+    cfg, values = result.config, result.records["samples"].values
+    source, head = "Sclocchi et al. 2023, section 3", f"{cfg.dataset}, alpha = {cfg.alpha[-1]:g}"
+    usable = np.isfinite(values["weight_change"][0]).all((0, 2))  # [T]
+    names = {
+        "delta": "|dw|/|w_0| ~ T^delta: delta",
+        "t*": "time to fit t* ~ T^p: p",
+        "gamma": "|dw|/|w_0| ~ P^gamma: gamma",
+        "b": "time to fit t* ~ P^b: b",
+        "a": f"T_c ~ P^-a, where |dw|/|w_0| = {ESCAPE:g}: a - gamma/delta",
+        "falls": "T_c ~ P^-a: a",
+        "kernel": "noise moves the kernel: |K - K_0|/|K_0| at the largest T that fits",
+        "test": "test error, mean over T, at most samples",
+        "shuffled": f"test error, mean over T, at P = {cfg.samples[0]}",
+    }
+    names = {key: f"{head}: {name}" for key, name in names.items()}
+    if len(cfg.samples) < 3 or cfg.seeds < 3 or cfg.alpha[-1] < 1000 or len(cfg.temperature) < 3:
+        note = "needs alpha >= 1000, and three temperatures, sample counts and seeds"
+        return [Claim.not_applicable(name, source, note) for name in names.values()]
     if usable.sum() < 3:
-        return [Claim.close(name, source, np.nan, 1.0, 0.1, note=f"fewer than three temperatures fitted; {fits_all}")]
-    fit = power_law(np.asarray(cfg.temperature)[usable], change[usable].T)
-    note = f"95 % interval {fit}, {usable.sum()} of {len(usable)} temperatures; {fits_all}"
-    return [Claim.close(name, source, fit.exponent, 1.0, 0.1, note=note)]
+        note = "fewer than three temperatures fitted"
+        return [Claim.at_most(name, source, np.nan, 0.0, note=note) for name in names.values()]
+    t, size = np.asarray(cfg.temperature)[usable], np.asarray(cfg.samples, float)
+    change, updates, kernel, error = (
+        values[name][0][:, usable] for name in ("weight_change", "updates", "kernel_distance", "test_error")
+    )  # [P, T, seeds]
+    by_t = {"delta": change, "t*": updates * t[:, None]}
+    power = {name: slope(t, y.swapaxes(0, 1)).mean(0) for name, y in by_t.items()}
+    power |= {name: slope(size, y).mean(0) for name, y in (("gamma", change), ("b", updates))}
+    critical = critical_temperature(cfg, result.records["samples"])  # [seeds, P]
+    power["falls"] = -slope(size, critical.T)
+    ratio = power["gamma"] / power["delta"]
+    none, control = {"no effect": 0.0}, result.records["shuffled"].values["test_error"][0, 0]
+    fitted = np.isfinite(control).all(-1)  # temperatures
+    shuffled = control[fitted].mean(0) if fitted.any() else np.nan
+    linear = {"least squares on the pixels": result.records["linear"].values["test_error"][0]}
+    frozen = {"frozen kernel": 0.0, "least noise": kernel[-1, 0]}
+    rich = feature_learning_slope(result)
+    return [
+        Claim.close(names["delta"], source, power["delta"], 1.0, 0.1, rivals={"T has no effect": 0.0} | rich),
+        Claim.close(names["t*"], source, power["t*"], 1.0, 0.15, rivals={"T has no effect": 0.0}),
+        Claim.at_least(names["gamma"], source, power["gamma"], 0.1, rivals=none),
+        Claim.at_least(names["b"], source, power["b"], 0.5, rivals=none),
+        Claim.close(names["a"], source, power["falls"] - ratio, 0.0, 0.1, rivals={"P has no effect": -ratio}),
+        Claim.at_least(names["falls"], source, power["falls"], 0.1, rivals=none),
+        Claim.at_least(names["kernel"], source, kernel[-1, -1], 0.2, rivals=frozen),
+        Claim.at_most(names["test"], source, error[-1].mean(0), 0.07, rivals=linear),
+        Claim.at_most(names["shuffled"], source, error[0].mean(0), 0.25, rivals={"shuffled labels": shuffled}),
+    ]
 
 
-def sample_claims(result: Result) -> list[Claim]:
-    cfg = result.config
-    name, source = (
-        f"{cfg.dataset}: T_c ~ P^p, upper end of the 95 % interval of p (T_c falls with P)",
-        "Sclocchi et al. 2023, critical temperature",
-    )
-    critical = critical_temperature(cfg, result.records["samples"])
-    crossed, fitted = np.isfinite(critical).all(axis=1).any(), result.records["samples"].values["fitted"].any()
-    if len(cfg.samples) < 3 or cfg.seeds < 2 or (fitted and not crossed):
-        return [Claim.not_applicable(name, source, "needs two seeds and three P whose crossing lies inside the grid")]
-    fit = power_law(cfg.samples, critical)
-    return [Claim.at_most(name, source, fit.high, 0.0, note=f"p = {fit}, {fit.used} of {cfg.seeds} seeds")]
+def feature_learning_slope(result: Result) -> dict[str, np.ndarray]:
+    """The power of T at the least alpha < 1 whose networks all fit at three temperatures: gradient flow sets |dw|."""
+    cfg, change = result.config, result.records["phase"].values["weight_change"][0]  # [alpha, T, seeds]
+    for alpha, rows in zip(cfg.alpha, change):
+        usable = np.isfinite(rows).all(-1)
+        if alpha < 1 and usable.sum() > 2:
+            return {f"alpha = {alpha:g}": slope(np.asarray(cfg.temperature)[usable], rows[usable])}
+    return {}
 
 
 def mean_of_fitted(values: np.ndarray) -> np.ndarray:
@@ -227,11 +297,12 @@ def mean_of_fitted(values: np.ndarray) -> np.ndarray:
 
 
 def figure(result: Result):
-    """The perceptron's exponents, the (alpha, T) phase diagram of the kernel's movement, and T_c against P."""
+    """The perceptron's exponents, the (alpha, T) phase diagram of the kernel, T_c against P, and the test error."""
     cfg, records = result.config, result.records
-    fig, (simple, phase, critical) = new_figure(1, 3, width=4.0)
+    fig, axes = new_figure(2, 2, width=4.6, height=3.4)
+    simple, phase, critical, errors = axes.ravel()
     size = np.asarray(cfg.perceptron_samples, float)
-    for i, (chi, values) in enumerate(zip(cfg.chi, records["perceptron"].values["ratio"][0])):
+    for i, (chi, values) in enumerate(zip(cfg.chi, records["perceptron"].values["ratio"][0, 0])):
         middle_ratio = np.exp(mean_of_fitted(np.log(values)))
         simple.plot(size, middle_ratio, label=f"chi = {chi:g}", **measured_style(i, len(cfg.chi)))
         simple.plot(size, middle_ratio[-1] * (size / size[-1]) ** (1 / (1 + chi)), "k-", lw=1)
@@ -257,11 +328,22 @@ def figure(result: Result):
     line = mean_of_fitted(records["samples"].values["weight_change"][0, -1])
     unit = mean_of_fitted(line / np.asarray(cfg.temperature))
     critical.plot(cfg.temperature, unit * np.asarray(cfg.temperature), "k-", lw=1, label="~ T")
+    flat = np.nanmin(line) if np.isfinite(line).any() else np.nan
+    critical.axhline(flat, label="T has no effect", **rival_style())
     critical.axhline(ESCAPE, color="grey", ls=":")
     critical.set(xscale="log", yscale="log", xlabel="temperature T")
     critical.set_ylabel(f"|dw| / |w_0| at alpha = {cfg.alpha[-1]:g}")
     critical.set_title(f"T_c: where |dw| / |w_0| = {ESCAPE:g}", fontsize=9)
     critical.legend(fontsize=8)
+    for i, (p, row) in enumerate(zip(cfg.samples, records["samples"].values["test_error"][0])):
+        errors.plot(cfg.temperature, mean_of_fitted(row), label=f"P = {p}", **measured_style(i, len(cfg.samples)))
+    control = mean_of_fitted(records["shuffled"].values["test_error"][0, 0])
+    errors.plot(cfg.temperature, control, label=f"shuffled labels, P = {cfg.samples[0]}", **rival_style())
+    label = f"least squares, P = {cfg.samples[-1]}"
+    errors.axhline(records["linear"].values["test_error"][0], label=label, **rival_style(1))
+    errors.set(xscale="log", yscale="log", xlabel="temperature T")
+    errors.set_ylabel(f"test error at alpha = {cfg.alpha[-1]:g}")
+    errors.legend(fontsize=7)
     return fig
 
 
