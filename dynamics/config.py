@@ -64,7 +64,7 @@ class Config:
 
     @classmethod
     def presets(cls) -> dict[str, typing.Callable[[], Config]]:
-        """The named settings of this experiment: ``quick`` (the defaults, CPU), and those of ``paper`` and ``large`` it has."""
+        """The named settings of this experiment: ``quick`` (the defaults), ``paper`` and ``large`` where there are."""
         named: dict[str, typing.Callable[[], Config]] = {"quick": cls}
         for name in ("paper", "large"):  # the paper's own sizes, or merely larger ones
             if hasattr(cls, name):
