@@ -64,10 +64,11 @@ class Config:
 
     @classmethod
     def presets(cls) -> dict[str, typing.Callable[[], Config]]:
-        """The named settings of this experiment: ``quick`` (the defaults, CPU) and whatever else the class defines."""
+        """The named settings of this experiment: ``quick`` (the defaults, CPU), ``paper`` and ``large`` if defined."""
         named: dict[str, typing.Callable[[], Config]] = {"quick": cls}
-        if hasattr(cls, "paper"):
-            named["paper"] = cls.paper  # type: ignore[attr-defined]
+        for name in ("paper", "large"):  # the paper's own sizes, or merely larger ones
+            if hasattr(cls, name):
+                named[name] = getattr(cls, name)
         return named
 
     def require(self, condition: bool, field: str, allowed: str) -> None:

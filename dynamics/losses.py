@@ -13,22 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from dynamics.types import Array
 
 
-def mse(f: Array, y: Array | np.ndarray) -> Array:
+def mse(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
     """``(1/n) sum_i |f_i - y_i|^2``: mean over samples, sum over outputs, no factor 1/2."""
     y = targets_like(f, y)
     return jnp.sum((f - y) ** 2) / f.shape[0]
 
 
-def half_mse(f: Array, y: Array | np.ndarray) -> Array:
+def half_mse(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
     """``(1/2n) sum_i |f_i - y_i|^2``: mean over samples, sum over outputs, with the factor 1/2."""
     return 0.5 * mse(f, y)
 
 
-def cross_entropy(f: Array, y: Array | np.ndarray) -> Array:
+def cross_entropy(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
     """``-(1/n) sum_i sum_c y_ic log softmax(f_i)_c`` for one-hot (or probability) targets ``y``, in nats.
 
     A class of probability 0 counts nothing, whatever its logit, -inf included.
@@ -38,19 +39,19 @@ def cross_entropy(f: Array, y: Array | np.ndarray) -> Array:
     return -jnp.sum(jnp.where(y == 0, 0, terms)) / f.shape[0]
 
 
-def logistic(f: Array, y: Array | np.ndarray) -> Array:
+def logistic(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
     """``(1/n) sum_ic log(1 + exp(-y_ic f_ic))`` for targets ``y`` in {-1, +1}, in nats."""
     y = targets_like(f, y, signs=True)
     return jnp.sum(jax.nn.softplus(-y * f)) / f.shape[0]
 
 
-def hinge(f: Array, y: Array | np.ndarray) -> Array:
+def hinge(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
     """``(1/n) sum_ic max(0, 1 - y_ic f_ic)`` for targets ``y`` in {-1, +1}."""
     y = targets_like(f, y, signs=True)
     return jnp.sum(jax.nn.relu(1.0 - y * f)) / f.shape[0]
 
 
-def accuracy(f: Array, y: Array | np.ndarray) -> Array:
+def accuracy(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
     """Share of samples classified right: by argmax for ``c > 1``, by sign for ``c = 1`` (targets in {-1, +1}).
 
     NaN where a sample's largest output is not finite: a diverged network scores nothing, not chance. A class that is
@@ -64,7 +65,7 @@ def accuracy(f: Array, y: Array | np.ndarray) -> Array:
     return jnp.where(jnp.all(jnp.isfinite(jnp.max(f, axis=-1))), right, jnp.nan)
 
 
-def targets_like(f: Any, y: Any, *, signs: bool = False) -> Array:
+def targets_like(f: Any, y: Any, *, signs: bool = False) -> Shaped[Array, "n ..."]:
     """Targets in the shape of the outputs, floating: class labels ``[...]`` for ``f [..., c > 1]`` as one-hot rows.
 
     Raises:

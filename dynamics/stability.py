@@ -102,7 +102,9 @@ def shampoo_inverse_root(
     return lambda v: jnp.reshape(a @ jnp.reshape(v, shape) @ b, v.shape)
 
 
-def shampoo_inverse_roots(params: PyTree, factors: Sequence[tuple[Array, Array] | None], **options: Any):
+def shampoo_inverse_roots(
+    params: PyTree, factors: Sequence[tuple[Float[Array, "m m"], Float[Array, "n n"]] | None], **options: Any
+):
     """``shampoo_inverse_root`` of a whole network: ``v [P] -> P^-1/2 v``, block-diagonal over the leaves.
 
     Args:

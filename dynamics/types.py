@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
 
 from dynamics.claims import Claim
 from dynamics.record import Estimate, Record
@@ -148,7 +149,7 @@ class Objective(NamedTuple):
             raise TypeError(f"batch: got {got}; allowed: Batch(x, y), or Objective.of(fn) for any other batch")
         return self.penalised(params, scalar(self.loss(f(params, batch.x), batch.y)))
 
-    def penalised(self, params: Params, value: Array) -> Array:
+    def penalised(self, params: Params, value: Float[Array, ""]) -> Float[Array, ""]:
         """``value`` and the penalty."""
         return value if self.penalty is None else value + self.penalty(params)
 
@@ -349,7 +350,7 @@ def check_apply(apply: Any) -> None:
         raise TypeError(f"apply: got {type(apply).__name__}; allowed: a function (params, x) -> f")
 
 
-def scalar(loss: Array) -> Array:
+def scalar(loss: Shaped[Array, ...]) -> Shaped[Array, ""]:
     """``loss`` itself; raises TypeError when it is no real scalar."""
     if jnp.iscomplexobj(loss):
         raise TypeError(

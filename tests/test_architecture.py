@@ -1,7 +1,10 @@
 """The house holds: imports run one way, light entry points stay light, no private JAX API, names resolve."""
 
 import ast
+import importlib
+import inspect
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -199,6 +202,38 @@ def test_a_function_is_not_hidden_by_the_module_of_its_name():
     import dynamics.evolve
 
     assert callable(dynamics.linearize)
+
+
+SHAPED = r"\b(Bool|Complex|Float|Inexact|Int|Num|Real|Shaped)\[[^\]]*\]"
+FREE = r"Callable\[(\[[^\]]*\]|\.\.\.), [^\]]*\]|Readings"
+
+
+def public_functions():
+    """Functions and methods of classes that users reach: what ``__all__`` names, and all of rooms of plain modules."""
+    for info in pkgutil.walk_packages(dynamics.__path__, "dynamics."):
+        if ".runs" in info.name:
+            continue
+        module = importlib.import_module(info.name)
+        plain = vars(module) if info.name.split(".")[1] in ("losses", "models", "statistics", "tasks", "theory") else ()
+        for name in getattr(module, "__all__", () if ".predict." in info.name else plain):
+            value = getattr(module, name)
+            if name.startswith("_") or not getattr(value, "__module__", "").startswith("dynamics."):
+                continue
+            members = vars(value).values() if inspect.isclass(value) else (value,)
+            yield from (one for one in members if inspect.isfunction(one) and not one.__name__.startswith("_"))
+
+
+def test_public_signatures_carry_shapes():
+    """Arrays are annotated with jaxtyping's shapes, which conftest.py checks at every call of every test."""
+    bare, shaped = [], 0
+    for function in {inspect.unwrap(one) for one in public_functions()}:
+        for name, annotation in function.__annotations__.items():
+            rest, found = re.subn(SHAPED, "", re.sub(FREE, "", str(annotation)))
+            shaped += found
+            if re.search(r"\bArray\b", rest):
+                bare.append(f"{function.__module__}.{function.__qualname__}: {name}: {annotation}")
+    assert shaped > 150
+    assert not bare, "\n".join(bare)
 
 
 def test_an_unknown_name_is_a_sentence():

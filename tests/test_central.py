@@ -131,10 +131,12 @@ def test_stable_central_flow_is_gradient_flow(x64):
         for dynamics in (
             central_flow(valley, eta, depth=2),
             gradient_flow(valley, eta),
+            central_flow(valley, eta, depth=2, oscillation="none"),
         ):
             state, _ = simulate(dynamics, params, DATA, steps=steps)
             ends.append(np.asarray(dynamics.params(state)))
         errors.append(np.abs(ends[0] - ends[1]).max())
+        np.testing.assert_allclose(ends[2], ends[0], atol=1e-12)
     assert errors[1] < errors[0] < 1e-4
 
 

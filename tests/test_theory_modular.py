@@ -1,5 +1,7 @@
 """Max-margin theory: the construction attains the bound, nothing sampled exceeds it, margins are homogeneous."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,8 @@ from dynamics.theory.modular import (
     max_margin,
     max_margin_network,
     normalised_margin,
+    output_margins,
+    parity_margin,
     softmax_margin,
 )
 
@@ -84,6 +88,24 @@ def test_group_margin_is_attained_by_a_network_on_the_group_of_two():
     second = jnp.stack([sign, -sign], axis=1)
     attained = normalised_margin(first, second, jnp.asarray(operation_table("add", 2)))
     assert float(attained) == pytest.approx(group_margin([1, 1]), rel=1e-6)  # float32
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_parity_margin_is_attained_by_all_signs_and_by_no_neighbour(x64, key, k):
+    """Neurons along every choice of signs, each with the sign's product in its readout: other monomials cancel."""
+    signs = jnp.array(list(itertools.product((1.0, -1.0), repeat=k)))
+    product = jnp.prod(signs, 1)
+    readout = jnp.stack([product, -product]) / 2**0.5
+
+    def margin(first, second):
+        f = (signs @ first.T) ** k @ second.T
+        norm = jnp.sum((jnp.sum(first**2, 1) + jnp.sum(second**2, 0)) ** ((k + 1) / 2))
+        return output_margins(f, jnp.asarray(product < 0, jnp.int32))[0] / norm
+
+    assert float(margin(signs, readout)) == pytest.approx(parity_margin(k), rel=1e-9)
+    for i in range(20):
+        near = [jax.random.normal(jax.random.fold_in(key, 2 * i + j), w.shape) for j, w in enumerate((signs, readout))]
+        assert margin(signs + 0.1 * near[0], readout + 0.1 * near[1]) < parity_margin(k)
 
 
 def test_bad_dimensions_are_named():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from dynamics.empirical.axes import OutputAxes, arrange, check_shapes, output_axes, traced_size
 from dynamics.empirical.one_tile import Network, alike, network
@@ -175,7 +176,7 @@ def check_real(output: Any) -> None:
         raise ValueError(f"f: got an output of dtype {output.dtype}; allowed: real floating outputs")
 
 
-def compute(job: Job) -> dict[str, Array]:
+def compute(job: Job) -> dict[str, Shaped[Array, ...]]:
     """The job's kernel by parts, in the public order of axes."""
     paired = job.by_sample and 0 not in job.axes.full
     raw = (diagonal_kernel if paired else pairs_kernel)(job.task, job.x1, job.x2)
@@ -226,7 +227,7 @@ class Moving:
             weights = [real_view.split(listed[place]) for place in chosen]  # a real one counts for both parts
             self.weights = [w for own, half in zip(weights, halves) for w in (own * len(half))[: len(half)]]
 
-    def merge(self, leaves: Sequence[Array]) -> Params:
+    def merge(self, leaves: Sequence[Shaped[Array, ...]]) -> Params:
         merged = list(self.all)
         for place, start, end in zip(self.chosen, (0, *self.ends), self.ends):
             merged[place] = real_view.merge(leaves[start:end])

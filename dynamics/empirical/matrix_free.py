@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray, Shaped
 
 from dynamics.empirical.dispatch import Request, check_real, ntk_plans
 from dynamics.empirical.functions import empirical_ntk_fn
@@ -71,7 +72,7 @@ def ntk_eigenpairs(
     params: Params,
     x: PyTree,
     k: int,
-    key: Array,
+    key: PRNGKeyArray,
     *,
     method: str = "auto",
     batch_size: int | None = None,
@@ -112,19 +113,21 @@ def ntk_eigenpairs(
     return Eigenpairs(values, vectors, residuals, jnp.zeros((), jnp.int32))
 
 
-def flat_kernel(kernel: Array) -> Array:
+def flat_kernel(kernel: Float[Array, ...]) -> Float[Array, "nc nc"]:
     """A full kernel ``[n, m, c, c']`` (any number of output axes) as the matrix ``[n c, m c']``, sample-major."""
     axes = range(kernel.ndim)
     rows = math.prod(kernel.shape[::2])
     return jnp.reshape(jnp.transpose(kernel, (*axes[::2], *axes[1::2])), (rows, -1))
 
 
-def ntk_trace(operator: Operator, key: Array, probes: int = 32) -> Estimate:
+def ntk_trace(operator: Operator, key: PRNGKeyArray, probes: int = 32) -> Estimate:
     """``tr Theta`` with its standard error, by Hutchinson's probes (one product each)."""
     return trace(operator.matvec, key, operator.size, probes, dtype=operator.dtype).trace
 
 
-def ntk_label_alignment(operator: Operator, y: Array, key: Array, *, probes: int = 32, centre: bool = True) -> Estimate:
+def ntk_label_alignment(
+    operator: Operator, y: Shaped[Array, "n ..."], key: PRNGKeyArray, *, probes: int = 32, centre: bool = True
+) -> Estimate:
     """Alignment of the full NTK with ``vec(y) vec(y)^T``, ``y^T H Theta H y / (|H y|^2 |H Theta H|_F)``.
 
     The numerator is exact (one product); ``|H Theta H|_F`` comes from random-sign probes and carries the error.
@@ -158,7 +161,7 @@ def ntk_label_alignment(operator: Operator, y: Array, key: Array, *, probes: int
 
 
 def ntk_effective_dimension(
-    operator: Operator, ridge: float | Array, key: Array, *, probes: int = 8, steps: int = 32
+    operator: Operator, ridge: float | Float[Array, ""], key: PRNGKeyArray, *, probes: int = 8, steps: int = 32
 ) -> Estimate:
     """``tr Theta (Theta + ridge)^-1`` with its standard error between probes, by stochastic Lanczos quadrature.
 

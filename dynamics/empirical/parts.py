@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
 
 from dynamics.empirical.dispatch import Axes, Parts, Request, ntk_parts
 from dynamics.empirical.tile_plan import DEFAULT_BUDGET
@@ -59,7 +60,9 @@ def empirical_ntk_parts_fn(
     return parts_fn
 
 
-def class_blocks(kernel: Array, labels: Array, classes: int) -> Array:
+def class_blocks(
+    kernel: Float[Array, "n n"], labels: Shaped[Array, "_ ..."], classes: int
+) -> Float[Array, "classes classes"]:
     """Mean of the kernel over pairs of classes: ``B[c, d] = mean_{i in c, j in d} K[i, j]``.
 
     Args:

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from dynamics import linalg
 from dynamics.evolve.checks import check_learning_rate, check_numbers, check_params
-from dynamics.evolve.oscillation import CentralState, Edge, Process, balanced_step, carried_step
+from dynamics.evolve.oscillation import CentralState, Edge, Process, balanced_step, carried_step, still_step
 from dynamics.evolve.views import training_part
 from dynamics.stability import adam_threshold, momentum_threshold
 from dynamics.types import Array, Dynamics, Objective, Params, check_objective, factory
@@ -66,6 +66,7 @@ def central_flow(
         depth: blocks of the subspace refinement a step (``k depth`` Hessian products).
         seed: of the first eigenvectors' random start.
         oscillation: ``"balanced"`` or ``"carried"``; balanced without momentum and carried with it unless said.
+            ``"none"`` leaves it out: the flow of the optimiser alone, to hold the central flow against.
 
     Returns:
         A ``Dynamics`` on ``CentralState`` whose ``dt`` is ``learning_rate``, so that ``time`` and ``step`` match the
@@ -144,9 +145,8 @@ def _flow(landscape: Objective, process: Process, k: int, depth: int, seed: int,
     check_objective(landscape)
     if any(not isinstance(count, int) or count < 1 for count in (k, depth)):
         raise ValueError(f"k, depth: got {k!r}, {depth!r}; allowed: integers >= 1")
-    if oscillation not in ("balanced", "carried"):
-        raise ValueError(f"oscillation: got {oscillation!r}; allowed: 'balanced', 'carried'")
-    carried = oscillation == "carried"
+    if oscillation not in ("balanced", "carried", "none"):
+        raise ValueError(f"oscillation: got {oscillation!r}; allowed: 'balanced', 'carried', 'none'")
 
     def init(start) -> CentralState:
         params, nu, trace = start if isinstance(start, CentralStart) else CentralStart(start)
@@ -175,8 +175,10 @@ def _flow(landscape: Objective, process: Process, k: int, depth: int, seed: int,
         p = jnp.sqrt(nu) + process.eps if process.adaptive else nu
         pairs = _track(hvp, jnp.sqrt(p), state, depth)
         edge = Edge(pairs.vectors / jnp.sqrt(p), pairs.values, p, nu)
-        if carried:
+        if oscillation == "carried":
             path, moved = carried_step(process, objective, edge, w, state)
+        elif oscillation == "none":
+            path, moved = still_step(process, edge, w, g, state)
         else:
             path, moved = balanced_step(process, objective, edge, w, g, hvp, state)
         return moved._replace(

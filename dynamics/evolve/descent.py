@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PRNGKeyArray
 from optax.contrib import split_real_and_imaginary
 
 from dynamics.evolve.checks import check_learning_rate, check_numbers, check_optimizer, check_params, is_rate
@@ -232,7 +233,7 @@ def training_batch(data: Batch | Data) -> Batch:
     return batch
 
 
-def minibatch(key: Array, batch: PyTree, size: int | None, *, replace: bool = False) -> PyTree:
+def minibatch(key: PRNGKeyArray, batch: PyTree, size: int | None, *, replace: bool = False) -> PyTree:
     """``size`` random samples of ``batch`` (all of it for None), drawn along the sample axis.
 
     Raises:

@@ -96,6 +96,16 @@ def balanced_step(process: Process, objective, edge: Edge, w: Array, g: Array, h
     return path, state._replace(trace=m, nu=nu, covariance=x, iterate=path)
 
 
+def still_step(process: Process, edge: Edge, w: Array, g: Array, state: CentralState):
+    """A step of the path as if nothing oscillated, Sigma = 0: the wrong theory that a central flow is held against."""
+    beta_m, nu = process.carry * edge.without(state.trace / edge.p), edge.nu
+    if process.adaptive:
+        nu = nu + process.rate * (g**2 - nu)
+    m = edge.p * (beta_m + process.gain * edge.without(g / edge.p))
+    path = w - _relaxed_step(process, edge)(g) - process.eta * beta_m
+    return path, state._replace(trace=m, nu=nu, iterate=path)
+
+
 def carried_step(process: Process, objective, edge: Edge, w: Array, state: CentralState):
     """A step of the iterate ``w + q`` under the gradient's second-order expansion about the path w.
 

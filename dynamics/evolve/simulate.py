@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from dynamics.evolve.checks import check_data, check_dynamics, check_key
 from dynamics.evolve.views import reader
@@ -69,7 +70,7 @@ def simulate(
     test: Observables = (),
     steps: int | None = None,
     record_at: Any = None,
-    key: Array | None = None,
+    key: PRNGKeyArray | None = None,
     stop: Callable[..., Array] | None = None,
     state: PyTree = None,
     label: str | None = None,
@@ -133,7 +134,7 @@ class Call(NamedTuple):
     stop: Callable[..., Array] | None
     state: PyTree
     data: Any
-    key: Array
+    key: PRNGKeyArray
     steps: int
     targets: np.ndarray
     before: Any

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from dynamics.evolve.lane import Lane, Lanes, LaneState
 from dynamics.evolve.merge import Part, merged
@@ -108,7 +109,7 @@ def study(
     test: Any = (),
     steps: Any,
     record_at: Any = None,
-    key: Array | None = None,
+    key: PRNGKeyArray | None = None,
     data: Any = None,
     stop: Callable[[Lane], Callable[..., Array]] | None = None,
     label: str | None = None,

@@ -105,7 +105,7 @@ class Moments(NamedTuple):
     negative_mass: Estimate
 
 
-def moments(density: Density, *, threshold: float | Array = 0.0) -> Moments:
+def moments(density: Density, *, threshold: float | Float[Array, ""] = 0.0) -> Moments:
     """Trace, squared Frobenius norm and the share of eigenvalues below ``-threshold``.
 
     Args:
@@ -117,14 +117,14 @@ def moments(density: Density, *, threshold: float | Array = 0.0) -> Moments:
     return Moments(*(mean_and_error(jnp.sum(weights * f, -1)) for f in integral))
 
 
-def cumulative(density: Density, x: Array) -> Estimate:
+def cumulative(density: Density, x: Float[Array, "*x"]) -> Estimate:
     """Share of eigenvalues <= x, ``[...]`` for ``x [...]``, with its standard error between probes."""
     below = density.nodes[..., None] <= jnp.ravel(x)
     shares = mean_and_error(jnp.sum(density.weights[..., None] * below, axis=1))
     return Estimate(jnp.reshape(shares.value, jnp.shape(x)), jnp.reshape(shares.error, jnp.shape(x)), shares.n)
 
 
-def smoothed(density: Density, x: Array, width: float | Array) -> Estimate:
+def smoothed(density: Density, x: Float[Array, "*x"], width: float | Float[Array, ""]) -> Estimate:
     """The density convolved with a Gaussian of standard deviation ``width``, at ``x [...]``, with its error."""
     z = (jnp.ravel(x) - density.nodes[..., None]) / width
     bumps = jnp.exp(-0.5 * z**2) / (width * (2 * jnp.pi) ** 0.5)

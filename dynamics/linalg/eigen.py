@@ -36,6 +36,7 @@ from dynamics.types import Array
 _STRIDE = 4  # matvecs between two checks of convergence while it is far, then 1
 _NEAR = 10.0  # residuals within this factor of the goal are near
 _EXACT = 64  # sizes up to which the matrix is formed
+_PATIENCE = 8  # matvecs after which a chain that met something between x and the k-th value is left
 _ROOM = 24  # matvecs that a certificate may take
 
 
@@ -81,9 +82,10 @@ def eigenpairs(
 
     By Haynsworth's inertia additivity ``A`` has above y > x as many eigenvalues as ``D - y + E (y - A')^-1 E^T`` is
     positive in directions, D the values of V and E its residuals; hence at most as many as ``D + E E^T / (y - x)`` has
-    above y. Rows are locked only while ``sum_i |E_i|^2 / (y - D_i) <= y - x`` (for the wanted ones ``slack`` in place
-    of ``y - D_i``) at ``x = values[k-1] + slack / 4``, ``y = values[k-1] + slack``: then no eigenvalue is missed. One
-    pair needs no count: no fresh start follows.
+    above y. With ``y = values[k-1] + slack`` and ``y - x = sum_i |E_i|^2 / (y - D_i)`` over the locked rows (for wanted
+    ones ``slack`` in place of ``y - D_i``) no eigenvalue is missed. Rows are locked so that x lies far above the rest;
+    where that was wrong, once more, and then only as many as leave ``x = values[k-1] + slack / 4``. One pair needs no
+    count: no fresh start follows.
 
     Where P is at most 64 or ``4 k``, ``max_matvecs`` allows it and ``basis_size`` is not given, P products form the
     matrix at once: all pairs are exact, and ``limit`` is the k-th value.
@@ -137,35 +139,40 @@ def eigenpairs(
 
     def extend(state: State) -> State:
         near = jnp.max(state.residuals) < _NEAR * slack(state)
-        stride = jnp.where(near, jnp.where(state.rounds > 0, 2, 1), jnp.maximum(_STRIDE, k - state.count))
+        stride = jnp.where(near, 1, jnp.maximum(_STRIDE, k - state.count))
         stop = jnp.minimum(jnp.minimum(state.count + stride, m), state.count + most - state.matvecs)
         alive = jax.lax.while_loop(lambda s: (s.count < stop) & (s.beta > 0), lambda s: expand(matvec, sign, s), state)
         return judge(alive)
 
     def judge(state: State) -> State:
         """Ritz pairs, unless the chain has met nothing above the k-th one; whether to stop or start afresh."""
-        edge = jnp.maximum(state.marks[-1], state.values[k - 1]) + EDGE * slack(state)
+        edge = jnp.maximum(state.marks[-1], state.values[k - 1]) + slack(state) - state.margin
         clear, certain = bounded(state, edge, target)
         quiet = clear & state.whole & jnp.isfinite(state.marks[-1])
         state = jax.lax.cond(quiet, lambda s: s, lambda s: rayleigh_ritz(s, k), state)
-        goal = slack(state) if k == 1 else 0.5**0.5 * slack(state)
+        goal = slack(state) if k == 1 else (1 - EDGE) ** 0.5 * slack(state)
         converged, missing = norm(state.residuals) <= goal, ~jnp.isfinite(state.values[k - 1]) & (state.beta == 0)
         entered = jnp.any(state.values[:k] > state.marks + slack(state))
         over = (state.beta == 0) | (state.count == m)
         enough = (k == 1) | (state.count == size) | (quiet & certain) | (~entered & state.whole & over)
         done = (converged & enough) | ~jnp.isfinite(jnp.sum(state.projected))
-        return state._replace(done=done, fresh=~done & jnp.where(converged, entered | ~state.whole, missing))
+        stray = (state.rounds == 1) & state.whole & ~clear & ~entered
+        fresh = ~done & jnp.where(converged, entered | ~state.whole | stray, missing)
+        stray = stray & ~fresh & (state.count >= state.locked + _PATIENCE)
+        return state._replace(done=done, fresh=fresh, stray=stray)
 
     def going(state: State) -> Array:
         return ~state.done & (state.matvecs < most)
 
     def cycle(state: State) -> State:  # the branches stand outside the inner loop: there they would copy the basis
-        fresh, ended = state.fresh, (state.count == m) | (state.beta == 0)
+        fresh, ended = state.fresh, state.stray | (state.count == m) | (state.beta == 0)
         state = jax.lax.cond(fresh | ended, lambda s: rayleigh_ritz(s, k), lambda s: s, state)
         state, images = left(matvec, sign, state, fresh | ended, slack(state))
         state = jax.lax.cond(fresh, lambda s: afresh(s, images, k, held, slack(s), key), lambda s: s, state)
         state = jax.lax.cond(ended & ~fresh, lambda s: restart(s, images), lambda s: s, state)
-        return jax.lax.while_loop(lambda s: going(s) & ~s.fresh & (s.count < m) & (s.beta > 0), extend, state)
+        return jax.lax.while_loop(
+            lambda s: going(s) & ~s.fresh & ~s.stray & (s.count < m) & (s.beta > 0), extend, state
+        )
 
     def restart(state: State, images: Array) -> State:
         return jax.lax.cond(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dynamics.types import Array
 
@@ -32,12 +32,12 @@ class Tridiagonal(NamedTuple):
     basis: Float[Array, "_ P"]
     steps: Int[Array, ""]
 
-    def matrix(self) -> Array:
+    def matrix(self) -> Float[Array, "m m"]:
         """``T`` as a dense ``[m, m]`` matrix."""
         inner = jnp.where(jnp.arange(1, self.diagonal.shape[0]) < self.steps, self.offdiagonal[:-1], 0)
         return jnp.diag(self.diagonal) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
 
-    def real(self) -> Array:
+    def real(self) -> Bool[Array, " m"]:
         """``[m]`` bool: which entries are not padding."""
         unbroken = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(self.offdiagonal[:-1] > 0).astype(bool)])
         return unbroken & (jnp.arange(self.diagonal.shape[0]) < self.steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from dynamics.linalg.lanczos import Matvec, combine, fresh_direction, norm, orth
 from dynamics.types import Array
 
 SMALL = 64  # LAPACK's eigh on a CPU starts threads above this size, which then spin for tens of milliseconds
-EDGE = 0.25  # of the tolerance above the k-th value: nothing beside the locked rows may lie beyond it
+EDGE = 0.25  # of the tolerance above the k-th value: after the first fresh start all beside the locked rows lies below
 _TAU = 0.1  # random part of the start, lest it lies in an invariant subspace
 _GRID = 64  # places at which the limit is looked for
 
@@ -28,10 +28,12 @@ class State(NamedTuple):
     residuals: Array  # [k]
     locked: Array  # rows before the chain of this round
     marks: Array  # [k], the best Ritz values then, -inf where there was none
+    margin: Array  # between y, the tolerance above the k-th value, and x: the locked rows' residuals allow no less
     whole: Array  # bool, the chain was not restarted: it certifies
     rounds: Array  # fresh starts so far
     began: Array  # matvecs before this round
     fresh: Array  # bool, a fresh start is due
+    stray: Array  # bool, the chain met something between x and the k-th value
     done: Array  # bool
 
 
@@ -51,16 +53,18 @@ def first(start: Array, m: int, k: int, key: Array) -> State:
         residuals=jnp.full(k, jnp.inf, dtype),
         locked=jnp.int32(0),
         marks=none[:k],
+        margin=jnp.zeros((), dtype),
         whole=jnp.bool_(True),
         rounds=jnp.int32(0),
         began=jnp.int32(0),
         fresh=no,
+        stray=no,
         done=no,
     )
 
 
-def finite(values: Array) -> Array:
-    return jnp.where(jnp.isfinite(values), values, 0)
+def finite(values: Array, otherwise: Any = 0) -> Array:
+    return jnp.where(jnp.isfinite(values), values, otherwise)
 
 
 def expand(matvec: Matvec, sign: float, state: State) -> State:
@@ -169,6 +173,7 @@ def restarted(state: State, kept: int) -> State:
         count=count,
         locked=count,
         whole=jnp.bool_(False),
+        stray=jnp.bool_(False),
     )
 
 
@@ -191,15 +196,25 @@ def along_residual(state: State, images: Array, kept: int) -> State:
 
 
 def afresh(state: State, images: Array, k: int, held: int, slack: Array, key: Array) -> State:
-    """Locks Ritz vectors, the wanted ones and those that cannot rise above them, and starts a chain beside them."""
+    """Locks Ritz vectors beside the wanted ones and starts a chain that is orthogonal to them.
+
+    ``weight`` is what a row's residual adds to ``y - x``. The first time as many rows are locked as bring x farthest
+    above the Ritz values that stay outside, later those that leave x above the k-th value.
+    """
     m, (_, size) = state.projected.shape[0], state.basis.shape
     rows, mark, outside = jnp.arange(m), state.values[k - 1], _abandoned(state, images[0])
     room = jnp.where(rows < k, slack, jnp.maximum(mark + slack - state.values, slack))
     weight = jnp.where(jnp.isfinite(mark), jnp.diagonal(outside) / jnp.where(rows < state.count, room, 1), 0)
     order = jnp.argsort(jnp.where(rows < state.count, jnp.where(rows < k, -1, weight), jnp.inf))
-    light = (jnp.cumsum(weight[order]) <= (1 - EDGE) * slack) & (rows < held)
-    keep = (rows < state.count) & ((rows < k) | jnp.zeros(m, bool).at[order].set(light))
-    order, locked = jnp.argsort(~keep, stable=True), jnp.sum(keep, dtype=jnp.int32)
+    total, allowed = jnp.cumsum(weight[order]), (rows < held) & (rows < state.count)
+    bulk = state.values[state.count // 2]
+    beyond = jnp.append(jax.lax.cummax(finite(state.values, bulk)[order], reverse=True)[1:], bulk)
+    gap = jnp.where(allowed & (rows >= jnp.minimum(k, state.count) - 1), -total - jnp.maximum(beyond, bulk), -jnp.inf)
+    strict = jnp.sum(allowed & ((total <= (1 - EDGE) * slack) | (rows < k)), dtype=jnp.int32)
+    first = (state.rounds == 0) & jnp.isfinite(mark)
+    locked = jnp.where(first, jnp.argmax(gap).astype(jnp.int32) + 1, strict)
+    margin = jnp.where(first, total[locked - 1], (1 - EDGE) * slack)
+    order = jnp.argsort(jnp.where(jnp.argsort(order) < locked, rows, rows + m))
     here = rows < locked
     rotation = jnp.where(here, state.rotation[:, order], 0)
     basis = jnp.zeros_like(state.basis).at[:held].set(combine(rotation[:, :held], state.basis))
@@ -219,6 +234,7 @@ def afresh(state: State, images: Array, k: int, held: int, slack: Array, key: Ar
         rotation=jnp.diag(here.astype(basis.dtype)),
         locked=locked,
         marks=state.values[:k],
+        margin=margin,
         whole=jnp.bool_(True),
         rounds=state.rounds + 1,
         began=state.matvecs,
@@ -260,14 +276,14 @@ def limit_of(state: State, k: int, slack: Array, target: Array) -> Array:
     bracket = (jnp.log(jnp.maximum(eps * scale, tiny)), jnp.log(jnp.maximum(scale, tiny)) + 12)
     afresh = state.rounds > 0
     mark = jnp.where(jnp.isfinite(state.marks[-1]), state.marks[-1], value)
-    start = jnp.where(afresh, mark + EDGE * slack, state.values[0])
+    start = jnp.where(afresh, mark + slack - state.margin, state.values[0])
     target = target + jnp.where(afresh, 0, jnp.log(1 / _TAU + 1))  # the first start is not all random
     for _ in range(2):
         excess = jnp.linspace(*bracket, _GRID)
         _, certain = jax.vmap(lambda e: bounded(state, start + jnp.exp(e), target))(excess)
         first = jnp.argmax(certain)
         bracket = (excess[jnp.maximum(first - 1, 0)], excess[first])
-    found = start + jnp.exp(bracket[1]) + jnp.where(afresh, (1 - EDGE) * slack, 0)
+    found = start + jnp.exp(bracket[1]) + state.margin
     found = jnp.where(jnp.any(certain) & state.whole, found, jnp.inf)
     exact = value + 10 * eps * scale
     return jnp.maximum(jnp.where(state.count == state.basis.shape[1], exact, found), value)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from dynamics.linalg.lanczos import Matvec, working
 from dynamics.types import Array, Estimate
@@ -18,7 +19,9 @@ class TraceEstimate(NamedTuple):
     frobenius: Estimate
 
 
-def trace(matvec: Matvec, key: Array, size: int, probes: int, *, dtype=None, batch_size: int = 1) -> TraceEstimate:
+def trace(
+    matvec: Matvec, key: PRNGKeyArray, size: int, probes: int, *, dtype=None, batch_size: int = 1
+) -> TraceEstimate:
     """Hutchinson's estimators ``Tr A = E z^T A z`` and ``|A|_F^2 = E |A z|^2`` over random signs z.
 
     Args:
@@ -62,7 +65,7 @@ def trace(matvec: Matvec, key: Array, size: int, probes: int, *, dtype=None, bat
     return TraceEstimate(mean_and_error(traces), Estimate(frobenius, error, probes))
 
 
-def mean_and_error(samples: Array) -> Estimate:
+def mean_and_error(samples: Float[Array, "n ..."]) -> Estimate:
     """Mean over the first axis and its standard error ``std / sqrt(n)``, n >= 2."""
     n = samples.shape[0]
     return Estimate(jnp.mean(samples, 0), jnp.std(samples, 0, ddof=1) / n**0.5, n)

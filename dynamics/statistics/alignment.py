@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from dynamics.types import Array
 
 
-def centred(kernel: Array) -> Array:
+def centred(kernel: Float[Array, "*l n n"]) -> Float[Array, "*l n n"]:
     """``H K H`` with ``H = I - 1 1^T / n``: the kernel of the features after their mean is taken off.
 
     Args:
@@ -26,7 +27,9 @@ def centred(kernel: Array) -> Array:
     return kernel - rows - columns + jnp.mean(rows, -2, keepdims=True)
 
 
-def kernel_alignment(kernel1: Array, kernel2: Array, *, centre: bool = True) -> Array:
+def kernel_alignment(
+    kernel1: Float[Array, "*l n n"], kernel2: Float[Array, "*l n n"], *, centre: bool = True
+) -> Float[Array, "*l"]:
     """``<HK_1H, HK_2H>_F / (|HK_1H|_F |HK_2H|_F)``, in [-1, 1] (in [0, 1] for positive semi-definite kernels).
 
     Args:
@@ -49,7 +52,9 @@ def kernel_alignment(kernel1: Array, kernel2: Array, *, centre: bool = True) -> 
     return jnp.sum(_unit(kernel1) * _unit(kernel2), (-2, -1))
 
 
-def label_alignment(kernel: Array, y: Array | np.ndarray, *, centre: bool = True) -> Array:
+def label_alignment(
+    kernel: Float[Array, "*l n n"], y: Shaped[Array | np.ndarray, ...], *, centre: bool = True
+) -> Float[Array, "*l"]:
     """``kernel_alignment`` of a kernel, or of the Gram matrix of a representation, with its labels ``y y^T``.
 
     Args:
@@ -87,7 +92,7 @@ def _unit(kernel: Array) -> Array:
     return scaled / jnp.where(size == 0, 1, size)
 
 
-def kernel_distance(kernel: Array, start: Array) -> Array:
+def kernel_distance(kernel: Float[Array, "*l n m"], start: Float[Array, "*s n m"]) -> Float[Array, "*_"]:
     """``|K - K_0|_F / |K_0|_F``; infinite where ``K_0`` vanishes and ``K`` does not.
 
     Args:
@@ -96,7 +101,7 @@ def kernel_distance(kernel: Array, start: Array) -> Array:
     return jnp.sqrt(jnp.sum((kernel - start) ** 2, (-2, -1)) / jnp.sum(start**2, (-2, -1)))
 
 
-def effective_dimension(eigenvalues: Array, ridge: Array | float) -> Array:
+def effective_dimension(eigenvalues: Float[Array, "*l k"], ridge: Float[Array, ""] | float) -> Float[Array, "*l"]:
     """``sum_i lambda_i / (lambda_i + ridge)``: the number of kernel modes above ``ridge``.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from dynamics.types import Array
 
@@ -35,7 +35,7 @@ def bisect(
     return jax.lax.stop_gradient(jnp.sqrt(low) * jnp.sqrt(high))
 
 
-def implicit(fn: Callable[..., Array], root: Float[Array, "*n"], *args: Array) -> Float[Array, "*n"]:
+def implicit(fn: Callable[..., Array], root: Float[Array, "*n"], *args: Shaped[Array, ...]) -> Float[Array, "*n"]:
     """``root`` with the derivative ``-(dfn/dargs) / (dfn/droot)`` of the solution of ``fn(root, *args) = 0``.
 
     The derivative is 0 where ``dfn/droot`` vanishes, and there does not exist.

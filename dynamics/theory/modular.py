@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -52,6 +53,28 @@ def group_margin(dimensions: Sequence[int]) -> float:
     return float(2 / (3 * (3 * order) ** 0.5 * sum(d**2.5 for d in dimensions[1:])))
 
 
+def parity_margin(k: int) -> float:
+    """The largest margin of ``f_c = sum_i w_i[c] (u_i . x)^k`` on a k-sparse parity, over ``sum_i |(u_i, w_i)|^(k+1)``.
+
+    ``gamma* = k! sqrt(2 (k + 1)^-(k + 1))`` for inputs in {-1, 1}^n and two outputs, whatever n >= k.
+
+    Args:
+        k: number of the inputs whose product is learned, >= 1.
+
+    Raises:
+        ValueError: for other k.
+
+    Reference: Morwani, Edelman, Oncescu, Zhao & Kakade 2023, theorem 8.
+
+    Example:
+        >>> round(parity_margin(4), 4)
+        0.6072
+    """
+    if k < 1:
+        raise ValueError(f"k: got {k!r}; allowed: an integer >= 1")
+    return float(math.factorial(k) * (2 * (k + 1) ** -(k + 1.0)) ** 0.5)
+
+
 def max_margin_network(p: int) -> tuple[Float[Array, "H 2*{p}"], Float[Array, "{p} H"]]:
     """A network of ``4 (p - 1)`` neurons that attains ``max_margin(p)``: eight phases for every frequency.
 
@@ -90,8 +113,8 @@ def normalised_margin(
         Negative when a pair is misclassified; at most ``max_margin(n)`` for addition modulo an odd n
         and ``group_margin`` of a group whose representations are real.
     """
-    margin, scale = _margins(first, second, table)
-    return jnp.min(margin) / scale
+    f, scale = _outputs(first, second)
+    return output_margins(f, table)[0] / scale
 
 
 def softmax_margin(
@@ -108,20 +131,47 @@ def softmax_margin(
 
     Cost: ``2 H n^3`` multiplications and ``n^3`` numbers.
     """
-    margin, scale = _margins(first, second, table)
+    f, scale = _outputs(first, second)
+    return output_margins(f, table)[1] / scale
+
+
+def output_margins(
+    f: Float[Array, "*points n"], answers: Int[Array, "*points"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The smallest margin ``f_c - f_c'`` over points and wrong answers c', and its mean as the softmax weighs it.
+
+    Args:
+        f: outputs. answers: the right c of each point.
+    """
+    right = jnp.arange(f.shape[-1]) == answers[..., None]
+    margin = jnp.where(right, jnp.inf, jnp.sum(jnp.where(right, f, 0), -1, keepdims=True) - f)
     others = jax.nn.logsumexp(-margin, axis=-1, keepdims=True)  # of the wrong answers; the right one has logit 0
-    weight = jax.nn.softmax(-margin - jnp.logaddexp(others, 0.0), axis=(0, 1, 2))
-    return jnp.sum(weight * jnp.where(jnp.isfinite(margin), margin, 0)) / scale
+    weight = jax.nn.softmax(-margin - jnp.logaddexp(others, 0.0), axis=tuple(range(f.ndim)))
+    return jnp.min(margin), jnp.sum(weight * jnp.where(jnp.isfinite(margin), margin, 0))
 
 
-def _margins(first: Array, second: Array, table: Array) -> tuple[Array, Array]:
-    """``f_c - f_c'`` for every pair and every ``c'``, infinite at ``c' = c``; and ``|theta|_{2,3}^3``."""
+def _outputs(first: Array, second: Array) -> tuple[Array, Array]:
+    """``f [n, n, n]`` on all pairs, and ``|theta|_{2,3}^3``."""
     n = second.shape[0]
     u, v = first[:, :n], first[:, n:]
     f = jnp.einsum("ch,hab->abc", second, (u[:, :, None] + v[:, None, :]) ** 2)
-    right = jnp.arange(n) == table[..., None]
-    margin = jnp.where(right, jnp.inf, jnp.sum(jnp.where(right, f, 0), -1, keepdims=True) - f)
-    return margin, jnp.sum((jnp.sum(first**2, axis=1) + jnp.sum(second**2, axis=0)) ** 1.5)
+    return f, jnp.sum((jnp.sum(first**2, axis=1) + jnp.sum(second**2, axis=0)) ** 1.5)
+
+
+def feature_energy(order: int, dimension: int = 1, *, real: bool = True) -> float:
+    """The energy ``E(w) = 1/2 |Y~^T (X w)^2|^2`` of a neuron in one irreducible representation, ``|w| = 1``.
+
+    On the whole table of a group of M elements the sums over the cells of one answer are ``2 u * v`` and a constant,
+    with ``w = (u, v)``; the norm of a convolution of functions in one real representation of dimension d is at most
+    ``(M/d)^(1/2) |u| |v|``, so that ``E = M/(2 d)`` at the maximum, where ``|u|^2 = |v|^2 = 1/2``. A pair of conjugate
+    complex representations shares a function's norm, and ``E = M/(4 d)``: M/4 for a frequency of a cyclic group.
+
+    Args:
+        order: M. dimension: d. real: False for a pair of conjugate representations.
+
+    Reference: Tian 2025, 'Provable scaling laws of feature emergence from learning dynamics of grokking', theorem 2.
+    """
+    return order / ((2 if real else 4) * dimension)
 
 
 def generalisation_fraction(size: int, c: float) -> float:

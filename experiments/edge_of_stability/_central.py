@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
 from dynamics.evolve import every
-from dynamics.runs.figures import theory_style
+from dynamics.runs.figures import rival_style, theory_style
 from dynamics.types import Claim, Observable, Readings, Record, View
 from experiments.edge_of_stability._digits import ends_early, setting
 
@@ -21,14 +21,15 @@ APPROACH = 0.8  # of the threshold: the flow starts at the reading before the fi
 
 
 def run_central(config, descent: Record, ratio, make: Callable, simulate, earliest: int = 0) -> dict[str, Record]:
-    """``{'discrete', 'central'}``: both paths for ``config.flow_steps`` from the reading before the first above 80 %
-    of the threshold; empty where the run ends before that, or ``flow_steps`` is 0.
+    """``{'discrete', 'central', 'still'}``: the path, its flow, and the flow whose oscillation is left out, for
+    ``config.flow_steps`` from the reading before the first above 80 % of the threshold; empty where the run ends
+    before that, or ``flow_steps`` is 0.
 
     Args:
         config: ``samples``, ``width``, ``depth``, ``eta``, ``seed`` and ``flow_steps``.
         descent: of ``train_grid``, for its steps.
         ratio: ``[T, etas, seeds]``, sharpness over its threshold.
-        make: ``(L, eta) -> (optimiser, flow, begin)``, ``begin(state) -> CentralStart``.
+        make: ``(L, eta) -> (optimiser, flow, begin)``, ``flow(**options)``, ``begin(state) -> CentralStart``.
         simulate: the time loop.
         earliest: step before which the flow does not start.
     """
@@ -42,13 +43,11 @@ def run_central(config, descent: Record, ratio, make: Callable, simulate, earlie
     optimiser, flow, first = make(L, max(config.eta))
     state, _ = simulate(optimiser, start(0), data, steps=begin, key=key, label="approach")
     steps, found = every(1, config.flow_steps), {}
-    for name, dynamics, initial, read in (
-        ("discrete", optimiser, state, read_path),
-        ("central", flow, flow.init(first(state)), read_flow),
-    ):
+    for name, dynamics in (("discrete", optimiser), ("central", flow()), ("still", flow(oscillation="none"))):
+        read, begun = (read_path, state) if name == "discrete" else (read_flow, dynamics.init(first(state)))
         _, record = simulate(
             dynamics, None, data, train=Observable.of_view(read), steps=config.flow_steps, record_at=steps, key=key,
-            state=initial, label=name,
+            state=begun, label=name,
         )  # fmt: skip
         found[name] = record._replace(step=record.step + begin, time=(record.step + begin) * dynamics.dt)
     return found
@@ -65,38 +64,71 @@ def read_flow(view: View) -> Readings:
     return {**found, "loss": found["loss"] + spread, "sharpness": state.eigenvalues[0]}
 
 
-def central_claims(records: dict[str, Record], config, ratio) -> list[Claim]:
-    """Distance of the flow to the running mean of the optimiser's path, and its mean loss.
+def central_claims(
+    records: dict[str, Record], config, ratio, *, loss: bool = True, threshold: float | None = None
+) -> list[Claim]:
+    """The flow against the running mean of the optimiser's path over the last third; its rival is the flow without
+    oscillation, which is as far from the path as the oscillation moves that: in parameters, and in the log of the loss.
 
     Args:
         records: of ``run_central``.
         config, ratio: as there.
+        loss: whether the loss is claimed.
+        threshold: of the largest rate, at which a balanced flow holds the sharpness; None where that is not claimed.
     """
-    name = "central flow: distance to the path's running mean, per unit that it travels"
-    second = "central flow: mean loss over the path's, along it"
-    if not config.flow_steps:
-        return [Claim.not_applicable(name, SOURCE, "the flow was left out")]
-    if "central" not in records:
-        column, quick = np.asarray(ratio)[:, np.argmax(config.eta), :1], type(config)()
-        spans = config.steps * max(config.eta), quick.steps * min(quick.eta)
-        if ends_early(column, APPROACH, *spans) or np.any(column > APPROACH):
-            return [Claim.not_applicable(name, SOURCE, "the run ends before the flow could start")]
-        note = "the run never came near the threshold" if np.all(np.isfinite(column)) else "the run diverged"
-        missing = Claim.between(second, SOURCE, np.nan, 0.9, 1.1, note=note)
-        return [Claim.at_most(name, SOURCE, np.nan, 0.1, note=note), missing]
-    flow, path = (records[k].values for k in ("central", "discrete"))
-    mean, inner = smooth(path["params"])[WINDOW:-WINDOW], slice(WINDOW, -WINDOW)
-    travelled = np.linalg.norm(np.diff(mean, axis=0), axis=1).sum()
-    apart, itself = (
-        np.linalg.norm(np.asarray(x["params"])[inner] - mean, axis=1).max() / travelled for x in (flow, path)
+    names = {
+        "distance": "central flow: share of the oscillation's effect on the path that it explains",
+        "loss": "central flow: share of the oscillation's effect on the loss that it explains",
+        "sharp": "central flow: sharpness over its threshold",
+    }
+    names = {key: name for key, name in names.items() if {"loss": loss, "sharp": threshold}.get(key, True)}
+    missing = _missing(records, config, ratio)
+    if missing is not None:
+        holds, note = missing
+        found = [Claim.not_applicable(name, SOURCE, note) for name in names.values()]
+        return found if holds is None else [c._replace(measured=np.nan, holds=False) for c in found]
+    path, flow, still = (records[k].values for k in ("discrete", "central", "still"))
+    inner = slice(WINDOW, -WINDOW)
+    last = slice(-max(1, (config.flow_steps - 2 * WINDOW) // 3) - WINDOW, -WINDOW)
+    mean = smooth(path["params"])
+    travelled = np.linalg.norm(np.diff(mean[inner], axis=0), axis=1).sum()
+    apart, rival = (np.linalg.norm(np.asarray(x["params"]) - mean, axis=1) / travelled for x in (flow, still))
+    mean_loss = smooth(path["loss"])
+    loss_apart, loss_rival = (
+        np.abs(np.log(np.maximum(smooth(x["loss"]), 1e-30) / mean_loss))[last].mean() for x in (flow, still)
     )
-    loss = np.asarray(flow["loss"])[inner] / smooth(path["loss"])[inner]
-    scatter = f"one step off by {np.median(np.abs(loss - 1)):.2g} in the median: the oscillation's own fluctuation"
-    note = f"{travelled:.3g} travelled; the oscillating path itself {itself:.2g} from its mean"
-    return [
-        Claim.at_most(name, SOURCE, apart, 0.1, note=note),
-        Claim.between(second, SOURCE, loss.mean(), 0.9, 1.1, note=scatter),
-    ]
+    level, above = (np.median(np.asarray(x["sharpness"])[last]) / (threshold or 1.0) for x in (flow, still))
+    dropped = "oscillation dropped"
+
+    def share(key: str, apart: float, rival: float, note: str) -> Claim:
+        explained, none = (1 - x / rival if rival > 0 else np.nan for x in (apart, rival))
+        return Claim.at_least(names.get(key, ""), SOURCE, explained, 0.5, rivals={dropped: none}, note=note)
+
+    note = (
+        f"{travelled:.3g} travelled; of this {apart[last].mean():.2g} away, {rival[last].mean():.2g} without it; "
+        f"at most {apart[inner].max():.2g} on the way, where the oscillation takes time to grow"
+    )
+    found = {
+        "distance": share("distance", apart[last].mean(), rival[last].mean(), note),
+        "loss": share(
+            "loss", loss_apart, loss_rival, f"mean |log ratio| {loss_apart:.2g}, {loss_rival:.2g} without it"
+        ),
+        "sharp": Claim.between(names.get("sharp", ""), SOURCE, level, 0.97, 1.03, rivals={dropped: above}),
+    }
+    return [found[key] for key in names]
+
+
+def _missing(records: dict[str, Record], config, ratio) -> tuple[bool | None, str] | None:
+    """``(holds, note)`` of the claims where there is no flow to judge."""
+    if not config.flow_steps:
+        return None, "the flow was left out"
+    if "central" in records:
+        return None
+    column, quick = np.asarray(ratio)[:, np.argmax(config.eta), :1], type(config)()
+    spans = config.steps * max(config.eta), quick.steps * min(quick.eta)
+    if ends_early(column, APPROACH, *spans) or np.any(column > APPROACH):
+        return None, "the run ends before the flow could start"
+    return False, "the run never came near the threshold" if np.all(np.isfinite(column)) else "the run diverged"
 
 
 def smooth(values, window: int = WINDOW) -> np.ndarray:
@@ -118,11 +150,19 @@ def check_flow(config) -> None:
     config.require(config.flow_steps == 0 or config.flow_steps > 2 * WINDOW, "flow_steps", f"0 or above {2 * WINDOW}")
 
 
-def draw_central(picture: Figure, records: dict[str, Record], scale: float) -> None:
-    """The flow's loss on the left of ``ratio_figure``, and its sharpness, times ``scale``, on the right."""
-    if "central" in records:
-        flow, (left, right) = records["central"], picture.axes
-        left.semilogy(flow.step, flow.values["loss"], **theory_style(1), label="central flow")
-        right.plot(flow.step[1:], flow.values["sharpness"][1:] * scale, **theory_style(1), label="central flow")
-        left.legend()
-        right.legend()
+def draw_central(picture: Figure, records: dict[str, Record], scale: float = 1.0) -> None:
+    """Two flows' loss on the left of ``ratio_figure``, and their sharpness, times ``scale``, on the right."""
+    if "central" not in records:
+        return
+    left, right = picture.axes
+    bounds = [(axes.get_xlim(), axes.get_ylim()) for axes in picture.axes]
+    for name, label, style in (
+        ("still", "its oscillation dropped", rival_style(1)),
+        ("central", "central flow", theory_style(1)),
+    ):
+        flow = records[name]
+        left.semilogy(flow.step, flow.values["loss"], **style, label=label)
+        right.plot(flow.step[1:], flow.values["sharpness"][1:] * scale, **style, label=label)
+    for axes, (_, (low, high)) in zip(picture.axes, bounds, strict=True):
+        axes.set_ylim(low, high)
+        axes.legend()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,14 +13,31 @@ from matplotlib.figure import Figure
 from dynamics import stax
 from dynamics.evolve import every
 from dynamics.losses import half_mse
+from dynamics.observe import seldom
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks import images
 from dynamics.types import Claim, Data, Model, Objective, Observable, Record
+
+MOST = {"digits": 1797, "cifar10": 50_000}
+"""Training samples of each data set."""
 
 
 def digits(samples: int, seed: int) -> Data:
     """``samples`` of the 8 x 8 digits, each pixel (0 to 16) standardised by its std + .01, one-hot targets."""
     return jax.tree.map(jnp.asarray, images.digits(samples, seed=seed, scale="standard", epsilon=1e-2 / 16))
+
+
+def cifar10(samples: int, seed: int) -> Data:
+    """``samples`` of CIFAR-10, each pixel standardised, one-hot targets, and all of its test.
+
+    Its file must be at hand: ``python -c 'from dynamics.tasks import cifar10; cifar10(download=True)'`` fetches it.
+    """
+    return jax.tree.map(jnp.asarray, images.cifar10(samples, seed=seed, scale="standard"))
+
+
+def check_data(config) -> None:
+    """Raises ValueError unless ``data`` has that many ``samples``."""
+    config.require(config.samples <= MOST[config.data], "samples", f"at most the {MOST[config.data]} of {config.data}")
 
 
 def network(width: int, depth: int) -> Model:
@@ -31,14 +48,16 @@ def network(width: int, depth: int) -> Model:
 
 
 def setting(config, loss=half_mse, data: Data | None = None) -> tuple[Data, Objective, Callable[[int], Any]]:
-    """``(data, L, start)``: digits unless given, the tanh network's objective, and ``start(number)`` of a seed.
+    """``(data, L, start)``: the config's data unless given, the tanh network's objective, ``start(number)`` of a seed.
 
     Args:
-        config: ``samples``, ``width``, ``depth`` and ``seed``.
+        config: ``samples``, ``width``, ``depth`` and ``seed``; ``data``, digits where there is none.
         loss: of the objective.
         data: what it is trained on.
     """
-    data = digits(config.samples, config.seed) if data is None else data
+    if data is None:
+        known = {"digits": digits, "cifar10": cifar10}
+        data = known[getattr(config, "data", "digits")](config.samples, config.seed)
     model, key = network(config.width, config.depth), jax.random.key(config.seed)
 
     def start(number: int) -> Any:
@@ -59,18 +78,25 @@ def train_grid(config, make, read, study, *, loss=half_mse, data: Data | None = 
     Args:
         config: that of ``setting``, and ``eta``, ``seeds``, ``steps`` and ``record_every``.
         make: ``(L, eta) -> Dynamics``.
-        read: ``eta -> observables``; the training loss before the last update is read besides.
+        read: ``eta -> observables``; the training loss before the last update is read besides, and on a test set the
+            loss, and that against its labels in another order (``test_loss``, ``test_shuffled``).
         study: the pure or the durable one.
         loss, data: as in ``setting``.
         at: recorded steps; every ``record_every`` unless given.
     """
     data, L, start = setting(config, loss, data)
     last = Observable.of_view(lambda view: {"loss": view.state.loss})
+
+    def held_out(params, batch):
+        f = L.apply(params, batch.x)
+        return {"loss": loss(f, batch.y), "shuffled": loss(f, jnp.roll(batch.y, 1, 0))}
+
     return study(
         {"eta": config.eta, "seed": range(config.seeds)},
         draw=lambda lane: start(lane.seed),
         make=lambda lane: make(L, lane.eta),
         read=lambda lane: [*read(lane.eta), last],
+        test=[] if data.test is None else [seldom(held_out, 10)],
         steps=config.steps,
         record_at=every(config.record_every, config.steps) if at is None else at,
         key=jax.random.key(config.seed),
@@ -93,19 +119,58 @@ def ends_early(column, level: float, span: float, usual: float) -> bool:
     return bool(np.all(np.isfinite(column)) and np.any(column.max(0) <= level) and span < 0.8 * usual)
 
 
-def hovering_claims(ratio, config, source: str, low: float, high: float, symbol: str) -> list[Claim]:
-    """Each rate's mean over seeds of the last third of ``ratio [T, etas, seeds]`` lies in [low, high]."""
-    found, quick = [], type(config)()
+def hovering_claims(
+    ratio, config, source: str, low: float, high: float, symbol: str, levels: Mapping[str, float] | None = None
+) -> list[Claim]:
+    """Each rate's mean of the last third of ``ratio [T, etas, seeds]`` over seeds lies in [low, high].
+
+    Rivals are the sharpness at the start (a frozen kernel), the level that another rate has (one that no rate sets) and
+    ``levels``, other thresholds over the claimed one.
+    """
+    found, quick, ratio, etas = [], type(config)(), np.asarray(ratio), np.asarray(config.eta)
+    hovering = late(ratio).mean(0)  # [etas, seeds]
     for i, eta in enumerate(config.eta):
-        name = f"eta = {eta:g}: {symbol} over the last third, mean over seeds"
-        column = np.asarray(ratio)[:, i]
-        if ends_early(column, 0.97, config.steps * eta, quick.steps * min(quick.eta)):
+        name = f"eta = {eta:g}: {symbol} over the last third"
+        if ends_early(ratio[:, i], 0.97, config.steps * eta, quick.steps * min(quick.eta)):
             found.append(Claim.not_applicable(name, source, "a run ends before it reaches the threshold"))
             continue
-        seeds = late(column).mean(0)
-        note = f"seeds {np.array2string(seeds, precision=3)}"
-        found.append(Claim.between(name, source, seeds.mean(), low, high, note=note))
+        far = np.argmax(np.abs(np.log(etas / eta)))
+        rivals = {"as at the start": ratio[0, i], **(levels or {})}
+        if abs(np.log(etas[far] / eta)) > 0.25:
+            rivals[f"as at eta = {etas[far]:g}"] = hovering[far] * eta / etas[far]
+        note = f"seeds {np.array2string(hovering[i], precision=3)}"
+        found.append(Claim.between(name, source, hovering[i], low, high, rivals=rivals, note=note))
     return found
+
+
+def falling_claims(record: Record, ratio, config, source: str) -> list[Claim]:
+    """At the edge the loss goes on falling: at the end against where ``ratio [T, etas, seeds]`` first exceeds .9; means
+    over rates; and ``learnt_claim``."""
+    name, quick = "loss at the end over that where the threshold is reached, log10", type(config)()
+    loss, above = np.asarray(record.values["loss"], float), np.asarray(ratio) > 0.9
+    short = config.steps * min(config.eta) < 0.8 * quick.steps * min(quick.eta)
+    if short and not above.any(0).all() and np.all(np.isfinite(ratio)):
+        found = [Claim.not_applicable(name, source, "a run ends before it reaches the threshold")]
+    else:
+        reached = np.take_along_axis(loss, np.maximum(np.argmax(above, 0), 1)[None], 0)[0]  # [etas, seeds]
+        held = above.any(0) & np.isfinite(loss[-1]) & (loss[-1] > 0)
+        fall = np.where(held, np.log10(np.where(held, loss[-1], 1) / np.where(held, reached, 1)), np.nan).mean(0)
+        found = [Claim.at_most(name, source, fall, -0.3, rivals={"it stays there": 0.0})]
+    if "test_loss" in record.values and not short:
+        found.append(learnt_claim(record, source))
+    return found
+
+
+def learnt_claim(record: Record, source: str) -> Claim:
+    """Control: the loss on samples kept apart is that of their own labels, not of others; means over rates."""
+    test, shuffled = (last_read(record.values[f"test_{key}"]) for key in ("loss", "shuffled"))  # [etas, seeds]
+    name = "control: loss on samples kept apart over that with their labels shuffled, at the end, log10"
+    return Claim.at_most(name, source, np.log10(test / shuffled).mean(0), -0.3, rivals={"any labels": 0.0})
+
+
+def last_read(values) -> np.ndarray:
+    """The last of ``values [T, ...]`` at the interval of ``train_grid``'s test, NaN between."""
+    return np.asarray(values, float)[::10][-1]
 
 
 def ratio_figure(config, record: Record, ratio, ylabel: str, threshold: str) -> Figure:

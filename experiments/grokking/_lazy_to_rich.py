@@ -15,13 +15,15 @@ from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import committee, quadratic
 from dynamics.observe import seldom
-from dynamics.statistics import effective_rank, first_step, label_alignment, time_ratio
+from dynamics.statistics import effective_rank, first_step, kernel_distance, label_alignment, time_ratio
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory import lazy_to_rich as theory
 from dynamics.types import Batch, Dynamics, Model, Objective, Observable, Params, Record, View
 
 Axes = Mapping[str, Sequence[Any]]
 ALIGNMENT_EVERY = 8  # recorded steps between readings of the kernel on fresh points
+ALIGNMENT_POINTS = 1000  # fresh points of those readings, at most
+TERMS = {"mean": "mean output", "linear": "linear part", "power": "quadratic form"}  # of the test loss, as they fall
 FALL = 0.1  # a loss has fallen when it is below this share of its value at step 0
 
 
@@ -107,14 +109,20 @@ def moments(params: Params) -> theory.Moments:
 
 
 def read(config: Any, lane, view: View):
-    """Losses on the batches, the population loss by its three terms, and what the weights have learned."""
+    """Losses on the batches, the population loss by its three terms, and what the weights have learned.
+
+    ``feature_distance`` is ``kernel_distance`` of the part ``x.x' x^T M x'`` alone, which learns the task and carries
+    ``eps^2`` in the kernel.
+    """
     (alpha, eps), at = scales(config, lane), moments(view.params)
     L, (train, fresh) = view.loss("lazy_to_rich"), view.data
     k0, k = (theory.kernel(m, train.x, train.x, eps) for m in (lane.start, at))
+    q0, q = ((train.x @ train.x.T) * (train.x @ m.second @ train.x.T) for m in (lane.start, at))
     return {
         "train_loss": L(view.params, train),
         "sampled_test_loss": L(view.params, fresh),
-        "kernel_distance": jnp.linalg.norm(k - k0) / jnp.linalg.norm(k0),
+        "kernel_distance": kernel_distance(k, k0),
+        "feature_distance": kernel_distance(q, q0),
         "teacher_share": theory.teacher_share(at, lane.beta),
         "effective_rank": effective_rank(jnp.linalg.eigvalsh(at.second)),
         "weight_norm": jnp.sqrt(config.width * jnp.trace(at.second)),
@@ -126,15 +134,15 @@ def alignment(config: Any, lane) -> Observable:
     """Centred alignment of the kernel with the labels on fresh points."""
 
     def of(view: View):
-        x = view.data.test.x
+        x = view.data.test.x[:ALIGNMENT_POINTS]
         k = theory.kernel(moments(view.params), x, x, scales(config, lane)[1])
         return {"alignment": label_alignment(k, 0.5 * (x @ lane.beta) ** 2)}
 
     return seldom(Observable.of_view(of), ALIGNMENT_EVERY)
 
 
-def lazy(config: Any, study) -> Record:
-    """Gradient descent with the initial kernel, whose losses are the same for every alpha: values ``[T, 1, seeds]``."""
+def lazy(config: Any, study, axes: Axes) -> Record:
+    """Gradient descent with the initial kernel, whose losses are the same for every alpha: values ``[T, *axes]``."""
     record_at = log_steps(config.steps)
 
     def losses(lane, view: View):
@@ -147,7 +155,7 @@ def lazy(config: Any, study) -> Record:
         return jax.vmap(at_step)(theory.lazy_moments(x, y, alpha, eps, config.eta0, jnp.asarray(record_at, float)))
 
     record = study(
-        {"alpha": config.alpha[:1], "seed": range(config.seeds)},
+        axes,
         draw=partial(draw, config, "infinite width"),
         make=None,
         read=lambda lane: Observable.of_view(partial(losses, lane)),
@@ -174,3 +182,62 @@ def delay(record: Record) -> Delay:
         return first_step(record.step, record.values[name], FALL * np.asarray(record.values[name])[0])
 
     return Delay(fall("train_loss"), fall("test_loss"))
+
+
+class Plateau(NamedTuple):
+    """What the network has reached at its largest test loss, by seed ``[seeds]``; losses in units of their start.
+
+    ``deviation``: largest distance of the train loss from that of the frozen kernel until then; ``features``: movement
+    of the part of the kernel that learns, as a share of its movement in the whole run.
+    """
+
+    test: np.ndarray
+    frozen_test: np.ndarray
+    train: np.ndarray
+    deviation: np.ndarray
+    features: np.ndarray
+    sampled: np.ndarray
+    terms: dict[str, np.ndarray]
+
+
+def plateau(record: Record, frozen: Record) -> Plateau:
+    """Of ``[T, seeds]``, beside the frozen kernel's losses."""
+    values, lazily = record.values, {name: at_steps(frozen, name, record.step) for name in ("train_loss", "test_loss")}
+    test, train = (values[name] / values[name][0] for name in ("test_loss", "train_loss"))
+    peak = np.argmax(test, axis=0)[None]
+    before = np.arange(len(test))[:, None] <= peak
+
+    def at_peak(curve):
+        return np.take_along_axis(np.asarray(curve), peak, axis=0)[0]
+
+    deviation = np.max(np.abs(train - lazily["train_loss"] / lazily["train_loss"][0]) * before, axis=0)
+    features = at_peak(values["feature_distance"]) / values["feature_distance"][-1]
+    terms = {name: at_peak(values[f"test_{name}"] / values["test_loss"]) for name in TERMS}
+    sampled = at_peak(values["sampled_test_loss"] / values["test_loss"])
+    rise = np.max(lazily["test_loss"] / lazily["test_loss"][0], axis=0)
+    return Plateau(at_peak(test), rise, at_peak(train), deviation, features, sampled, terms)
+
+
+def at_steps(record: Record, name: str, steps) -> np.ndarray:
+    """A reading ``[T, ...]`` at other steps, interpolated."""
+    values = np.asarray(record.values[name])
+    columns = [np.interp(steps, record.step, column) for column in values.reshape(len(values), -1).T]
+    return np.stack(columns, axis=-1).reshape(-1, *values.shape[1:])
+
+
+def exponent(x, times) -> np.ndarray:
+    """Slope of log times ``[n, lanes]`` on ``log x``, by lane; NaN for one that never comes."""
+    x = np.log(x) - np.mean(np.log(x))
+    return x @ np.where(np.isfinite(times), np.log(times), np.nan) / (x @ x)
+
+
+def last(record: Record, name: str) -> np.ndarray:
+    """The last reading over the first, ``[*axes]``."""
+    return np.asarray(record.values[name])[-1] / record.values[name][0]
+
+
+def after_largest(curve) -> tuple[np.ndarray, np.ndarray]:
+    """Curves ``[T, ...]``, infinite until they are largest, and the level of their fall."""
+    curve = np.asarray(curve, float)
+    rising = np.arange(len(curve)).reshape(-1, *(1,) * (curve.ndim - 1)) < np.argmax(curve, axis=0)
+    return np.where(rising, np.inf, curve), FALL * np.max(curve, axis=0)

@@ -6,7 +6,8 @@ NNGP, a Gaussian and a linear kernel. With eigenvalues ``lam_i`` and target coef
 
     sum_i lam_i/(lam_i + kappa) + ridge/kappa = n,    E = sum_i (kappa v_i/(lam_i + kappa))^2 / (1 - sum_i L_i^2 / n)
 
-predicts the learning curve, ``L_i = lam_i/(lam_i + kappa)``.
+predicts the learning curve, ``L_i = lam_i/(lam_i + kappa)``. Controls: the same digits with shuffled labels, the curve
+of targets that lie alike on all modes, and its numerator alone.
 
 Run time: about 60 s for the quick preset on two CPU cores.
 """
@@ -27,7 +28,7 @@ from dynamics import config, stax
 from dynamics.config import Count, Positive, Range
 from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy
-from dynamics.runs.figures import new_figure, ticks_at
+from dynamics.runs.figures import new_figure, rival_style, ticks_at
 from dynamics.tasks.images import digits
 from dynamics.theory import predict
 from dynamics.theory.random_features import random_feature_risk
@@ -46,23 +47,27 @@ class Config(config.Config):
     """layers of weights of the ReLU network"""
     samples: Annotated[tuple[int, ...], Range(2, 1700)] = (25, 50, 100, 200, 400, 800)
     """training samples n of the learning curves, ascending"""
+    population: Annotated[int, Range(100, 1797)] = 1797
+    """digits, of which the training sets are drawn"""
     ridge: Annotated[float, Positive] = 1e-4
     """added to the kernel's diagonal, in units of its mean"""
 
     @classmethod
-    def paper(cls) -> Config:
-        """More training sets."""
+    def large(cls) -> Config:
+        """More training sets. Sizes of ours: Arora et al. have 90 UCI data sets and CIFAR-10, Canatar et al. MNIST.
+        About 5 minutes on two cores."""
         return cls(seeds=50)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(bool(np.all(np.diff(self.samples) > 0)), "samples", "ascending values")
+        self.require(self.samples[-1] < self.population, "samples", f"less than population = {self.population}")
 
 
 class Result(NamedTuple):
-    """``records[kernel]``: ``held_out`` (leave-one-out accuracy), seconds for the ``kernel`` and the ``fit``, ``[1]``;
-    ``score [1, n, seeds]`` on digits not trained on, ``error [1, n, seeds]`` (squared, over all), ``predicted [1, n]``.
-    """
+    """``records[kernel]``: ``held_out`` (leave-one-out accuracy; ``shuffled`` labels), seconds for the ``kernel`` and
+    the ``fit``, ``[1]``; ``score [1, n, seeds]`` on digits not trained on, ``error [1, n, seeds]`` (squared, over
+    all), and its theories ``predicted``, ``flat``, ``bias [1, n]``."""
 
     config: Config
     records: dict[str, Record]
@@ -71,7 +76,7 @@ class Result(NamedTuple):
 def run(config: Config, study=in_memory) -> Result:
     """All digits at once, then subsets; regression is solved, not trained."""
     data = digits().train
-    x, y = jnp.asarray(data.x), jnp.asarray(data.y)
+    x, y = (jnp.asarray(rows)[: config.population] for rows in data)
     return Result(config, {name: run_kernel(config, name, x, y, study) for name in KERNELS})
 
 
@@ -99,7 +104,9 @@ def run_kernel(config: Config, name: str, x, y, study) -> Record:
     k, key = jax.block_until_ready(compute(x)), jax.random.key(config.seed)
     held_out = accuracy(jax.block_until_ready(fit(k)), y)
     once = {"kernel": elapsed(compute, x), "fit": elapsed(fit, k), "held_out": held_out}
-    once |= {"predicted": theory(config, k, y)}
+    order = jax.random.permutation(jax.random.fold_in(key, config.seeds), len(y))
+    shuffled = predict.leave_one_out(k, y[order], config.ridge)
+    once |= theory(config, k, y) | {"shuffled": accuracy(shuffled, y[order])}
 
     def draw(lane):
         return jax.device_get(regress(k, y, jax.random.fold_in(key, lane.seed), config.ridge, lane.samples))
@@ -127,36 +134,76 @@ def regress(k, y, key, ridge: float, n: int) -> dict[str, jax.Array]:
     return {"score": accuracy(f[rest], y[rest]), "error": jnp.mean(jnp.sum((f - y) ** 2, -1))}
 
 
-def theory(config: Config, k, y) -> np.ndarray:
-    """Squared error ``[n]`` from the kernel's eigenvalues and the targets' coefficients on all digits."""
+def theory(config: Config, k, y) -> dict[str, np.ndarray]:
+    """Squared error ``[n]`` from the kernel's eigenvalues and the targets' coefficients on all digits; and two rivals:
+    ``flat``, with the coefficients' mean for each of them, and ``bias``, the numerator alone."""
     values, vectors = np.linalg.eigh(np.asarray(k, float))
     lam, v2 = np.maximum(values, 1e-12 * values[-1]) / len(y), np.sum((vectors.T @ np.asarray(y, float)) ** 2, -1)
     ridge = config.ridge * float(jnp.mean(jnp.diag(k)))
-    many = 1e9  # features: the kernel itself
     with jax.enable_x64(True):
-        risk = jax.vmap(lambda n: random_feature_risk(lam, v2 / len(y), n, many, ridge).test)
-        return np.asarray(risk(jnp.asarray(config.samples, float)))
+        samples = jnp.asarray(config.samples, float)
+        predicted, bias = curves(lam, v2 / len(y), samples, ridge)
+        flat, _ = curves(lam, np.full_like(v2, v2.mean()) / len(y), samples, ridge)
+    return {"predicted": np.asarray(predicted), "flat": np.asarray(flat), "bias": np.asarray(bias)}
+
+
+@jax.jit
+def curves(lam, target, samples, ridge):
+    """The error and its numerator at each of ``samples``; infinitely many features are the kernel itself."""
+
+    def at(n):
+        risk = random_feature_risk(lam, target, n, 1e9, ridge)
+        return risk.test, risk.test * (1 - jnp.sum((lam / (lam + risk.gamma)) ** 2) / n)
+
+    return jax.vmap(at)(samples)
 
 
 def claims(result: Result) -> list[Claim]:
-    cfg, records = result.config, result.records
-    held_out = {name: float(record.values["held_out"][0]) for name, record in records.items()}
-    spent = {name: float(records["ntk"].values[name][0]) for name in ("kernel", "fit")}
-    note = f"1797 digits: kernel {spent['kernel']:.2f} s, all 1797 fits {spent['fit']:.2f} s"
+    """Scores are paired over training sets; a curve is judged by its worst n."""
+    cfg, records = result.config, {name: record.values for name, record in result.records.items()}
+    spent = {name: float(records["ntk"][name][0]) for name in ("kernel", "fit")}
+    note = f"{cfg.population} digits: kernel {spent['kernel']:.2f} s, all fits {spent['fit']:.2f} s"
     title = f"{cfg.layers}-layer NTK: leave-one-out accuracy on all digits"
-    out = [Claim.at_least(title, SOURCE, held_out["ntk"], 0.98, note=note)]
-    for name, least in (("linear", 0.0), ("gaussian", -0.005)):
-        title = f"leave-one-out accuracy, NTK - {name} kernel"
-        out.append(Claim.at_least(title, "Arora et al. 2020, table 1", held_out["ntk"] - held_out[name], least))
-    for name in ("ntk", "gaussian"):
-        values, small = records[name].values, np.asarray(cfg.samples) <= 1797 / 4
-        title = f"{name}: learning curve against its theory, median relative deviation at n <= 449"
-        source = "Canatar et al. 2021, eqs. 3-5 and figure 2"
-        if not small.any():
-            out.append(Claim.not_applicable(title, source, "needs a training set of at most 449 digits"))
+    rivals = {"linear kernel": records["linear"]["held_out"][0], "shuffled labels": records["ntk"]["shuffled"][0]}
+    out = [Claim.at_least(title, SOURCE, float(records["ntk"]["held_out"][0]), 0.98, rivals=rivals, note=note)]
+    score, n = {name: values["score"][0][-1] for name, values in records.items()}, cfg.samples[-1]
+    for name, least, rivals in (
+        ("linear", 0.01, {"no difference": 0.0}),
+        ("gaussian", -0.01, {"linear kernel": score["linear"] - score["gaussian"]}),
+    ):
+        title = f"accuracy after {n} digits, NTK - {name} kernel"
+        if n < 200 or cfg.seeds < 3:
+            out.append(Claim.not_applicable(title, "Arora et al. 2020, table 1", "needs 200 digits and three sets"))
+        else:
+            gap = score["ntk"] - score[name]
+            out.append(Claim.at_least(title, "Arora et al. 2020, table 1", gap, least, rivals=rivals))
+    return [*out, *curve_claims(result)]
+
+
+def curve_claims(result: Result) -> list[Claim]:
+    """The worst n of each curve, while the digits are many against the training set, as the theory asks; then of all.
+
+    At n = 800 the theory is off by a seventh, and the claim fails. It takes all digits as alike: on 500 of them the
+    same equations with one kappa for each digit leave 1.03 of a deviation of 1.12 at n = 225.
+    """
+    cfg, out, source = result.config, [], "Canatar et al. 2021, eqs. 3-5 and figure 2"
+    few = np.asarray(cfg.samples) <= cfg.population / 8
+    for name, title, used, bound in (
+        *((name, f"n <= {cfg.population // 8}", few, 0.08) for name in ("ntk", "nngp", "gaussian")),
+        ("ntk", "every n", np.full(few.shape, True), 0.1),
+    ):
+        title = f"{name}: learning curve against its theory, {title}, largest relative deviation of the mean"
+        if not used.any():
+            out.append(
+                Claim.not_applicable(title, source, f"needs a training set of at most {cfg.population // 8} digits")
+            )
             continue
-        ratio = values["error"][0].mean(-1) / values["predicted"][0]
-        out.append(Claim.at_most(title, source, np.median(np.abs(ratio - 1)[small]), 0.15))
+        values = result.records[name].values
+        ratios = {key: values["error"][0].mean(-1) / values[key][0] for key in ("predicted", "flat", "bias")}
+        off, flat, bias = (np.abs(ratio - 1)[used].max() for ratio in ratios.values())
+        note = "measured over theory: " + ", ".join(f"{ratio:.3f}" for ratio in ratios["predicted"])
+        rivals = {"targets alike on all modes": flat, "numerator alone": bias}
+        out.append(Claim.at_most(title, source, off, bound, rivals=rivals, note=note))
     return out
 
 
@@ -168,13 +215,23 @@ def figure(result: Result):
         values = result.records[name].values
         error.plot(cfg.samples, values["error"][0].mean(-1), marker, color=shade, label=name)
         error.plot(cfg.samples, values["predicted"][0], "-", color=shade, lw=1)
+        if name == "ntk":
+            error.plot(cfg.samples, values["flat"][0], label="ntk: targets alike on all modes", **rival_style(0))
+            error.plot(cfg.samples, values["bias"][0], label="ntk: numerator alone", **rival_style(1))
+            share = 1 - values["shuffled"][0]
+            score.plot([cfg.population - 1], [share], "x", color="0.6")
         share = 1 - np.append(values["score"][0].mean(-1), values["held_out"][0])
-        score.plot([*cfg.samples, 1796], share, f"{marker}-", ms=4, lw=1, color=shade, label=name)
+        score.plot([*cfg.samples, cfg.population - 1], share, f"{marker}-", ms=4, lw=1, color=shade, label=name)
     error.set(xscale="log", yscale="log", xlabel="training samples n", title="markers: measured; lines: theory")
     error.set_ylabel("squared error over all digits")
-    score.set(xscale="log", yscale="log", xlabel="training samples n", title="last point: leave one out")
+    score.set(
+        xscale="log",
+        yscale="log",
+        xlabel="training samples n",
+        title="last point: leave one out; cross: shuffled labels",
+    )
     score.set_ylabel("share misclassified")
-    for ax, ticks in ((error, cfg.samples), (score, (*cfg.samples, 1796))):
+    for ax, ticks in ((error, cfg.samples), (score, (*cfg.samples, cfg.population - 1))):
         ticks_at(ax.xaxis, ticks)
     error.legend(fontsize=8)
     return fig

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from dynamics.stax.activations.elementwise import Dual, elementwise
 from dynamics.stax.kernel.algebra import safe_sqrt
@@ -62,7 +63,7 @@ def _polar(gap: Array, s1: Array, s2: Array) -> tuple[Array, Array]:
     return scale, jnp.where(scale > 0, gap * (one * two), 1)
 
 
-def ABRelu(a: float | Array, b: float | Array, do_stabilize: bool = False) -> Model:
+def ABRelu(a: float | Float[Array, ""], b: float | Float[Array, ""], do_stabilize: bool = False) -> Model:
     """``f(x) = a min(x, 0) + b max(x, 0)``.
 
     With ``theta`` the angle between the preactivations, ``slope = (a^2 + b^2) / 2 - (a - b)^2 theta / (2 pi)`` and
@@ -89,7 +90,7 @@ def Relu(do_stabilize: bool = False) -> Model:
     return ABRelu(0, 1, do_stabilize)
 
 
-def LeakyRelu(alpha: float | Array, do_stabilize: bool = False) -> Model:
+def LeakyRelu(alpha: float | Float[Array, ""], do_stabilize: bool = False) -> Model:
     """``f(x) = max(x, 0) + alpha min(x, 0)``; see ``ABRelu``."""
     return ABRelu(alpha, 1, do_stabilize)
 

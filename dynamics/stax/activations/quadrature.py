@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from dynamics.stax.activations.elementwise import Dual, elementwise, smooth_dual
 from dynamics.stax.kernel.algebra import safe_reciprocal, safe_sqrt
@@ -88,12 +89,14 @@ class HermiteSeries(NamedTuple):
         tail: ``[...]`` ``variance - sum a_n^2``: two points' covariance is off by at most ``sqrt(tail_1 tail_2)``.
     """
 
-    coefficients: Array
-    variance: Array
-    tail: Array
+    coefficients: Float[Array, "*s terms"]
+    variance: Float[Array, "*s"]
+    tail: Float[Array, "*s"]
 
 
-def hermite_series(fn: Callable[[Array], Array], s: Array, terms: int = 64, degree: int = 128) -> HermiteSeries:
+def hermite_series(
+    fn: Callable[[Array], Array], s: Float[Array, "*s"], terms: int = 64, degree: int = 128
+) -> HermiteSeries:
     """Expands ``f(s z)`` in normalised Hermite polynomials by a rule with ``degree`` nodes.
 
     Args:

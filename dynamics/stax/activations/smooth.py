@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf
+from jaxtyping import Float
 
 from dynamics.stax.activations.elementwise import Dual, alike, distance_dual, elementwise, settled, smooth_dual
 from dynamics.stax.activations.lifted import Lifted, self_angle
@@ -16,7 +17,9 @@ from dynamics.stax.kernel.algebra import safe_reciprocal
 from dynamics.types import Array, Model
 
 
-def Erf(a: float | Array = 1.0, b: float | Array = 1.0, c: float | Array = 0.0) -> Model:
+def Erf(
+    a: float | Float[Array, ""] = 1.0, b: float | Float[Array, ""] = 1.0, c: float | Float[Array, ""] = 0.0
+) -> Model:
     """``f(x) = a erf(b x) + c``; ``k' = (2 a^2 / pi) arcsin(2 b^2 k / sqrt((1 + 2 b^2 q1)(1 + 2 b^2 q2))) + c^2``.
 
     Reference: Williams 1997, eq. 11.
@@ -76,7 +79,9 @@ def Gelu(approximate: bool = False) -> Model:
     return elementwise(lambda x: jax.nn.gelu(x, approximate=approximate), distance_dual(variance, cross))
 
 
-def Sin(a: float | Array = 1.0, b: float | Array = 1.0, c: float | Array = 0.0) -> Model:
+def Sin(
+    a: float | Float[Array, ""] = 1.0, b: float | Float[Array, ""] = 1.0, c: float | Float[Array, ""] = 0.0
+) -> Model:
     """``f(x) = a sin(b x + c)``; ``k' = a^2 / 2 e^(-b^2 (q1 + q2) / 2) (e^(b^2 k) - cos(2 c) e^(-b^2 k))``.
 
     Reference: Pearce et al. 2020.
@@ -106,12 +111,14 @@ def _difference(k: Array, mean: Array) -> Array:
     return jnp.where(positive, value, -value)
 
 
-def Cos(a: float | Array = 1.0, b: float | Array = 1.0, c: float | Array = 0.0) -> Model:
+def Cos(
+    a: float | Float[Array, ""] = 1.0, b: float | Float[Array, ""] = 1.0, c: float | Float[Array, ""] = 0.0
+) -> Model:
     """``f(x) = a cos(b x + c)``; see ``Sin``."""
     return Sin(a=a, b=b, c=c + jnp.pi / 2)
 
 
-def Rbf(gamma: float | Array = 1.0) -> Model:
+def Rbf(gamma: float | Float[Array, ""] = 1.0) -> Model:
     """``f(x) = sqrt(2) sin(sqrt(2 gamma) x + pi / 4)``; ``k' = exp(-gamma (q1 + q2 - 2 k))``, the Gaussian kernel.
 
     Reference: Rahimi & Recht 2007.
@@ -129,7 +136,7 @@ def Rbf(gamma: float | Array = 1.0) -> Model:
     return elementwise(fn, Dual(jnp.ones_like, cross))
 
 
-def Exp(a: float | Array = 1, b: float | Array = 1) -> Model:
+def Exp(a: float | Float[Array, ""] = 1, b: float | Float[Array, ""] = 1) -> Model:
     """``f(x) = a exp(b x)``; ``k' = a^2 exp(b^2 ((q1 + q2) / 2 + k))``.
 
     Reference: Mairal et al. 2014.
@@ -144,7 +151,7 @@ def Exp(a: float | Array = 1, b: float | Array = 1) -> Model:
     return elementwise(lambda x: a * jnp.exp(b * x), Dual(lambda q: a**2 * jnp.exp(2 * b**2 * q), cross))
 
 
-def Gaussian(a: float | Array = 1, b: float | Array = -1) -> Model:
+def Gaussian(a: float | Float[Array, ""] = 1, b: float | Float[Array, ""] = -1) -> Model:
     """``f(x) = a exp(b x^2)`` with ``b <= 0``; ``k' = a^2 / sqrt((1 - 2 b q1)(1 - 2 b q2) - 4 b^2 k^2)``."""
 
     scale = -2 * b
@@ -198,7 +205,9 @@ def _even_distance(pair: Lifted, closer: Array) -> Array:
     return jnp.exp(-0.5) * (level * jnp.expm1(closer) - below - convex)
 
 
-def ExpNormalized(gamma: float | Array = 1, shift: float | Array = -1, do_clip: bool = False) -> Model:
+def ExpNormalized(
+    gamma: float | Float[Array, ""] = 1, shift: float | Float[Array, ""] = -1, do_clip: bool = False
+) -> Model:
     """A kernel without a finite layer: ``k' = s1 s2 exp(gamma (cos + shift))``; ``do_clip`` is accepted and not needed.
 
     Reference: Shankar et al. 2020.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from dynamics.types import Array
 
@@ -17,7 +18,7 @@ def where_kept(fn: Callable[..., Any], *arrays: Any) -> Any:
     return None if arrays[0] is None else fn(*arrays)
 
 
-def safe_sqrt(x: Array) -> Array:
+def safe_sqrt(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """``sqrt(max(x, 0))`` whose derivative at 0 is 0, so that gradients at coincident points stay finite.
 
     The compiler may round ``x`` differently where it is compared and where it is used, so what stands in for a
@@ -27,7 +28,7 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(x > 0, jnp.sqrt(jnp.maximum(x, negligible)), 0)
 
 
-def safe_reciprocal(x: Array) -> Array:
+def safe_reciprocal(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """``1 / x``, and 0 where ``x`` is 0."""
     nonzero = x != 0
     return jnp.where(nonzero, 1 / jnp.where(nonzero, x, 1), 0)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from dynamics.stax.kernel.algebra import (
     diagonal_of,
@@ -154,7 +155,9 @@ class Kernel:
         """``two``, or ``one`` when ``x2`` is ``x1``."""
         return one if self.x1_is_x2 else two
 
-    def sides(self, one: Array, two: Array) -> tuple[Array, Array]:
+    def sides(
+        self, one: Shaped[Array, "n1 ..."], two: Shaped[Array, "n2 ..."]
+    ) -> tuple[Shaped[Array, ...], Shaped[Array, ...]]:
         """Quantities ``[n1, *S]`` and ``[n2, *S]`` shaped to broadcast against ``gap``."""
         row, column = (one, two) if self.diagonal_spatial else (interleave(one), interleave(two, column=True))
         if self.paired:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
 from dynamics.stax.kernel.algebra import where_kept
 from dynamics.stax.kernel.kernel import Kernel
@@ -57,7 +58,7 @@ def GlobalSelfAttention(
     batch_axis: int = 0,
     channel_axis: int = -1,
     n_samples: int | None = None,
-    key: Array | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> Model:
     """Scaled dot-product attention with infinitely many heads and channels.
 

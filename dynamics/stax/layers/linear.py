@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jaxtyping import Shaped
 
 from dynamics.stax.kernel.kernel import Kernel
 from dynamics.stax.kernel.positions import Map, in_layout, map_positions, select_positions
@@ -136,8 +137,8 @@ def _send(x: Array, pattern, sizes: Sequence[int]) -> Array:
 
 def DotGeneral(
     *,
-    lhs: Array | float | None = None,
-    rhs: Array | float | None = None,
+    lhs: Shaped[Array, ...] | float | None = None,
+    rhs: Shaped[Array, ...] | float | None = None,
     dimension_numbers: tuple = (((), ()), ((), ())),
     precision: Any = None,
     batch_axis: int = 0,

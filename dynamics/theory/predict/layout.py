@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
 
 from dynamics.types import Array, ArrayLike
 
@@ -51,7 +52,7 @@ class Layout(NamedTuple):
         return jnp.moveaxis(full, range(full.ndim - count, full.ndim), [a - ndim for a in self.trace_axes])
 
 
-def layout_of(y_train: Array, trace_axes: Axes, k_train_train: Array) -> Layout:
+def layout_of(y_train: Shaped[Array, ...], trace_axes: Axes, k_train_train: Shaped[Array, ...]) -> Layout:
     """The layout, after checking that the kernel has two axes for each axis of ``y_train`` that is not traced."""
     axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes)
     for axis in axes:
@@ -67,13 +68,13 @@ def layout_of(y_train: Array, trace_axes: Axes, k_train_train: Array) -> Layout:
     return layout
 
 
-def matrix(k: Array) -> Array:
+def matrix(k: Shaped[Array, ...]) -> Shaped[Array, "rows columns"]:
     """``[a, a', b, b', ...]`` as ``[a b ..., a' b' ...]``."""
     order = [*range(0, k.ndim, 2), *range(1, k.ndim, 2)]
     return jnp.transpose(k, order).reshape(math.prod(k.shape[::2]), -1)
 
 
-def unmatrix(k: Array, rows: Sequence[int], lead: Sequence[int] = ()) -> Array:
+def unmatrix(k: Shaped[Array, ...], rows: Sequence[int], lead: Sequence[int] = ()) -> Shaped[Array, ...]:
     """``[*lead, P, P]`` as ``[*lead, a, a, b, b, ...]``."""
     start, count = len(lead), len(rows)
     k = k.reshape(*lead, *rows, *rows)
@@ -81,7 +82,7 @@ def unmatrix(k: Array, rows: Sequence[int], lead: Sequence[int] = ()) -> Array:
     return jnp.transpose(k, [*range(start), *pairs])
 
 
-def across(k_test_train, k_train_train: Array) -> tuple[Any, tuple[int, ...]]:
+def across(k_test_train, k_train_train: Shaped[Array, ...]) -> tuple[Any, tuple[int, ...]]:
     """``k_test_train`` as a matrix, and its test axes, after checking that its train axes are those of the other."""
     k = jnp.asarray(k_test_train)
     if k.ndim != k_train_train.ndim or k.shape[1::2] != k_train_train.shape[1::2]:
@@ -91,7 +92,7 @@ def across(k_test_train, k_train_train: Array) -> tuple[Any, tuple[int, ...]]:
     return matrix(k), k.shape[::2]
 
 
-def start_of(name: str, value: Any, shape: Sequence[int], dtype: Any) -> Array:
+def start_of(name: str, value: Any, shape: Sequence[int], dtype: Any) -> Shaped[Array, ...]:
     """Initial outputs as an array of ``shape``."""
     value = jnp.asarray(value, dtype)
     if value.ndim > len(shape) or any(a not in (1, b) for a, b in zip(value.shape[::-1], tuple(shape)[::-1])):
@@ -112,7 +113,7 @@ def check_rate(learning_rate: ArrayLike) -> None:
         raise ValueError(f"learning_rate: got {learning_rate}; allowed: a number > 0")
 
 
-def regularised(k: Array, diag_reg: ArrayLike, absolute: bool) -> Array:
+def regularised(k: Float[Array, "P P"], diag_reg: ArrayLike, absolute: bool) -> Float[Array, "P P"]:
     """``k + diag_reg I``, in units of the mean of the diagonal unless ``absolute``."""
     scale = 1.0 if absolute else jnp.trace(k) / k.shape[0]
     return k + diag_reg * scale * jnp.eye(k.shape[0], dtype=k.dtype)

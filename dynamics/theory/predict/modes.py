@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jaxtyping import Bool, Float
 
 from dynamics.types import Array
 
 
-def rounding(k: Array) -> float:
+def rounding(k: Float[Array, "P P"]) -> float:
     """Below what share of its largest an eigenvalue or pivot of ``k`` counts as 0."""
     return 4 * math.sqrt(len(k)) * float(jnp.finfo(k.dtype).eps)
 
 
-def solver(k: Array) -> tuple[Callable[[Array], Array], Array]:
+def solver(k: Float[Array, "P P"]) -> tuple[Callable[[Array], Array], Bool[Array, ""]]:
     """``b -> k^-1 b`` by one Cholesky factorisation, and whether ``k`` is singular to rounding (duplicate inputs).
 
     Then it is the pseudo-inverse, the limit of a vanishing ridge, by one ``eigh``.
@@ -70,7 +71,7 @@ class Spectrum(NamedTuple):
         return jnp.einsum("pi,ti,qi->tpq", self.vectors, weights, self.vectors)
 
 
-def spectrum_of(k: Array, size: int) -> Spectrum:
+def spectrum_of(k: Float[Array, "P P"], size: int) -> Spectrum:
     values, vectors = jnp.linalg.eigh(k)
     return Spectrum(jnp.where(values > rounding(k) * values[-1], values, 0) / size, vectors)
 

@@ -6,6 +6,7 @@ import collections
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
 
 from dynamics.theory.predict.layout import (
     Axes,
@@ -91,7 +92,7 @@ def gp_inference(
     return predict_fn
 
 
-def named(kernel: Any, name: str) -> Array:
+def named(kernel: Any, name: str) -> Shaped[Array, ...]:
     """Attribute ``name`` of a namedtuple or Kernel; a plain array stands for every name."""
     if hasattr(kernel, "shape") and hasattr(kernel, "dtype"):
         return jnp.asarray(kernel)
@@ -130,13 +131,15 @@ def _prior(k_train_train, k_test_train, k_test_test) -> tuple[Array, ...]:
     return tuple(matrix(named(k, "nngp")) for k in (k_train_train, k_test_train, k_test_test))
 
 
-def bounded(covariance: Array, prior: Any = None) -> Array:
+def bounded(covariance: Float[Array, "*l P P"], prior: Any = None) -> Float[Array, "*l P P"]:
     """``[..., P, P]`` with the rounding taken off its variances: none below 0 or above the ``prior``."""
     variances = jnp.clip(jnp.diagonal(covariance, axis1=-2, axis2=-1), 0, prior)
     return jnp.where(jnp.eye(covariance.shape[-1], dtype=bool), variances[..., None], covariance)
 
 
-def carried(weights: Array, k_dd: Array, k_td: Array, k_tt: Array) -> Array:
+def carried(
+    weights: Float[Array, "*l t d"], k_dd: Float[Array, "d d"], k_td: Float[Array, "t d"], k_tt: Float[Array, "t t"]
+) -> Float[Array, "*l t t"]:
     """Covariance of ``f_t - weights f_d`` for an initial function with covariances ``k``."""
     cross = weights @ jnp.swapaxes(k_td, -1, -2)
     return k_tt + weights @ k_dd @ jnp.swapaxes(weights, -1, -2) - cross - jnp.swapaxes(cross, -1, -2)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Float, Int
 
 from dynamics.theory.predict.any_loss import check_momentum
 from dynamics.theory.predict.layout import Axes, broadcasting
@@ -62,7 +63,7 @@ def gradient_descent_mse_steps(
     return predict_fn
 
 
-def step_counts(t) -> Array:
+def step_counts(t) -> Int[Array, "*t"]:
     """``t`` as integers, after checking that it counts steps."""
     if isinstance(t, Tracer):
         return jnp.asarray(t).astype(jnp.int32)
@@ -72,7 +73,7 @@ def step_counts(t) -> Array:
     return jnp.asarray(counts.astype(np.int32))
 
 
-def step_gain(rate: Array, t: Array, momentum: ArrayLike | None = None) -> Array:
+def step_gain(rate: Float[Array, " P"], t: Int[Array, " T"], momentum: ArrayLike | None = None) -> Float[Array, "T P"]:
     """``u_t / eta`` of ``gradient_descent_mse_steps``: ``(1 - (1 - rate)^t) / rate`` without momentum.
 
     The recursion is an affine map of ``(u, w)``, raised to the power t by repeated squaring. What is squared is the
