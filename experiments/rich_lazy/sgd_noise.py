@@ -172,7 +172,7 @@ def run_images(config: Config, study) -> dict[str, Record]:
     samples, most = config.samples, middle(config.samples)
     inputs = [jnp.append(x, jnp.ones((len(x), 1)), axis=1) for x in (data.x, test.x)]
     fit = jnp.linalg.pinv(inputs[0]) @ data.y
-    linear = {"test_error": np.mean(np.asarray(inputs[1] @ fit * test.y) <= 0)[None]}
+    linear = {"test_error": np.array([np.mean(np.asarray(inputs[1] @ fit * test.y) <= 0)])}
 
     def at_samples(i, j):
         return alphas * temperatures + j * counts + i
