@@ -64,10 +64,10 @@ class Config:
 
     @classmethod
     def presets(cls) -> dict[str, typing.Callable[[], Config]]:
-        """The named settings of this experiment: ``quick`` (the defaults, CPU), ``paper`` and ``large`` if defined."""
+        """The named settings of this experiment: ``quick``, the defaults, and its class methods without arguments."""
         named: dict[str, typing.Callable[[], Config]] = {"quick": cls}
-        for name in ("paper", "large", "deep"):  # the paper's own sizes, merely larger ones, or deeper networks
-            if hasattr(cls, name):
+        for name in sorted({name for one in cls.__mro__ for name in vars(one)} - set(dir(Config)), reverse=True):
+            if isinstance(inspect.getattr_static(cls, name), classmethod) and not name.startswith("_"):
                 named[name] = getattr(cls, name)
         return named
 

@@ -93,4 +93,5 @@ def critical_batch(gradients: PyTree, *, batch_size: int = 1, share: float = 0.9
     high = jnp.where((a > 0) & (signal > 0), (b + root) / jnp.where(a > 0, a, 1), jnp.inf)
     value = jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1), jnp.inf)
     low = jnp.where(jnp.isnan(low), jnp.inf, low)
-    return CriticalBatch(*(batch_size * x for x in (value, low, high, noise)), signal, n)
+    value, low, high, noise = (batch_size * x for x in (value, low, high, noise))
+    return CriticalBatch(value, low, high, noise, signal, n)

@@ -34,7 +34,8 @@ def ascents(config: Any, study) -> dict[str, Record]:
 
 def climb(config: Any, table: np.ndarray, study, label: str = "ascent", count: int | None = None) -> Record:
     """Gradient ascent of every start on the unit sphere, on the whole table; ``count`` starts."""
-    m, key, count = len(table), jax.random.key(config.seed), count or config.starts
+    m, key = len(table), jax.random.key(config.seed)
+    count = config.starts if count is None else count
     starts = np.asarray(jax.random.normal(key, (count, 2 * m)))
     is_group = label != RANDOM
     components = irreducible_components(table if is_group else operation_table("add", m))

@@ -42,7 +42,7 @@ def mechanism(*, points: int = 64) -> Observable:
     def update(memory, view: View):
         some = seen(view)
         memory, readings = pair.update(memory, some)
-        readings["alignment"] = label_alignment(readings["ntk"], some.batch.y)
+        readings = {**readings, "alignment": label_alignment(readings["ntk"], some.batch.y)}
         return memory, {name: readings[name] for name in READINGS}
 
     return Observable(lambda view: pair.init(seen(view)), update)

@@ -74,10 +74,6 @@ class Config(config.Config):
     """steps of energy ascent"""
 
     @classmethod
-    def presets(cls):
-        return {**super().presets(), "large": cls.large}
-
-    @classmethod
     def large(cls) -> Config:
         """The paper's M = 71 and 2048 neurons, with our rates, Muon too: 10^16 operations, a GPU for half an hour."""
         return cls(

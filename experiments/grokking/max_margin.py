@@ -140,10 +140,6 @@ class Config(config.Config):
     """updates"""
 
     @classmethod
-    def presets(cls):
-        return {**super().presets(), "permute": cls.permute}
-
-    @classmethod
     def permute(cls) -> Config:
         """The symmetric group on four letters: some minutes."""
         return cls(task=("permute 4",), width=160, seeds=3, penalty=1e-4)

@@ -80,10 +80,6 @@ class Config(config.Config):
         return irreducible_components(operation_table(group, self.modulus))
 
     @classmethod
-    def presets(cls):
-        return {**super().presets(), "relu": cls.relu, "permute": cls.permute, "large": cls.large}
-
-    @classmethod
     def permute(cls) -> Config:
         """The symmetric group S_5, 120 elements."""
         return cls(operation="permute", modulus=5, train_fraction=0.5, width=256, seeds=1, steps=2500)

@@ -70,10 +70,6 @@ class Config(config.Config):
     """fresh samples, labels clean"""
 
     @classmethod
-    def presets(cls):
-        return {**super().presets(), "large": cls.large}
-
-    @classmethod
     def large(cls) -> Config:
         """More dimensions, samples and neurons; the paper's theorem is one of rates and names no sizes.
 
