@@ -64,9 +64,9 @@ class Config:
 
     @classmethod
     def presets(cls) -> dict[str, typing.Callable[[], Config]]:
-        """The named settings of this experiment: ``quick`` (the defaults), ``paper`` and ``large`` where there are."""
+        """The named settings of this experiment: ``quick`` (the defaults, CPU), ``paper`` and ``large`` if defined."""
         named: dict[str, typing.Callable[[], Config]] = {"quick": cls}
-        for name in ("paper", "large"):  # the paper's own sizes, or merely larger ones
+        for name in ("paper", "large", "deep"):  # the paper's own sizes, merely larger ones, or deeper networks
             if hasattr(cls, name):
                 named[name] = getattr(cls, name)
         return named

@@ -1,4 +1,4 @@
-"""Numbers from arrays and curves: alignments, ranks, Fourier and group components, crossings, power laws."""
+"""Numbers from arrays and curves: alignments, ranks, spectra, Fourier and group components, crossings, noise scale."""
 
 from dynamics.statistics.alignment import (
     centred,
@@ -10,15 +10,20 @@ from dynamics.statistics.alignment import (
 from dynamics.statistics.crossings import first_step, time_ratio, value_at
 from dynamics.statistics.fourier import frequency_power, frequency_share, gini, sum_components, top_frequency
 from dynamics.statistics.groups import Components, component_power, component_share, irreducible_components
+from dynamics.statistics.noise_scale import CriticalBatch, critical_batch
 from dynamics.statistics.power_laws import PowerLaw, mean_interval, power_law
 from dynamics.statistics.rank import effective_rank, stable_rank, weight_norm
+from dynamics.statistics.tails import SpectralTail, spectral_tail
 
 __all__ = [
     "Components",
+    "CriticalBatch",
     "PowerLaw",
+    "SpectralTail",
     "centred",
     "component_power",
     "component_share",
+    "critical_batch",
     "effective_dimension",
     "effective_rank",
     "first_step",
@@ -31,6 +36,7 @@ __all__ = [
     "label_alignment",
     "mean_interval",
     "power_law",
+    "spectral_tail",
     "stable_rank",
     "sum_components",
     "time_ratio",

@@ -38,6 +38,7 @@ from dynamics.observe import loss, top_eigenvalue
 from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style
 from dynamics.tasks import images
 from dynamics.types import Batch, Claim, Dynamics, Objective, Observable, Record
+from experiments.edge_of_stability._digits import held_out, learnt_claim
 
 SOURCE = "Lewkowycz, Bahri, Dyer, Sohl-Dickstein & Gur-Ari 2020, 'The large learning rate phase of deep learning'"
 SECONDS = 30
@@ -80,11 +81,11 @@ def run(config: Config, study=in_memory) -> Result:
     return Result(config, {"digits": run_digits(config, study), **run_linear(config, study)})
 
 
-def sweep(config: Config, study, label: str, data, draw, make, read, interval: int = 1, more=()) -> Record:
+def sweep(config: Config, study, label: str, data, draw, make, read, interval: int = 1, more=(), test=()) -> Record:
     """Runs every (ratio, seed), with ``more`` ratios, as one program, reading every ``interval`` steps."""
     axes, at = {"ratio": (*config.ratio, *more), "seed": range(config.seeds)}, every(interval, config.steps)
     key = jax.random.key(config.seed)
-    return study(axes, draw, make, read, steps=config.steps, record_at=at, key=key, data=data, label=label)
+    return study(axes, draw, make, read, test=test, steps=config.steps, record_at=at, key=key, data=data, label=label)
 
 
 def rate(lane):
@@ -115,7 +116,8 @@ def run_digits(config: Config, study) -> Record:
     def read(lane):
         return loss(), edge(rate(lane))
 
-    return sweep(config, study, "digits", data, draw, make, read, config.record_every)
+    test = [] if data.test is None else [held_out(L)]
+    return sweep(config, study, "digits", data, draw, make, read, config.record_every, test=test)
 
 
 def edge(eta) -> Observable:
@@ -200,6 +202,7 @@ def claims(result: Result) -> list[Claim]:
         )
         for i in (*lazy, *thrown):
             found += ratio_claims(result, kind, i, thrown[-1:] if i in lazy else lazy[:1])
+    found += digits_claim(result)
     name = f"linear, eta lambda_0 = {BEYOND:g}: share of starts that diverge"
     gone = ~np.isfinite(np.asarray(result.records["linear"].values["loss"])[-1])  # [ratios, seeds]
     below = [i for i, ratio in enumerate(cfg.ratio) if ratio < 4]
@@ -209,6 +212,18 @@ def claims(result: Result) -> list[Claim]:
     else:
         found.append(Claim.not_applicable(name, "section 2.1", "needs a ratio below 4, and 50 steps"))
     return found
+
+
+def digits_claim(result: Result) -> list[Claim]:
+    """What is learnt on digits holds for others, at every rate below 4 and from every start that does not diverge."""
+    record, rates = result.records["digits"], np.asarray(result.config.ratio) < 4
+    if "test_loss" not in record.values or not rates.any():
+        return []
+    kept = np.isfinite(np.asarray(record.values["loss"])[-1, rates]).all(0)
+    if not kept.any():
+        return []
+    values = {key: np.asarray(record.values[key])[:, rates][..., kept] for key in ("test_loss", "test_shuffled")}
+    return [learnt_claim(record._replace(values=values), "section 2.1")]
 
 
 def recursion_claim(result: Result) -> Claim:

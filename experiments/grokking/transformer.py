@@ -144,7 +144,8 @@ def claims(result: Result) -> list[Claim]:
     control = {k: np.asarray(v)[:, 0] for k, v in result.records["no weight decay"].values.items()}
     train, test = (first_step(record.step, values[f"{part}_accuracy"], 0.95, "above") for part in ("train", "test"))
     late, early_at = (first_step(record.step, values[f"{part}_loss"], 0.5) for part in ("test", "restricted"))
-    delay, lead = decades(test, train), decades(late, early_at)
+    last = float(record.step[-1])
+    delay, lead = decades(test, train, last), decades(late, early_at, last)
     fitted = first_step(result.records["no weight decay"].step, control["train_accuracy"], 0.95, "above")
     memorised = value_at(result.records["no weight decay"].step, control["gini"], fitted)
     nanda, kumar = "Nanda et al. 2023, section 5", "Kumar et al. 2023, section 5"
@@ -152,13 +153,15 @@ def claims(result: Result) -> list[Claim]:
         where = f"alpha = {alpha:g}"
         early = {name: value_at(record.step, values[name], train)[i] for name in ("test_accuracy", "gini")}
         end = {name: value[-1, i] for name, value in values.items()}
+        slow = int(np.isinf(test[i]).sum())
+        note = f"{slow} of {cfg.seeds} seeds stay below test 95 %: lower bounds" if slow else ""
         none, without = {"none": np.zeros(cfg.seeds)}, "no weight decay"
         excluded = end["excluded_train_loss"] - end["random_excluded_train_loss"]
         out += [
             Claim.at_least(f"{where}: test accuracy at the end", nanda, end["test_accuracy"], 0.9,
                            rivals={without: control["test_accuracy"][-1], "as when fitted": early["test_accuracy"]}),
             Claim.at_least(f"{where}: lead of restricted loss 0.5 before test loss 0.5, decades", nanda, lead[i], 0.1,
-                           rivals=none),
+                           rivals=none, note=note),
             Claim.at_least(f"{where}: excluded train loss at the end, key less random frequencies, nats", nanda,
                            excluded, 1, rivals={"any frequencies": none["none"]}),
             Claim.at_least(f"{where}: growth of the embedding's Gini coefficient after fitting", nanda,
@@ -167,7 +170,7 @@ def claims(result: Result) -> list[Claim]:
         if alpha == max(cfg.alpha):
             out += [
                 Claim.at_least(f"{where}: delay of test 95 % after train 95 %, decades", kumar, delay[i], 0.5,
-                               rivals=none),
+                               rivals=none, note=note),
                 Claim.at_most(f"{where}: test accuracy when train is at 95 %", "figure 1", early["test_accuracy"], 0.5,
                               rivals={"as at the end": end["test_accuracy"]}),
             ]  # fmt: skip
@@ -181,10 +184,14 @@ def claims(result: Result) -> list[Claim]:
     return out
 
 
-def decades(late: np.ndarray, early: np.ndarray) -> np.ndarray:
-    """``log10(late / early)``; NaN where one of the times never came."""
-    reached = np.isfinite(late) & np.isfinite(early)
-    return np.log10(np.where(reached, late, np.nan) / np.where(reached, early, np.nan))
+def decades(late: np.ndarray, early: np.ndarray, last: float) -> np.ndarray:
+    """``log10(late / early)`` of times ``[alphas, seeds]``, a lower bound where ``late`` had not come by ``last``.
+
+    NaN where ``early`` never came, and for all seeds where ``late`` never came for more than a fifth of them: networks
+    that do not generalise have no delay.
+    """
+    reached = np.isfinite(late).mean(axis=-1, keepdims=True) >= 0.8
+    return np.log10(np.where(reached, np.minimum(late, last), np.nan) / np.where(np.isfinite(early), early, np.nan))
 
 
 def figure(result: Result) -> Any:

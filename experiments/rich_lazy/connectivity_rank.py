@@ -41,7 +41,7 @@ ALIGNED = 0  # in place of a rank of W_1: rank 1, along the task
 
 @dataclasses.dataclass(frozen=True)
 class Config(config.Config):
-    seeds: Annotated[int, Count] = 16
+    seeds: Annotated[int, Count] = 32
     """paired draws: one W_0, task and data for all ranks"""
     units: Annotated[int, Range(2)] = 64
     """recurrent units N"""
@@ -61,8 +61,11 @@ class Config(config.Config):
     """norm of the linear task; W_1 starts with norm sqrt(20)"""
 
     @classmethod
-    def paper(cls) -> Config:
-        """The paper's 300 units."""
+    def large(cls) -> Config:
+        """The paper's 300 units, on one of its tasks and trained longer; the linear net stays as it is.
+
+        About 20 minutes on two cores.
+        """
         return cls(units=300, rank=(1, 8, 64, 300), iterations=3000)
 
     def __post_init__(self) -> None:
@@ -220,16 +223,20 @@ def claims(result: Result) -> list[Claim]:
     between = np.sum((ka - ka.mean(-1, keepdims=True)) ** 2)
     explained, blindly = (1 - np.sum((ka - one) ** 2) / between for one in (theory, blind))
     name = "linear net: mean KA against its closed form, largest deviation over ranks"
-    note = (
-        f"one task's within .02: {np.mean(np.abs(ka - theory) < 0.02):.2f}; of the variance between tasks it explains "
-        f"{explained:.2f}, and {blindly:.2f} blind to each task's share"
-    )
+    note = f"of the variance between tasks it explains {explained:.2f}, and {blindly:.2f} blind to each task's share"
     off = ka.mean(-1) - theory.mean(-1)  # [ranks + 1]
     flat = ka.mean(-1) - theory[:-1].mean()
     rivals = {"rank has no effect": np.abs(flat).max()}
     out.append(
         Claim.at_most(name, "conservation of w_2 w_2^T - W_1 W_1^T", np.abs(off).max(), 0.02, rivals=rivals, note=note)
     )
+    name = "linear net: one task's KA against its closed form, mean deviation over ranks"
+    if cfg.tasks < 2:
+        return [*out, Claim.not_applicable(name, "conservation of w_2 w_2^T - W_1 W_1^T", "needs two tasks")]
+    exact, unseen, same = (np.abs(ka - one).mean(0) for one in (theory, blind, theory[:-1].mean(0)))
+    rivals = {"blind to each task's share": unseen, "rank has no effect": same}
+    note = "the worst tasks are hardly seen by a start of rank 1, far from the closed form's limit w_2 -> 0"
+    out.append(Claim.at_most(name, "conservation of w_2 w_2^T - W_1 W_1^T", exact, 0.005, rivals=rivals, note=note))
     return out
 
 

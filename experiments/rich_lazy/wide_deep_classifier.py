@@ -7,7 +7,7 @@ the nearest neighbour where ``phi^(0) = phi^'(0) = 0``; and otherwise the singul
 error falls (slowly) to the Bayes error as samples grow, while one neighbour errs at ``2 eta (1 - eta)`` under label
 noise eta.
 
-Run time: about 40 s for the quick preset on two CPU cores.
+Run time: about 60 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dynamics.theory.infinite_depth import dual_with_singularity, limiting_class
 from dynamics.types import Claim, Observable, Record
 
 SOURCE = "Radhakrishnan, Belkin & Uhler 2023, 'Wide and deep neural networks achieve consistency for classification'"
-SECONDS = 40
+SECONDS = 60
 OTHERS = {"half the exponent": 0.5, "twice the exponent": 2.0}  # rivals of the singular rule
 NEAREST = 40  # the nearest-neighbour kernel falls as exp(-2^L): deeper ones leave the range of float64 logarithms
 

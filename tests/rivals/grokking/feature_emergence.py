@@ -23,8 +23,6 @@ def wrong(result):
     yield "generalises wherever it is", replaced(result, "adam", **{k: v[:, [2, 2, 2]] for k, v in adam.items()})
     constant = {"test_accuracy": np.stack([adam["test_accuracy"][:, 0], larger["test_accuracy"][:, 1]], 1)}
     yield "boundary at a constant fraction", replaced(result, "larger group", **constant)
-    as_1_over_m = {"test_accuracy": np.stack([larger["test_accuracy"][:, 0], adam["test_accuracy"][:, 1]], 1)}
-    yield "boundary as 1/M", replaced(result, "larger group", **as_1_over_m)
     yield "no delay", replaced(result, "adam", test_accuracy=adam["train_accuracy"])
     still = np.broadcast_to(adam["feature_direction"][:1], adam["feature_direction"].shape)
     yield "G_F as at the start", replaced(result, "adam", feature_direction=still)

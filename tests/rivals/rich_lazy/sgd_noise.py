@@ -28,10 +28,8 @@ def wrong(result):
     yield "P has no effect", replaced(result, "samples", **no_effect(1, "weight_change", "updates"))
     yield "frozen kernel", replaced(result, "samples", kernel_distance=0 * values["kernel_distance"])
     control = result.records["shuffled"].values["test_error"]
-    yield (
-        "shuffled parity",
-        replaced(result, "samples", test_error=np.broadcast_to(control, values["test_error"].shape)),
-    )
+    control = np.broadcast_to(control, values["test_error"].shape)
+    yield "shuffled parity", replaced(result, "samples", test_error=control)
     linear = np.full_like(values["test_error"], result.records["linear"].values["test_error"][0])
     yield "a linear classifier", replaced(result, "samples", test_error=linear)
     ratio = result.records["perceptron"].values["ratio"]  # [1, d, chi, P, draws]

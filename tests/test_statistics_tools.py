@@ -1,0 +1,141 @@
+"""The noise scale and the spectra of weights, against exact values, coverage and wrong alternatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynamics.statistics import critical_batch, spectral_tail
+
+
+def gaussian_gradients(key, n, mean, spread):
+    return mean + spread * jax.random.normal(key, (n, *mean.shape))
+
+
+def test_noise_scale_covers_its_value():
+    """Gaussian gradients with Tr Sigma / |G|^2 = 40 exactly: 95 % intervals hold it in 95 % of 400 draws."""
+    mean, spread = jnp.full(20, 0.5), jnp.sqrt(10.0)
+    found = jax.vmap(lambda key: critical_batch(gaussian_gradients(key, 200, mean, spread)))(
+        jax.random.split(jax.random.key(0), 400)
+    )
+    inside = (found.low < 40.0) & (found.high > 40.0)
+    assert 0.92 < float(jnp.mean(inside)) < 0.98
+    assert abs(float(jnp.mean(found.signal)) - 5.0) < 0.05 * 5  # unbiased; |mean|^2 itself has 6
+    assert float(jnp.mean((found.low < 2 * 40.0) & (found.high > 2 * 40.0))) < 0.6  # a rival by a factor 2
+
+
+def test_a_gradient_lost_in_noise_has_no_upper_end(key):
+    found = critical_batch(jax.random.normal(key, (50, 30)))
+    assert np.isinf(found.high)
+    assert float(found.low) > 10
+
+
+def test_microbatches_tell_the_same(key):
+    """Means of 8 samples have an eighth of the noise; the noise scale counts samples."""
+    g = gaussian_gradients(key, 8000, jnp.full(20, 0.5), 3.0)
+    one, eight = critical_batch(g), critical_batch({"w": g.reshape(1000, 8, 20).mean(1)}, batch_size=8)
+    np.testing.assert_allclose(eight.value, one.value, rtol=0.1)
+    np.testing.assert_allclose(eight.noise, one.noise, rtol=0.1)
+
+
+def test_jackknife_is_that_of_the_definition(x64, key):
+    """The error in closed form against leaving each gradient out, through the interval."""
+    from scipy.special import stdtrit
+
+    g = np.asarray(gaussian_gradients(key, 12, jnp.array([1.0, -2.0]), 0.5))
+
+    def moments(g):
+        noise = np.sum((g - g.mean(0)) ** 2) / (len(g) - 1)
+        return np.array([noise, np.sum(g.mean(0) ** 2) - noise / len(g)])
+
+    left = np.array([moments(np.delete(g, i, 0)) for i in range(12)])
+    cov = 11 / 12 * (left - left.mean(0)).T @ (left - left.mean(0))
+    found, (noise, signal) = critical_batch(jnp.asarray(g)), moments(g)
+    for end in (found.low, found.high):
+        weights = np.array([1.0, -float(end)])
+        error = np.sqrt(weights @ cov @ weights)
+        np.testing.assert_allclose(abs(noise - float(end) * signal), stdtrit(11, 0.975) * error, rtol=1e-6)
+
+
+def test_noise_scale_is_the_batch_at_which_a_step_pays_half():
+    """f = |w|^2 / 2 with noisy gradients: the best step of batch B gains Delta / (1 + B_noise / B)."""
+    w, spread, size = jnp.full(30, 1.0), 2.0, 4  # Tr Sigma / |G|^2 = 120 / 30 = 4
+    g = gaussian_gradients(jax.random.key(1), 40_000, w, spread).reshape(-1, size, 30).mean(1)
+    rates = jnp.linspace(0, 1, 201)
+    gains = jnp.mean(0.5 * jnp.sum(w**2) - 0.5 * jnp.sum((w - rates[:, None, None] * g[None, :2000]) ** 2, -1), -1)
+    np.testing.assert_allclose(jnp.max(gains) / (0.5 * jnp.sum(w**2)), 0.5, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("bad", "name"),
+    [
+        ({"gradients": jnp.ones((2, 3))}, "gradients"),
+        ({"gradients": jnp.ones(())}, "gradients"),
+        ({"gradients": {"a": jnp.ones((4, 3)), "b": jnp.ones((5, 3))}}, "gradients"),
+        ({"gradients": jnp.ones((9, 3)), "batch_size": 0}, "batch_size"),
+        ({"gradients": jnp.ones((9, 3)), "share": 1.0}, "share"),
+    ],
+)
+def test_bad_gradients_are_named(bad, name):
+    with pytest.raises(ValueError, match=f"^{name}: got"):
+        critical_batch(**bad)
+
+
+def pareto_matrix(rng, exponent, n=200, m=100):
+    """A matrix whose eigenvalues ``lambda`` of ``W^T W / n`` are independent draws from ``lambda^-exponent``."""
+    values = rng.pareto(exponent - 1, m) + 1
+    u, v = (np.linalg.qr(rng.normal(size=(size, m)))[0] for size in (n, m))
+    return (u * np.sqrt(n * values)) @ v.T
+
+
+@pytest.mark.parametrize("exponent", [2.0, 3.5])
+def test_hill_covers_the_exponent_of_a_pareto_tail(exponent):
+    found = [spectral_tail(pareto_matrix(np.random.default_rng(i), exponent), tail=60) for i in range(100)]
+    assert np.mean([f.low < exponent < f.high for f in found]) >= 0.88
+    assert np.mean([f.low < exponent + 1 < f.high for f in found]) < 0.5  # a rival exponent
+    free = [spectral_tail(pareto_matrix(np.random.default_rng(i), exponent)) for i in range(30)]
+    assert abs(np.median([f.exponent for f in free]) - exponent) < 0.25 * (exponent - 1)
+
+
+@pytest.mark.parametrize("shape", [(300, 100), (100, 300), (128, 128)])
+def test_noise_has_a_bulk_and_no_spikes(shape):
+    found = [spectral_tail(0.3 * np.random.default_rng(i).normal(size=shape)) for i in range(60)]
+    assert np.mean([f.spikes > 0 for f in found]) < 0.07  # at p = .01
+    np.testing.assert_allclose(np.mean([f.sigma for f in found]), 0.3, rtol=0.02)
+    assert max(f.bulk_distance for f in found) < 0.06
+
+
+def test_planted_spikes_are_counted():
+    """Beyond the transition, singular value > (N M)^(1/4) sigma, a rank-3 signal shows as three spikes."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(size, 3)))[0] for size in (300, 100))
+    noise = rng.normal(size=(300, 100))
+    assert spectral_tail(noise + 3.0 * 30000**0.25 * u @ v.T).spikes == 3
+    assert spectral_tail(noise + 0.5 * 30000**0.25 * u @ v.T).spikes == 0
+
+
+def test_a_pareto_spectrum_is_no_bulk():
+    found = spectral_tail(pareto_matrix(np.random.default_rng(0), 2.0))
+    assert found.bulk_distance > 0.2
+    assert found.distance < 0.12
+
+
+def test_a_matrix_of_low_rank_has_no_tail():
+    rng = np.random.default_rng(0)
+    found = spectral_tail(rng.normal(size=(50, 2)) @ rng.normal(size=(2, 20)))
+    assert np.isnan(found.exponent)
+    assert found.tail == 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "name"),
+    [
+        ({"weight": np.ones(9)}, "weight"),
+        ({"weight": np.full((9, 9), np.nan)}, "weight"),
+        ({"weight": np.ones((9, 9)), "tail": 1}, "tail"),
+        ({"weight": np.ones((9, 9)), "p": 0.02}, "p"),
+    ],
+)
+def test_bad_spectra_are_named(bad, name):
+    with pytest.raises(ValueError, match=f"^{name}: got"):
+        spectral_tail(**bad)
