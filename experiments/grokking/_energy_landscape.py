@@ -35,8 +35,8 @@ def ascents(config: Any, study) -> dict[str, Record]:
 def climb(config: Any, table: np.ndarray, study, label: str = "ascent", count: int | None = None) -> Record:
     """Gradient ascent of every start on the unit sphere, on the whole table; ``count`` starts."""
     m, key = len(table), jax.random.key(config.seed)
-    count = config.starts if count is None else count
-    starts = np.asarray(jax.random.normal(key, (count, 2 * m)))
+    chosen = config.starts if count is None else count
+    starts = np.asarray(jax.random.normal(key, (chosen, 2 * m)))
     is_group = label != RANDOM
     components = irreducible_components(table if is_group else operation_table("add", m))
 
@@ -49,7 +49,7 @@ def climb(config: Any, table: np.ndarray, study, label: str = "ascent", count: i
         return {"energy": energy(w, table), "share": component_share(u, components), "feature": feature}
 
     return study(
-        {"start": range(count)},
+        {"start": range(chosen)},
         lambda lane: starts[lane.start], lambda lane: Dynamics(normalised, step, lambda w: w), [read],
         steps=config.ascent_steps, record_at=log_steps(config.ascent_steps, 40), key=key,
         data=jnp.asarray(table), label=label,

@@ -286,9 +286,10 @@ def figure(result: Result):
         curves.plot(cfg.alpha, predicted, "-", color=str(shade), lw=1)
     lazy, _ = sides(cfg)
     if lazy.any():
-        last = np.median(trained(cfg, result.records[f"width {cfg.width[0]}"], "kernel_distance")[lazy][-1])
+        narrow = trained(cfg, result.records[f"width {cfg.width[0]}"], "kernel_distance")
+        last = float(np.median(narrow[lazy], axis=-1)[-1])
         alpha = np.asarray(cfg.alpha)
-        curves.plot(alpha, last * alpha[-1] / alpha, label=f"1/alpha, n = {cfg.width[0]}", **rival_style())
+        curves.plot(alpha, last * alpha.max() / alpha, label=f"1/alpha, n = {cfg.width[0]}", **rival_style())
     curves.axhline(1, color="grey", ls=":", lw=1)
     curves.set(xscale="log", yscale="log", xlabel="output scale alpha", ylabel="kernel change |K - K0| / |K0|")
     curves.set_title("markers: network; lines: linearised theory", fontsize=9)
