@@ -13,23 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Inexact, Shaped
 
 from dynamics.types import Array
 
 
-def mse(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
+def mse(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Inexact[Array, ""]:
     """``(1/n) sum_i |f_i - y_i|^2``: mean over samples, sum over outputs, no factor 1/2."""
     y = targets_like(f, y)
     return jnp.sum((f - y) ** 2) / f.shape[0]
 
 
-def half_mse(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
+def half_mse(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Inexact[Array, ""]:
     """``(1/2n) sum_i |f_i - y_i|^2``: mean over samples, sum over outputs, with the factor 1/2."""
     return 0.5 * mse(f, y)
 
 
-def cross_entropy(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
+def cross_entropy(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Inexact[Array, ""]:
     """``-(1/n) sum_i sum_c y_ic log softmax(f_i)_c`` for one-hot (or probability) targets ``y``, in nats.
 
     A class of probability 0 counts nothing, whatever its logit, -inf included.
@@ -39,19 +39,19 @@ def cross_entropy(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..
     return -jnp.sum(jnp.where(y == 0, 0, terms)) / f.shape[0]
 
 
-def logistic(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
+def logistic(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Inexact[Array, ""]:
     """``(1/n) sum_ic log(1 + exp(-y_ic f_ic))`` for targets ``y`` in {-1, +1}, in nats."""
     y = targets_like(f, y, signs=True)
     return jnp.sum(jax.nn.softplus(-y * f)) / f.shape[0]
 
 
-def hinge(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
+def hinge(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Inexact[Array, ""]:
     """``(1/n) sum_ic max(0, 1 - y_ic f_ic)`` for targets ``y`` in {-1, +1}."""
     y = targets_like(f, y, signs=True)
     return jnp.sum(jax.nn.relu(1.0 - y * f)) / f.shape[0]
 
 
-def accuracy(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, ""]:
+def accuracy(f: Shaped[Array, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Inexact[Array, ""]:
     """Share of samples classified right: by argmax for ``c > 1``, by sign for ``c = 1`` (targets in {-1, +1}).
 
     NaN where a sample's largest output is not finite: a diverged network scores nothing, not chance. A class that is

@@ -115,7 +115,8 @@ def verdicts(root: Path) -> dict[str, dict[str, Any]]:
         flags = [word for word in about.get("command", [])[3:] if word.startswith("--")]
         if about.get("preset") != "quick" or set(flags) - {"--out", "--name", "--quiet", "--json", "--x64"}:
             continue
-        claims = [one for one in claims if one["holds"] is not None and not one["source"].startswith("identity")]
+        claims = [claim for claim in claims if claim["holds"] is not None]
+        claims = [claim for claim in claims if not claim.get("source", "").startswith("identity")]
         rivals = sum(len(claim.get("rivals", ())) for claim in claims)
         found = {
             "held": sum(claim["holds"] for claim in claims),
