@@ -78,12 +78,18 @@ def branches(rng, make):
     one, two, ways = make(), make(), int(rng.integers(3))
     join = [lambda s: s.FanInSum(), lambda s: s.FanInProd(), lambda s: s.FanInConcat(-1)][ways]
     name = ["FanInSum", "FanInProd", "FanInConcat"][ways]
-    build = lambda s: s.serial(s.FanOut(2), s.parallel(one[1](s), two[1](s)), join(s))  # noqa: E731
+    build = lambda s: [s.FanOut(2), s.parallel(one[1](s), two[1](s)), join(s)]  # noqa: E731
     return f"{name}({one[0]}, {two[0]})", build, ways == 0
 
 
 def chain(parts):
-    return "-".join(name for name, _ in parts), lambda s: s.serial(*[make(s) for _, make in parts])
+    """The parts in one row: nested in a ``serial``, the original forgets the width of a ``FanInConcat``."""
+
+    def build(s):
+        made = [make(s) for _, make in parts]
+        return s.serial(*(layer for part in made for layer in (part if isinstance(part, list) else [part])))
+
+    return "-".join(name for name, _ in parts), build
 
 
 def dropout(rng):

@@ -286,3 +286,12 @@ def test_gradient_to_an_activation_parameter_equals_difference(layer, x64):
     # Central difference: error step^2 and eps / step, both near 1e-10.
     slope = (value(0.7 + step) - value(0.7 - step)) / (2 * step)
     np.testing.assert_allclose(jax.grad(value)(0.7), slope, rtol=1e-7)
+
+
+def test_nesting_changes_no_kernel(key):
+    """The width behind a ``FanInConcat``, which 'standard' layers read, survives a ``serial`` around it."""
+    last = stax.Dense(4, parameterization="standard")
+    branches = (stax.FanOut(2), stax.parallel(stax.Dense(3), stax.Dense(5)), stax.FanInConcat())
+    x = jax.random.normal(key, (3, 6))
+    flat, nested = stax.serial(*branches, last), stax.serial(stax.serial(*branches), last)
+    np.testing.assert_allclose(nested.kernel(x, None, "ntk"), flat.kernel(x, None, "ntk"), rtol=1e-6)
