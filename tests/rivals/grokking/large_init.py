@@ -3,7 +3,7 @@
 from experiments.grokking.large_init import NAMES
 from rivals import replaced
 
-CONFIG = {"seeds": 1, "samples": 120}
+CONFIG = {"seeds": 1, "samples": 180}
 
 
 def wrong(result):

@@ -4,7 +4,7 @@ import dataclasses
 
 from rivals import replaced
 
-CONFIG = {"width": 40, "steps": 6000, "learning_rate": 1e-3, "seeds": 3, "alpha": (1.0, 8.0)}
+CONFIG = {"width": 100, "steps": 6000, "learning_rate": 1e-3, "seeds": 3, "alpha": (1.0, 8.0)}
 
 
 def wrong(result):
