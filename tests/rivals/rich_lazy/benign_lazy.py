@@ -8,7 +8,7 @@ from dynamics import stax
 from experiments.rich_lazy import benign_lazy as experiment
 from rivals import replaced
 
-CONFIG = {"seeds": 2, "width": (32, 64, 256), "separation": (0.5, 2.0, 16.0), "dim": 100, "samples": 40, "steps": 200}
+CONFIG = {"seeds": 4, "width": (64, 256, 1024), "separation": (0.5, 2.0, 16.0), "dim": 100, "samples": 20, "steps": 200}
 
 
 def wrong(result):
