@@ -30,6 +30,17 @@ def test_a_gradient_lost_in_noise_has_no_upper_end(key):
     assert float(found.low) > 10
 
 
+def test_a_gradient_that_is_not_finite_tells_nothing():
+    found = critical_batch(jnp.ones((5, 2)).at[0, 0].set(jnp.nan))
+    assert np.isnan([found.value, found.low, found.high, found.noise]).all()
+
+
+def test_complex_gradients_are_pairs_of_real_ones(key):
+    g = 1.0 + jax.random.normal(key, (50, 4)) + 1j * jax.random.normal(jax.random.fold_in(key, 1), (50, 4))
+    for one, two in zip(critical_batch(g), critical_batch({"re": g.real, "im": g.imag})):
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
 def test_microbatches_tell_the_same(key):
     """Means of 8 samples have an eighth of the noise; the noise scale counts samples."""
     g = gaussian_gradients(key, 8000, jnp.full(20, 0.5), 3.0)
@@ -124,13 +135,15 @@ def test_a_matrix_of_low_rank_has_no_tail():
     rng = np.random.default_rng(0)
     found = spectral_tail(rng.normal(size=(50, 2)) @ rng.normal(size=(2, 20)))
     assert np.isnan(found.exponent)
-    assert found.tail == 0
+    assert (found.tail, found.sigma, found.spikes) == (0, 0.0, 2)
+    assert spectral_tail(np.zeros((9, 9))).spikes == 0
 
 
 @pytest.mark.parametrize(
     ("bad", "name"),
     [
         ({"weight": np.ones(9)}, "weight"),
+        ({"weight": np.full((9, 9), 1j)}, "weight"),
         ({"weight": np.full((9, 9), np.nan)}, "weight"),
         ({"weight": np.ones((9, 9)), "tail": 1}, "tail"),
         ({"weight": np.ones((9, 9)), "p": 0.02}, "p"),

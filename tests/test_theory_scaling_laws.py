@@ -151,6 +151,9 @@ def test_the_best_size_balances_time_and_size():
     best = sl.compute_frontier(times, sizes, loss, np.array([10.0, 300.0, 1e6]))
     np.testing.assert_allclose(best.size[:2], np.sqrt([10.0, 300.0]), rtol=0.02)
     assert np.isnan(best.size[2])  # at the largest
+    np.testing.assert_array_equal(
+        sl.compute_frontier(times, sizes[::-1], loss[::-1], np.array([10.0])).size, best.size[:1]
+    )
 
 
 @pytest.mark.slow

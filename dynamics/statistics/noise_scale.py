@@ -15,7 +15,7 @@ class CriticalBatch(NamedTuple):
     """The gradient noise scale ``Tr Sigma / |G|^2``, in samples.
 
     Attributes:
-        value: infinite where no gradient shows through the noise.
+        value: infinite where no gradient shows through the noise; NaN, as all numbers then, where one is not finite.
         low, high: its interval; ``high`` is infinite where the data allow no gradient at all.
         noise: ``Tr Sigma`` of one sample's gradient. signal: ``|G|^2``, unbiased, so that it may come out negative.
         n: gradients used.
@@ -88,10 +88,10 @@ def critical_batch(gradients: PyTree, *, batch_size: int = 1, share: float = 0.9
     z2 = float(stdtrit(n - 1, 0.5 + share / 2)) ** 2
     a, b, c = signal**2 - z2 * var_s, noise * signal - z2 * cov, noise**2 - z2 * var_n
     root = jnp.sqrt(jnp.maximum(b**2 - a * c, 0))
+    finite = jnp.isfinite(noise) & jnp.isfinite(signal)
     # The end that is finite for either sign of a is c / (b + root); where c < 0 no noise at all is allowed.
-    low = jnp.where(c > 0, c / jnp.where(b + root > 0, b + root, jnp.nan), 0.0)
+    low = jnp.where(b + root > 0, jnp.maximum(c, 0) / jnp.where(b + root > 0, b + root, 1), jnp.inf)
     high = jnp.where((a > 0) & (signal > 0), (b + root) / jnp.where(a > 0, a, 1), jnp.inf)
     value = jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1), jnp.inf)
-    low = jnp.where(jnp.isnan(low), jnp.inf, low)
-    value, low, high, noise = (batch_size * x for x in (value, low, high, noise))
-    return CriticalBatch(value, low, high, noise, signal, n)
+    value, low, high = (jnp.where(finite, batch_size * x, jnp.nan) for x in (value, low, high))
+    return CriticalBatch(value, low, high, batch_size * noise, signal, n)

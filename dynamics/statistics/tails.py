@@ -21,7 +21,7 @@ class SpectralTail(NamedTuple):
         sigma: standard deviation of the noise whose Marchenko-Pastur law has the spectrum's median.
         edge: the largest eigenvalue that such noise reaches, but for the chosen probability.
         spikes: eigenvalues beyond it.
-        bulk_distance: Kolmogorov-Smirnov distance between the eigenvalues up to the edge and the law.
+        bulk_distance: Kolmogorov-Smirnov distance between the eigenvalues up to the edge and the law; NaN without any.
     """
 
     exponent: float
@@ -53,7 +53,7 @@ def spectral_tail(weight: Any, *, tail: int | None = None, p: float = 0.01) -> S
         ``SpectralTail``, of floats. Cost: one SVD, and ``M^2`` flops for the choice of k.
 
     Raises:
-        ValueError: for what is no finite matrix of at least 8 by 8, or an option out of range.
+        ValueError: for what is no finite real matrix of at least 8 by 8, or an option out of range.
 
     Reference: Hill 1975; Clauset, Shalizi & Newman 2009, section 3.3, for the choice of k; Johnstone 2001, theorem 1.1,
     for the edge; Gavish & Donoho 2014, section III.B, for sigma; Martin & Mahoney 2021 on weights.
@@ -64,9 +64,10 @@ def spectral_tail(weight: Any, *, tail: int | None = None, p: float = 0.01) -> S
         >>> found.spikes, round(found.sigma, 1)
         (0, 1.0)
     """
-    matrix = np.asarray(weight, float)
-    if matrix.ndim < 2:
-        raise ValueError(f"weight: got shape {matrix.shape}; allowed: a matrix [..., outputs]")
+    matrix = np.asarray(weight)
+    if matrix.ndim < 2 or np.iscomplexobj(matrix):
+        raise ValueError(f"weight: got {matrix.dtype} {matrix.shape}; allowed: a real matrix [..., outputs]")
+    matrix = matrix.astype(float)
     matrix = matrix.reshape(-1, matrix.shape[-1])
     if min(matrix.shape) < 8 or not np.isfinite(matrix).all():
         raise ValueError(
@@ -77,14 +78,15 @@ def spectral_tail(weight: Any, *, tail: int | None = None, p: float = 0.01) -> S
         raise ValueError(f"tail: got {tail!r}; allowed: an integer in [2, {m - 1}]")
     if p not in _TRACY_WIDOM:
         raise ValueError(f"p: got {p!r}; allowed: {', '.join(map(str, _TRACY_WIDOM))}")
-    values = np.linalg.svd(matrix, compute_uv=False) ** 2 / n  # descending
+    values = np.linalg.svd(matrix, compute_uv=False)  # descending
+    values = np.where(values > values[0] * n * np.finfo(float).eps, values, 0.0) ** 2 / n  # less is rounding
     return SpectralTail(*_hill(values, tail), *_bulk(values, n, m, p))
 
 
 def _hill(values: np.ndarray, tail: int | None) -> tuple[float, float, float, float, int, float]:
     from scipy.special import chdtri
 
-    positive = values[values > values[0] * 1e-12]
+    positive = values[values > 0]
     if positive.size < 3 or (tail is not None and tail >= positive.size):  # a matrix of such a rank has no tail
         return np.nan, np.nan, np.nan, np.nan, 0, np.nan
     logs = np.log(positive)
@@ -118,7 +120,9 @@ def _bulk(values: np.ndarray, n: int, m: int, p: float) -> tuple[float, float, i
     scale = sum(roots) * (1 / roots[0] + 1 / roots[1]) ** (1 / 3)
     edge = variance * (sum(roots) ** 2 + _TRACY_WIDOM[p] * scale) / n
     spikes = int(np.sum(values > edge))
-    bulk = np.sort(values[spikes:]) / max(variance, np.finfo(float).tiny)
+    if variance == 0:  # more than half of the values are 0: no noise, all others are spikes
+        return 0.0, 0.0, spikes, np.nan
+    bulk = np.sort(values[spikes:]) / variance
     expected, rank = np.interp(bulk, law, mass / mass[-1]), np.arange(bulk.size + 1) / bulk.size
     off = max(np.max(np.abs(expected - rank[1:])), np.max(np.abs(expected - rank[:-1])))
     return variance**0.5, edge, spikes, float(off)

@@ -167,10 +167,16 @@ def feature_energy(order: int, dimension: int = 1, *, real: bool = True) -> floa
     complex representations shares a function's norm, and ``E = M/(4 d)``: M/4 for a frequency of a cyclic group.
 
     Args:
-        order: M. dimension: d. real: False for a pair of conjugate representations.
+        order: M, >= 1. dimension: d, >= 1. real: False for a pair of conjugate representations.
+
+    Raises:
+        ValueError: for an order or a dimension below 1.
 
     Reference: Tian 2025, 'Provable scaling laws of feature emergence from learning dynamics of grokking', theorem 2.
     """
+    for name, value in (("order", order), ("dimension", dimension)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value!r}; allowed: an integer >= 1")
     return order / ((2 if real else 4) * dimension)
 
 

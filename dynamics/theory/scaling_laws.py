@@ -227,7 +227,7 @@ def compute_frontier(
 
     Args:
         times: ascending.
-        features: sizes n, ascending.
+        features: sizes n.
 
     Returns:
         A ``Frontier``; loss inf where no size covers that compute.
@@ -235,14 +235,15 @@ def compute_frontier(
     Cost: S interpolations of C values.
     """
     log_times, log_n = jnp.log(jnp.asarray(times)), jnp.log(jnp.asarray(features, jnp.result_type(float)))
-    compute = jnp.asarray(compute)
+    compute, order = jnp.asarray(compute), jnp.argsort(log_n)
+    log_n, loss = log_n[order], jnp.asarray(loss)[order]
 
     def curve(log_n, row):
         t = jnp.log(compute) - log_n
         covered = (t >= log_times[0]) & (t <= log_times[-1])
         return jnp.where(covered, jnp.interp(t, log_times, jnp.log(row)), jnp.inf)
 
-    log_loss = jax.vmap(curve)(log_n, jnp.asarray(loss))  # [S, C]
+    log_loss = jax.vmap(curve)(log_n, loss)  # [S, C]
     least = jnp.min(log_loss, axis=0)
     if len(log_n) < 3:
         return Frontier(jnp.exp(least), jnp.full_like(least, jnp.nan))
