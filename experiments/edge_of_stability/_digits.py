@@ -18,6 +18,8 @@ from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.tasks import images
 from dynamics.types import Claim, Data, Model, Objective, Observable, Record
 
+SELDOM = 10
+"""Recorded steps between two readings of what ``train_grid`` keeps apart."""
 MOST = {"digits": 1797, "cifar10": 50_000}
 """Training samples of each data set."""
 
@@ -91,7 +93,7 @@ def train_grid(config, make, read, study, *, loss=half_mse, data: Data | None = 
         draw=lambda lane: start(lane.seed),
         make=lambda lane: make(L, lane.eta),
         read=lambda lane: [*read(lane.eta), last],
-        test=[] if data.test is None else [seldom(held_out(L), 10)],
+        test=[] if data.test is None else [seldom(held_out(L), SELDOM)],
         steps=config.steps,
         record_at=every(config.record_every, config.steps) if at is None else at,
         key=jax.random.key(config.seed),
@@ -112,9 +114,10 @@ def held_out(L: Objective):
 
 
 def stream(config):
-    """The number of a cell's noise: rates share it, seeds never do."""
+    """The number of a cell's noise: as many a rate as the quick preset has seeds, so that more steps or rates change
+    none; a seed beyond those meets the noise of an earlier seed at a later rate."""
     usual = type(config)().seeds
-    return lambda index: usual * next(iter(index.values())) + index["seed"]
+    return lambda index: usual * index["eta"] + index["seed"]
 
 
 def ends_early(column, level: float, span: float, usual: float) -> bool:
@@ -162,21 +165,19 @@ def falling_claims(record: Record, ratio, config, source: str) -> list[Claim]:
         fall = np.where(held, np.log10(np.where(held, loss[-1], 1) / np.where(held, reached, 1)), np.nan).mean(0)
         found = [Claim.at_most(name, source, fall, -0.3, rivals={"it stays there": 0.0})]
     if "test_loss" in record.values and not short:
-        found.append(learnt_claim(record, source))
+        found.append(learnt_claim(record, source, SELDOM))
     return found
 
 
-def learnt_claim(record: Record, source: str) -> Claim:
-    """Control: the loss on samples kept apart is that of their own labels, not of others; means over all but seeds."""
-    test, shuffled = (last_read(record.values[f"test_{key}"]) for key in ("loss", "shuffled"))  # [..., seeds]
+def learnt_claim(record: Record, source: str, interval: int = 1) -> Claim:
+    """Control: the loss on samples kept apart, read at every ``interval``-th recorded step, is that of their own
+    labels, not of others; means over all but seeds."""
+    test, shuffled = (
+        np.asarray(record.values[f"test_{key}"], float)[::interval][-1] for key in ("loss", "shuffled")
+    )  # [..., seeds]
     apart = np.log10(test / shuffled).reshape(-1, test.shape[-1]).mean(0)
     name = "control: loss on samples kept apart over that with their labels shuffled, at the end, log10"
     return Claim.at_most(name, source, apart, -0.3, rivals={"any labels": 0.0})
-
-
-def last_read(values) -> np.ndarray:
-    """The last of ``values [T, ...]`` at an interval of 10, that of ``train_grid``'s test; NaN between."""
-    return np.asarray(values, float)[::10][-1]
 
 
 def ratio_figure(config, record: Record, ratio, ylabel: str, threshold: str) -> Figure:

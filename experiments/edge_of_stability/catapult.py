@@ -318,6 +318,7 @@ def figure(result: Result) -> Figure:
             last = ratio == [one for one in cfg.ratio if one < 4][-1]
             axes[row, 1].axhline(ratio / 2, **rival_style(), label="curvature that stays" if last else None)
         axes[row, 1].axhline(1, **theory_style(1))
+        axes[row, 1].margins(y=0.2)
         axes[row, 0].set(xlabel="step", ylabel=f"training loss ({kind})", yscale="log")
         axes[row, 1].set(xlabel="step", ylabel=r"curvature $\times\ \eta / 2$")
         axes[row, 0].legend()

@@ -153,7 +153,7 @@ def figure(result: Result) -> Figure:
     if len(cfg.eta) > 1:
         label = rf"$\eta$ = {max(cfg.eta):g} at the level of {min(cfg.eta):g}"
         picture.axes[1].axhline(max(cfg.eta) / min(cfg.eta), **rival_style(), label=label)
-        picture.axes[1].legend()
+        picture.axes[1].legend(fontsize=7)
     return picture
 
 

@@ -155,7 +155,7 @@ def figure(result: Result) -> Figure:
     right.set_ylim(bottom=0)
     left.legend()
     draw_central(picture, result.records)
-    right.legend(loc="lower right", ncols=2)
+    right.legend(loc="lower right", ncols=2, fontsize=7, handlelength=1.2, columnspacing=1)
     return picture
 
 

@@ -126,7 +126,7 @@ def figure(result: Result) -> Figure:
     level = gradient_descent_threshold(max(result.config.eta)) / threshold
     picture.axes[1].axhline(level, **rival_style(), label=r"$2/\eta$, without momentum")
     draw_central(picture, result.records, 1 / threshold)
-    picture.axes[1].legend()
+    picture.axes[1].legend(fontsize=7)
     return picture
 
 
