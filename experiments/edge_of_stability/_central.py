@@ -64,9 +64,7 @@ def read_flow(view: View) -> Readings:
     return {**found, "loss": found["loss"] + spread, "sharpness": state.eigenvalues[0]}
 
 
-def central_claims(
-    records: dict[str, Record], config, ratio, *, loss: bool = True, threshold: float | None = None
-) -> list[Claim]:
+def central_claims(records: dict[str, Record], config, ratio, *, threshold: float | None = None) -> list[Claim]:
     """The flow against the running mean of the optimiser's path over the last third; its rival is the flow without
     oscillation, which is as far from the path as the oscillation moves that: in parameters, and in the log of the loss.
 
@@ -76,7 +74,6 @@ def central_claims(
     Args:
         records: of ``run_central``, and ``descent``.
         config, ratio: as there.
-        loss: whether the loss is claimed; the note says its share in any case.
         threshold: of the largest rate, at which a balanced flow holds the sharpness, so that it is the run's that
             tests it; None where that is not claimed.
     """
@@ -85,7 +82,8 @@ def central_claims(
         "loss": "central flow: share of the oscillation's effect on the loss that it explains",
         "sharp": "central flow: the run's sharpness over its threshold, against the flow's",
     }
-    names = {key: name for key, name in names.items() if {"loss": loss, "sharp": threshold}.get(key, True)}
+    if threshold is None:
+        del names["sharp"]
     missing = _missing(records, config, ratio)
     if missing is not None:
         holds, note = missing
@@ -105,7 +103,7 @@ def central_claims(
 
     def share(key: str, apart: float, rival: float, note: str) -> Claim:
         explained, none = (1 - x / rival if rival > 0 else np.nan for x in (apart, rival))
-        return Claim.at_least(names.get(key, ""), SOURCE, explained, 0.5, rivals={dropped: none}, note=note)
+        return Claim.at_least(names[key], SOURCE, explained, 0.5, rivals={dropped: none}, note=note)
 
     note = (
         f"{travelled:.3g} travelled; of this {apart[last].mean():.2g} away, {rival[last].mean():.2g} without it; "
@@ -113,10 +111,10 @@ def central_claims(
     )
     by_loss = f"mean |log ratio| of the loss {loss_apart:.2g}, {loss_rival:.2g} without it"
     found = {
-        "distance": share("distance", apart[last].mean(), rival[last].mean(), note if loss else f"{note}; {by_loss}"),
+        "distance": share("distance", apart[last].mean(), rival[last].mean(), note),
         "loss": share("loss", loss_apart, loss_rival, by_loss),
     }
-    if threshold:
+    if "sharp" in names:
         found["sharp"] = _sharpness_claim(names["sharp"], records, config, ratio, last, threshold)
     return [found[key] for key in names]
 

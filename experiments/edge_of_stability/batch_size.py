@@ -268,8 +268,8 @@ def claims(result: Result) -> list[Claim]:
     ends = np.asarray(moved.values["batch_top"])[0, [0, -1]]
     slope = exponents(np.asarray(moved.axes["batch_size"])[[0, -1]], ends)[0]
     name, rivals = "Adam: exponent of the largest stable rate in B", {"linear rule": 1.0, "no noise": 0.0}
-    note = "nearer to the abstract's rule, .5, than to either rival, and not equal to it"
-    found.append(Claim.between(name, "figure 5", slope, 0.25, 0.75, rivals=rivals, note=note))
+    note = "the abstract's rule: .5; of base seeds 0, 100, 200 the second lies below the band (.28)"
+    found.append(Claim.between(name, "figure 5", slope, 0.3, 0.7, rivals=rivals, note=note))
     if "test_loss" in result.records["descent"].values:
         found.append(learnt_claim(result.records["descent"], "figure 5"))
     ratio = top / values["full"]
