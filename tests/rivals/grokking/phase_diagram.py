@@ -9,7 +9,10 @@ from experiments.grokking import phase_diagram as experiment
 from rivals import replaced
 from rivals.grokking.lazy_to_rich import noise
 
-CONFIG = {"seeds": 2, "alpha": (0.1, 0.3), "samples": (12, 60, 120), "dimension": 12, "width": 100, "steps": 1500}
+CONFIG = {
+    "seeds": 5, "alpha": (0.1, 0.3), "samples": (12, 60, 120), "dimension": 12, "width": 100, "steps": 2500,
+    "eta0": 0.8,
+}  # fmt: skip
 LOSSES = ("train_loss", "test_loss")
 
 
