@@ -33,12 +33,7 @@ from dynamics.losses import half_mse
 from dynamics.models.two_layer import two_layer
 from dynamics.observe import accuracy, joined, loss, prefixed
 from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style
-from dynamics.statistics import (
-    first_step,
-    frequency_share,
-    time_ratio,
-    weight_norm,
-)
+from dynamics.statistics import first_step, frequency_share, time_ratio, weight_norm
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.theory.modular import generalisation_fraction
 from dynamics.types import Claim, Objective, Record
@@ -200,7 +195,7 @@ def emergence(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
                          rivals={"none": np.zeros(cfg.seeds)})  # fmt: skip
     direction = values["feature_direction"][:, high]
     before = np.asarray(record.step)[:, None] <= fitted
-    turned = np.where(before, direction, -1.0).max(0)
+    turned = np.where(np.isfinite(fitted), np.where(before, direction, -1.0).max(0), np.nan)
     yield Claim.at_least(f"{name}: cosine of G_F with the neurons' own direction while fitting, largest", "theorem 1",
                          turned, 0.5, rivals={"as at the start": direction[0]})  # fmt: skip
     share = values["share"][-1]
@@ -254,7 +249,8 @@ def figure(result: Result) -> Any:
     control = records[RANDOM].values
     panels[0, 0].plot(np.maximum(ascent.step, 0.7), np.median(control["energy"], axis=1), label="answers at random",
                       **rival_style())  # fmt: skip
-    panels[0, 0].set(xscale="log", xlabel="ascent step", ylabel="energy of a neuron")
+    top = 1.6 * float(np.max(np.median(control["energy"], axis=1)))  # room for the legend
+    panels[0, 0].set(xscale="log", xlabel="ascent step", ylabel="energy of a neuron", ylim=(0, top))
     half = (cfg.modulus - 1) // 2
     counts = np.bincount(np.asarray(ascent.values["feature"])[-1].astype(int), minlength=half + 1)[1:]
     panels[0, 1].bar(np.arange(1, half + 1), counts, color="0.75", edgecolor="black")

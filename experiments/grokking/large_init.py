@@ -203,8 +203,9 @@ def clock(result: Result, test: dict[str, np.ndarray]) -> list[Claim]:
     rate = cfg.learning_rate * cfg.weight_decay
 
     def fallen(name):
-        """The norm's fall until the main run generalises, or until the run ends, over that of decay alone."""
+        """The norm's fall until the main run generalises, or until a shorter run ends, over that of decay alone."""
         record, until = records[name], np.minimum(test["large"], records[name].step[-1])
+        until = np.where(np.isfinite(test["large"]), until, np.nan)
         norm = np.asarray(record.values["norm"])
         return value_at(record.step, norm, until) / norm[0] * np.exp(rate * until)
 

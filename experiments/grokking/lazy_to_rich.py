@@ -145,7 +145,9 @@ def lazy_first(result: Result) -> Iterator[Claim]:
     network = records["network"].at(alpha=top)
     end = np.asarray(network.values["test_loss"])[-1] / network.values["test_loss"][0]
     frozen = at_steps(records["lazy"].at(eps=cfg.eps), "test_loss", network.step[[0, -1]])
-    rivals = {"kernel frozen": frozen[1] / frozen[0], "P <= D": last(records["network, window"], "test_loss")[0]}
+    rivals, few = {"kernel frozen": frozen[1] / frozen[0]}, int(np.argmin(cfg.window))
+    if cfg.window[few] <= cfg.dimension:
+        rivals["P <= D"] = last(records["network, window"], "test_loss")[few]
     yield Claim.at_most(f"alpha = {top:g}: test loss at the end over its start", source, end, FALL, rivals=rivals)
     every = records["network"]
     falls = {name: first_step(every.step, *after_largest(every.values[f"test_{name}"])) for name in TERMS}
@@ -162,10 +164,12 @@ def delays(result: Result) -> Iterator[Claim]:
     top = int(order[-1])
     found, predicted, window = (delay(records[name]) for name in ("network", "infinite width", "network, window"))
     ratio, many = np.log(found.ratio), int(np.argmax(cfg.window))
+    name = f"alpha = {cfg.alpha[top]:g}: log delay te/tr"
     if cfg.window[many] >= 2 * cfg.samples:
-        name, rivals = f"alpha = {cfg.alpha[top]:g}: log delay te/tr", {f"P = {cfg.window[many]}": window.ratio[many]}
-        rivals = {name: np.log(value) for name, value in rivals.items()}
+        rivals = {f"P = {cfg.window[many]}": np.log(window.ratio[many])}
         yield Claim.at_least(name, "figure 1", ratio[top], math.log(2), rivals=rivals)
+    else:
+        yield Claim.not_applicable(name, "figure 1", f"no P in the window >= 2 x samples = {2 * cfg.samples}")
     if len(cfg.alpha) > 1:
         name = f"log delay te/tr at alpha = {cfg.alpha[top]:g} over that at {cfg.alpha[small]:g}"
         rivals = {"alpha has no effect": 0.0}

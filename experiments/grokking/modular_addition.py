@@ -239,6 +239,7 @@ def figure(result: Result) -> Any:
                 label = label.replace("frequency", "representation")
             row[column].set(xscale="log", xlabel="step", ylabel=f"{name}: {label}")
         row[0].axhline(1 / n, label="chance", **rival_style())
+        row[0].set_ylim(-0.05, 1.8)  # room for the legend
         row[1].axhline(1, label="theory: one a neuron", **theory_style())
         if n % 2 and cfg.operation == "add":
             row[2].axhline(max_margin(n), label="theory: largest margin", **theory_style())

@@ -232,6 +232,7 @@ def figure(result: Result) -> Any:
     panels[0].axhline(lazily, label="test, kernel frozen", **rival_style(1))
     panels[3].axhline(1, label="theory: one frequency a neuron", **theory_style())
     labels = ("accuracy", r"$|\theta|_2$", "NTK", "top frequency's share")
+    panels[0].set_ylim(-0.05, 1.7)  # room for the legend
     panels[2].set_yscale("log")
     for panel, label in zip(panels, labels):
         panel.set(xlabel="step", ylabel=label)

@@ -28,7 +28,7 @@ from dynamics.evolve import study as in_memory
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.observe import prefixed, seldom
-from dynamics.runs.figures import measured_style, new_figure, theory_style, ticks_at
+from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style, ticks_at
 from dynamics.statistics import first_step, time_ratio
 from dynamics.tasks.teachers import network_teacher
 from dynamics.types import Claim, Model, Objective, Observable, Record
@@ -170,7 +170,7 @@ def doublings(alpha: tuple[float, ...], order: np.ndarray) -> list[int]:
 
 
 def figure(result: Result) -> Any:
-    """Markers: medians over seeds; train open, test filled."""
+    """Markers: medians over seeds (times: every seed); train open, test filled; grey: alpha without effect."""
     cfg, record = result.config, result.records["network"]
     page, panels = new_figure(1, 4, width=3.7)
     step, found, count = np.maximum(record.step, 0.7), times(cfg, record), len(cfg.alpha)
@@ -187,6 +187,9 @@ def figure(result: Result) -> Any:
     for i, part in enumerate(Times._fields):
         reached = getattr(found, part)
         panels[1].plot(np.repeat(cfg.alpha, reached.shape[1]), reached.ravel(), label=part, **measured_style(2 * i, 3))
+    flat = np.median(found.test[int(np.argmin(cfg.alpha))])
+    if np.isfinite(flat):
+        panels[1].axhline(flat, label="test, alpha has no effect", **rival_style())
     panels[0].set(xscale="log", yscale="log", xlabel="step", ylabel="loss over mean squared target")
     reached = "log" if np.isfinite(found).any() else "linear"
     panels[1].set(xscale="log", yscale=reached, xlabel="output scale alpha", ylabel=f"step of loss < {cfg.level:g}")

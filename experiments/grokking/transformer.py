@@ -124,7 +124,7 @@ def read(config: Config, view: View):
     keys = jax.lax.top_k(jnp.sum(waves, axis=1), config.key_frequencies)[1] + 1
     restricted, excluded = sum_components(logits, keys)
     power = jnp.sum(frequency_power(params.embed[:p].T), axis=0)
-    others = [sum_components(logits, frequencies)[1] for frequencies in random_frequencies(config)]
+    others = [sum_components(logits, frequencies)[1] for frequencies in jnp.asarray(random_frequencies(config))]
     readings = {"weight_norm": weight_norm(params), "gini": gini(power)}
     for name, batch in view.data._asdict().items():
         f, rest = logits[batch.x[:, 0], batch.x[:, 1]], excluded[batch.x[:, 0], batch.x[:, 1]]
@@ -138,7 +138,12 @@ def read(config: Config, view: View):
 
 
 def claims(result: Result) -> list[Claim]:
-    """Draws are seeds (weights and split); times in decades, whose mean no slow seed decides alone."""
+    """Draws are seeds (weights and split); times in decades, whose mean no slow seed decides alone.
+
+    A seed that is not through by the end counts with the lower bound of its time where a long one is claimed. The
+    control without weight decay runs a third of the steps: in the quick preset at base seed 0 the Gini coefficient has
+    grown 1.8 to 2.2 times by then with weight decay, 1.2 times without.
+    """
     cfg, record, out = result.config, result.records["network"], []
     values = {name: np.asarray(value) for name, value in record.values.items()}
     control = {k: np.asarray(v)[:, 0] for k, v in result.records["no weight decay"].values.items()}
@@ -153,15 +158,17 @@ def claims(result: Result) -> list[Claim]:
         where = f"alpha = {alpha:g}"
         early = {name: value_at(record.step, values[name], train)[i] for name in ("test_accuracy", "gini")}
         end = {name: value[-1, i] for name, value in values.items()}
-        slow = int(np.isinf(test[i]).sum())
-        note = f"{slow} of {cfg.seeds} seeds stay below test 95 %: lower bounds" if slow else ""
+        notes = [
+            f"{slow} of {cfg.seeds} seeds do not reach {level}: lower bounds" if slow else ""
+            for level, slow in (("test loss 0.5", np.isinf(late[i]).sum()), ("test 95 %", np.isinf(test[i]).sum()))
+        ]
         none, without = {"none": np.zeros(cfg.seeds)}, "no weight decay"
         excluded = end["excluded_train_loss"] - end["random_excluded_train_loss"]
         out += [
             Claim.at_least(f"{where}: test accuracy at the end", nanda, end["test_accuracy"], 0.9,
                            rivals={without: control["test_accuracy"][-1], "as when fitted": early["test_accuracy"]}),
             Claim.at_least(f"{where}: lead of restricted loss 0.5 before test loss 0.5, decades", nanda, lead[i], 0.1,
-                           rivals=none, note=note),
+                           rivals=none, note=notes[0]),
             Claim.at_least(f"{where}: excluded train loss at the end, key less random frequencies, nats", nanda,
                            excluded, 1, rivals={"any frequencies": none["none"]}),
             Claim.at_least(f"{where}: growth of the embedding's Gini coefficient after fitting", nanda,
@@ -170,7 +177,7 @@ def claims(result: Result) -> list[Claim]:
         if alpha == max(cfg.alpha):
             out += [
                 Claim.at_least(f"{where}: delay of test 95 % after train 95 %, decades", kumar, delay[i], 0.5,
-                               rivals=none, note=note),
+                               rivals=none, note=notes[1]),
                 Claim.at_most(f"{where}: test accuracy when train is at 95 %", "figure 1", early["test_accuracy"], 0.5,
                               rivals={"as at the end": end["test_accuracy"]}),
             ]  # fmt: skip
@@ -179,7 +186,8 @@ def claims(result: Result) -> list[Claim]:
         out.append(Claim.not_applicable(name, kumar, "needs two alphas"))
     else:
         least, most = (int(one(cfg.alpha)) for one in (np.argmin, np.argmax))
-        gap = delay[most] - delay[least]
+        short = np.where(np.isfinite(test[least]), delay[least], np.nan)  # a lower bound would widen the gap
+        gap = delay[most] - short
         out.append(Claim.at_least(name, kumar, gap, 1e-9, rivals={"alpha has no effect": np.zeros(cfg.seeds)}))
     return out
 
@@ -216,7 +224,7 @@ def figure(result: Result) -> Any:
     draw(panels[2], "gini", rival_style(), "no weight decay", control)
     for i, name in enumerate(("train_loss", "test_loss", "restricted_loss", "excluded_train_loss")):
         draw(panels[1], name, measured_style(i, 4), name.replace("_", " "), cell=most)
-    draw(panels[1], "random_excluded_train_loss", rival_style(1), "random frequencies excluded, train loss", cell=most)
+    draw(panels[1], "random_excluded_train_loss", rival_style(1), "random excluded train loss", cell=most)
     panels[1].axhline(np.log(cfg.modulus), label="chance, ln p", **theory_style(1))
     train, test = (
         first_step(record.step, record.values[f"{part}_accuracy"], 0.95, "above") for part in ("train", "test")

@@ -252,6 +252,7 @@ def figure(result: Result) -> Any:
     for panel, name in ((panels[1], "own_axis_share"), (panels[2], "linear_agreement")):
         panel.plot(step, record.values[name], color="0.8", linewidth=0.8)
         panel.plot(step, np.median(record.values[name], axis=1), **measured_style(0))
+    panels[0].set_ylim(0.4, 1.8)  # room for the legend
     panels[1].axhline(1, label="theory: neurons on the axis of their own sign", **theory_style())
     panels[2].axhline(1, label="theory at t = 1", **theory_style(1))
     labels = ("accuracy", "weight on the own axis", r"agreement with $\sum_i y_i x_i$")

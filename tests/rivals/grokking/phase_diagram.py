@@ -2,15 +2,17 @@
 
 from unittest import mock
 
-import jax
 import numpy as np
 
-from dynamics.types import Batch, Data
 from experiments.grokking import _lazy_to_rich as shared
 from experiments.grokking import phase_diagram as experiment
 from rivals import replaced
+from rivals.grokking.lazy_to_rich import noise
 
-CONFIG = {"seeds": 2, "alpha": (0.1, 0.3), "samples": (12, 60, 120), "dimension": 12, "width": 100, "steps": 1500}
+CONFIG = {
+    "seeds": 5, "alpha": (0.1, 0.3), "samples": (12, 60, 120), "dimension": 12, "width": 100, "steps": 2500,
+    "eta0": 0.8,
+}  # fmt: skip
 LOSSES = ("train_loss", "test_loss")
 
 
@@ -36,11 +38,3 @@ def wrong(result):
         yield f"loss without its {term}", replaced(result, "network", **kept)
     with mock.patch.object(shared, "quadratic_teacher", noise):
         yield "labels that are noise", experiment.run(result.config)
-
-
-def noise(key, *arguments):
-    task = teacher(key, *arguments)
-    return task._replace(data=Data(*(Batch(x, jax.random.permutation(key, y)) for x, y in task.data)))
-
-
-teacher = shared.quadratic_teacher

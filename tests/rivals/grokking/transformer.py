@@ -8,7 +8,9 @@ import numpy as np
 from experiments.grokking import transformer as experiment
 from rivals import replaced
 
-CONFIG = {"train_fraction": 0.8, "steps": 600, "seeds": 3}
+CONFIG = {
+    "modulus": 23, "train_fraction": 0.65, "learning_rate": 1e-2, "key_frequencies": 4, "steps": 600, "seeds": 4,
+}  # fmt: skip
 
 
 def wrong(result):
