@@ -154,7 +154,8 @@ def infinite_theories(count: int, x) -> dict[str, tuple[jax.Array, float]]:
         return count / float(jnp.linalg.eigvalsh(kernel[:count, :count])[-1])
 
     kernel, straight = network(1)[0].kernel, stax.serial(stax.Dense(1), stax.Dense(1)).kernel
-    assert kernel is not None and straight is not None
+    assert kernel is not None
+    assert straight is not None
     limit, linear = kernel(x, None, "ntk"), straight(x, None, "ntk")
     linear *= jnp.trace(limit) / jnp.trace(linear)  # as fast on the whole
     eta = rate(limit)
