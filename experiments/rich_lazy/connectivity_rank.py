@@ -26,7 +26,7 @@ from dynamics.evolve import study as in_memory
 from dynamics.losses import accuracy, cross_entropy
 from dynamics.models.rnn import rnn, states, truncated
 from dynamics.observe import since_start
-from dynamics.runs.figures import new_figure, theory_style, ticks_at
+from dynamics.runs.figures import new_figure, rival_style, theory_style, ticks_at
 from dynamics.statistics import kernel_alignment, kernel_distance
 from dynamics.tasks.sequences import two_alternative_choice
 from dynamics.theory.low_rank import low_rank_alignment
@@ -259,6 +259,7 @@ def figure(result: Result):
         cfg.linear_rank, rows[:-1].mean(-1), half[:-1], fmt="o", color="black", mfc="white", label="random start"
     )
     linear.plot(cfg.linear_rank, predicted[:-1], label="closed form", **theory_style())
+    linear.axhline(predicted[:-1].mean(), label="rank has no effect", **rival_style())
     linear.errorbar([1], [rows[-1].mean()], [half[-1]], fmt="^", color="black", mfc="white", label="along the task")
     linear.plot([1], [predicted[-1]], "_", color="black", ms=16)
     linear.set(xscale="log", xlabel="rank of W_1", ylabel="kernel alignment")

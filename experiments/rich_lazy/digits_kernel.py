@@ -37,6 +37,7 @@ from dynamics.types import Claim, Observable, Record
 SOURCE = "Arora et al. 2020, 'Harnessing the power of infinitely wide deep nets on small-data tasks'"
 SECONDS = 60
 KERNELS = ("ntk", "nngp", "gaussian", "linear")
+ALLOWED = 0.08  # relative deviation of a learning curve from its theory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,12 +186,16 @@ def curve_claims(result: Result) -> list[Claim]:
 
     At n = 800 the theory is off by a seventh, and the claim fails. It takes all digits as alike: on 500 of them the
     same equations with one kappa for each digit leave 1.03 of a deviation of 1.12 at n = 225.
+
+    The eighth of the digits and the bound ``ALLOWED`` are no part of the theory. Both were chosen after the curves, two
+    of which fail a bound of .05 at n = 25 already (.058 and .057, where ten training sets leave an error of .04). No
+    claim is made of the linear kernel, whose curve is .15 and .16 off at n = 50 and 100, beside its 64 modes.
     """
     cfg, out, source = result.config, [], "Canatar et al. 2021, eqs. 3-5 and figure 2"
     few = np.asarray(cfg.samples) <= cfg.population / 8
-    for name, title, used, bound in (
-        *((name, f"n <= {cfg.population // 8}", few, 0.08) for name in ("ntk", "nngp", "gaussian")),
-        ("ntk", "every n", np.full(few.shape, True), 0.1),
+    for name, title, used in (
+        *((name, f"n <= {cfg.population // 8}", few) for name in ("ntk", "nngp", "gaussian")),
+        ("ntk", "every n", np.full(few.shape, True)),
     ):
         title = f"{name}: learning curve against its theory, {title}, largest relative deviation of the mean"
         if not used.any():
@@ -203,7 +208,7 @@ def curve_claims(result: Result) -> list[Claim]:
         off, flat, bias = (np.abs(ratio - 1)[used].max() for ratio in ratios.values())
         note = "measured over theory: " + ", ".join(f"{ratio:.3f}" for ratio in ratios["predicted"])
         rivals = {"targets alike on all modes": flat, "numerator alone": bias}
-        out.append(Claim.at_most(title, source, off, bound, rivals=rivals, note=note))
+        out.append(Claim.at_most(title, source, off, ALLOWED, rivals=rivals, note=note))
     return out
 
 

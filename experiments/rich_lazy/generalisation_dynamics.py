@@ -281,7 +281,8 @@ def figure(result: Result):
         label = f"{name}, a = {cfg.aspect[at]:g}"
         along.plot(predicted.time[1:], curves["test"][1:, at], label=label, **rival_style(i))
     along.set(xscale="log", xlabel="time (learning rate x step)", ylabel="test error; lines: Marchenko-Pastur theory")
-    along.legend(fontsize=7)
+    along.set_ylim(top=1.75)
+    along.legend(fontsize=7, ncol=2, loc="upper right")
     for name, marker, line in (("late", "o", "-"), ("early_stopped", "s", "--")):
         found = np.reshape(records["late"].values[name][0], (len(cfg.aspect), -1)).mean(1)
         peak.plot(cfg.aspect, found, marker, color="black", mfc="white", label=name.replace("_", " "))

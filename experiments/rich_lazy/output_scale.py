@@ -252,9 +252,9 @@ def function_claims(result: Result) -> list[Claim]:
 
 
 def draw_boundary(ax, result: Result, line: np.ndarray) -> None:
-    """The median ``alpha*`` of each width that has one, and ``alpha* ~ n^(-1/2)`` along the widths ``line``."""
+    """The mean (of logarithms) ``alpha*`` of each width that has one, and ``alpha* ~ n^(-1/2)`` along ``line``."""
     stars = {n: boundary(result.config, result.records[f"width {n}"]) for n in result.config.width}
-    found = {n: np.median(star[np.isfinite(star)]) for n, star in stars.items() if np.isfinite(star).any()}
+    found = {n: np.exp(np.log(star[np.isfinite(star)]).mean()) for n, star in stars.items() if np.isfinite(star).any()}
     if not found:
         ax.set_title("no run crosses |K - K0| = |K0|", fontsize=9)
         return

@@ -26,7 +26,7 @@ from dynamics.evolve import Drawn, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.observe import loss, since_start
-from dynamics.runs.figures import measured_style, new_figure, ticks_at
+from dynamics.runs.figures import measured_style, new_figure, rival_style, ticks_at
 from dynamics.statistics import power_law
 from dynamics.tasks.sphere import sphere_quadratic
 from dynamics.theory import abc
@@ -229,6 +229,7 @@ def figure(result: Result):
             ax.plot(cfg.rate, row, label=f"n = {width}", **style)
         unit = f"learning rate x {cfg.width[0]}" if KINDS[kind].c else "learning rate"
         ax.set(xscale="log", yscale="log", xlabel=unit, title=kind)
+        ax.axhline(result.records["linear"].values["loss"][0], label="best linear function", **rival_style())
         ax.set_ylim(1e-3, 2)
         ax.legend(fontsize=7)
     losses[0].set_ylabel(f"loss after {cfg.steps} steps")

@@ -145,7 +145,11 @@ def last_time(result: Result, scale: int, low=0.3, high=0.9) -> np.ndarray:
 
 
 def claims(result: Result) -> list[Claim]:
-    """Over seeds; the small starts and the large ones are each other's control."""
+    """Over seeds; the small starts and the large ones are each other's control.
+
+    The largest deviations of plateaus and ranks may exceed their tolerance by three standard errors, and not, as first
+    written, by none.
+    """
     cfg, out = result.config, []
     exact, values = result.records["saddles"].values["loss"], result.records["descent"].values
     learning = values["loss"] > 0.1 * exact[-2]  # while the weakest mode is still being learnt

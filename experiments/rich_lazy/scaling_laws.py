@@ -153,6 +153,9 @@ class Law(NamedTuple):
     y: np.ndarray
 
 
+frontiers = jax.jit(jax.vmap(theory.compute_frontier, in_axes=(None, None, 0, None)))
+
+
 def laws(result: Result, task: int) -> dict[str, Law]:
     """Windows: times 3 to 30 at most samples; sizes up to M/16, since beyond the finite number of modes shows; losses
     in time over their rest. Compute is that at which sizes of 32 to M/32 balance time, where a larger one is best.
@@ -168,8 +171,8 @@ def laws(result: Result, task: int) -> dict[str, Law]:
     early, scarce = (t >= 3) & (t <= 30), (sizes >= 32) & (sizes <= cfg.modes / 16)
     at = int(np.argmin(np.abs(t - 1.0)))
     compute = np.geomspace(32, max(cfg.modes // 32, 33), 12) ** (1 + exponents.size / exponents.time)
-    best = [theory.compute_frontier(t, sizes, features[:-1, :, seed].T, compute) for seed in range(cfg.seeds)]
-    usable = np.isfinite([one.size for one in best]).all(0)
+    best = jax.device_get(frontiers(t, sizes, features[:-1].T, compute))
+    usable = np.isfinite(best.size).all(0)
     first = (records["features theory"].values["loss"] - records["unlimited"].values["loss"][..., None])[at, task]
     few, growing = int(np.argmin(np.abs(sizes - 64))), (t >= 3) & (t <= 100)
     test, train = (records["samples"].values[name][:-1, task, few][growing] for name in ("loss", "train"))
@@ -179,15 +182,19 @@ def laws(result: Result, task: int) -> dict[str, Law]:
         "time": Law(t[early], (samples[:-1, -1][early] - samples[-1, -1]).T),
         "size": Law(sizes[scarce], features[-1][scarce].T),
         "data": Law(sizes[scarce], samples[-1][scarce].T),
-        "compute": Law(compute, np.asarray([one.loss for one in best])),
-        "best time": Law(compute[usable], np.asarray([(compute / one.size)[usable] for one in best])),
+        "compute": Law(compute, best.loss),
+        "best time": Law(compute[usable], (compute / best.size)[:, usable]),
         "train-test gap": Law(t[growing], gap),
         "first correction in n (theory)": Law(sizes, first[None]),
     }
 
 
 def claims(result: Result) -> list[Claim]:
-    """Each draw's exponent; the rival of each law is the formula with a term exchanged, or another curve's slope."""
+    """Each draw's exponent; the rival of each law is the formula with a term exchanged, or another curve's slope.
+
+    The compute exponent is held to .08, the others to .05: where a - 1 > b the frontier of theory's own curves at these
+    sizes is .06 off already. That was seen before the tolerance was chosen; the note has it.
+    """
     cfg, out = result.config, []
     solved = all(np.isfinite(record.values["loss"]).all() for record in result.records.values())
     for task, (a, b) in enumerate(cfg.tasks):
@@ -196,18 +203,16 @@ def claims(result: Result) -> list[Claim]:
         time, size, data, compute, best_time = predicted
         if a - 1 > b:
             paper = "min(a-1, 2b), the paper's"
-            sizes, samples, times = (
-                {paper: -data},
-                {"min(a-1, b), as for features": -size},
-                {paper: data / (data + time)},
-            )
+            sizes, samples = {paper: -data}, {"min(a-1, b), as for features": -size}
+            times, frontier = {paper: data / (data + time)}, {paper: -time * data / (time + data)}
         else:
-            sizes, samples, times = {"b, the kernel's tail": -b}, {"2b, its square": -2 * b}, {"exchanged": 1 / (1 + b)}
+            sizes, samples = {"b, the kernel's tail": -b}, {"2b, its square": -2 * b}
+            times, frontier = {"exchanged": 1 / (1 + b)}, {}
         expected = {
             "time": (-time, {"a - 1, every mode at one rate": 1 - a}),
             "size": (-size, sizes),
             "data": (-data, samples),
-            "compute": (-compute, {"time alone": -time, "size alone": -size}),
+            "compute": (-compute, {"time alone": -time, "size alone": -size} | frontier),
             "best time": (best_time, times),
             "train-test gap": (1 / b, {"1, every mode at one rate": 1.0}),
             "first correction in n (theory)": (-1.0, {}),
@@ -221,12 +226,23 @@ def claims(result: Result) -> list[Claim]:
             fit = power_law(x, y)
             if name.startswith("first"):
                 rivals = {"one draw's scatter": power_law(x, scatter(result, task)).exponent}
-            tolerance = 0.08 if name == "compute" else 0.05  # finite sizes: .06 on theory's own curves at a - 1 > b
             measured, options = fit.slopes, {"rivals": rivals, "note": f"slope {fit}"}
+            tolerance = 0.05
+            if name == "compute":
+                tolerance = 0.08
+                options["note"] += f"; of theory's own curves {own_frontier(result, task, x):.3f}"
             if name == "train-test gap":  # the jackknife's error
                 measured, options["note"] = Estimate(fit.exponent, (fit.used - 1) * fit.error, fit.used), ""
             out.append(Claim.close(title, "section 4", measured, exponent, tolerance, **options))
     return out
+
+
+def own_frontier(result: Result, task: int, compute) -> float:
+    """The power of ``compute`` with which the frontier of theory's curves falls."""
+    record = result.records["features theory"]
+    curves = record.values["loss"][:-1, task].T
+    best = theory.compute_frontier(record.time[:-1], np.asarray(result.config.size), curves, compute)
+    return power_law(compute, best.loss).exponent
 
 
 def scatter(result: Result, task: int) -> np.ndarray:
@@ -264,7 +280,7 @@ def figure(result: Result):
     cfg, records = result.config, result.records
     fig, axes = new_figure(2, 2, width=4.6, height=3.5)
     along, rest, frontier, gap = axes.ravel()
-    a, b = cfg.tasks[0]
+    (a, b), held = cfg.tasks[0], [laws(result, task) for task in range(len(cfg.tasks))]
     t = records["features"].time[:-1]
     for i, n in enumerate(cfg.size):
         mean, style = records["features"].values["loss"][:-1, 0, i].mean(-1), measured_style(i, len(cfg.size))
@@ -285,7 +301,7 @@ def figure(result: Result):
             start, sizes = records["features"].values["loss"][-1, task, 0].mean(), np.asarray(cfg.size)
             paper = start * (sizes / sizes[0]) ** -theory.exponents(a, b).data
             rest.plot(sizes, paper, label="features, the paper's power", **rival_style(1))
-        x, y = laws(result, task)["train-test gap"]
+        x, y = held[task]["train-test gap"]
         style = measured_style(task, len(cfg.tasks))
         gap.plot(x, y.mean(0), label=f"a = {a:g}, b = {b:g}", **style)
         if x.size:
@@ -294,7 +310,7 @@ def figure(result: Result):
     rest.set(xscale="log", yscale="log", xlabel="features n or samples P", ylabel=f"loss at t = {LATE:g}")
     ticks_at(rest.xaxis, cfg.size)
     rest.legend(fontsize=6)
-    compute, best = laws(result, 0)["compute"]
+    compute, best = held[0]["compute"]
     slope, best = theory.exponents(*cfg.tasks[0]).compute, np.exp(np.log(best).mean(0))
     frontier.plot(compute, best[0] * (compute / compute[0]) ** -slope, "k--", label=f"C^-{slope:.3f}")
     frontier.set(xscale="log", yscale="log", xlabel="compute C = n t", ylabel="loss")

@@ -38,6 +38,7 @@ SOURCE = "Cagnetta, Favero & Wyart 2023, 'What can be learnt with wide convoluti
 SECONDS = 30
 PATCHES, DEPTH = 4, 3
 SCALES = (1, 2, 4)  # patches a mode or a target lives on: the effective dimension, since a patch is a circle
+NEXT = {1: 2, 2: 1, 4: 2}  # the nearest other scale, a rival
 STUDENTS = ("convolutional", "fully connected")
 MANY = 2048  # samples from which the eigenframework's curves are fitted
 
@@ -207,7 +208,6 @@ def theory(config: Config, students: dict) -> Record:
     for name in STUDENTS:
         student, counts = modes({scale: students[name, scale] for scale in SCALES})
         powers = np.stack([power / (power @ counts) for power, _ in targets.values()])
-
         risk = np.stack([left(student, powers, counts, n) for n in samples])
         values |= {f"{name}, scale {scale}": risk[:, i] for i, scale in enumerate(SCALES)}
     return Record(np.arange(len(samples)), samples, values)
@@ -233,8 +233,7 @@ def claims(result: Result) -> list[Claim]:
         if cfg.grid < 1024:
             out.append(Claim.not_applicable(name, source, "needs a grid of 1024 or more"))
             continue
-        other = 2 if scale == 1 else 1
-        rivals = {f"as modes on {other}": found["convolutional", other]}
+        rivals = {f"as modes on {NEXT[scale]}": found["convolutional", NEXT[scale]]}
         if scale < PATCHES:
             rivals["fully connected"] = found["fully connected", scale]
         out.append(
@@ -253,7 +252,7 @@ def rate_claims(result: Result) -> list[Claim]:
         if cfg.grid < 1024:
             out.append(Claim.not_applicable(title, source, "needs a grid of 1024 or more"))
             continue
-        rivals = {"as a target on 1 patch": found["convolutional, scale 1"]}
+        rivals = {f"as a target on {NEXT[scale]}": found[f"convolutional, scale {NEXT[scale]}"]}
         if scale < PATCHES:
             rivals = {"2 nu_t/s": 1 / scale, "fully connected": found[f"fully connected, scale {scale}"]}
         measured = found[f"convolutional, scale {scale}"]
