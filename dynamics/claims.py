@@ -95,12 +95,12 @@ class Claim(NamedTuple):
 
     @classmethod
     def at_least(cls, name, source, measured, low: float, *, rivals=None, k=SIGMAS, note="") -> Claim:
-        """Claims ``measured >= low``; a rival lies below ``low`` and k standard errors of the difference away."""
+        """Claims ``measured >= low``; a rival lies at ``low`` or below, k standard errors of the difference away."""
         return cls._one_sided(name, source, measured, low, 1, rivals, k, note)
 
     @classmethod
     def at_most(cls, name, source, measured, high: float, *, rivals=None, k=SIGMAS, note="") -> Claim:
-        """Claims ``measured <= high``; a rival lies above ``high`` and k standard errors of the difference away."""
+        """Claims ``measured <= high``; a rival lies at ``high`` or above, k standard errors of the difference away."""
         return cls._one_sided(name, source, measured, high, -1, rivals, k, note)
 
     @classmethod
@@ -128,7 +128,7 @@ class Claim(NamedTuple):
     @classmethod
     def _one_sided(cls, name, source, measured, bound, side: int, rivals, k: float, note) -> Claim:
         def near(value: float, error: float, other: float) -> bool:
-            return side * (other - bound) >= 0 or side * (value - other) <= k * error
+            return side * (other - bound) > 0 or side * (value - other) <= k * error
 
         value = _value_error(measured)[0]
         right = math.isfinite(value) and side * (value - bound) >= 0

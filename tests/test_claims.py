@@ -60,6 +60,13 @@ def test_one_sided_claims_need_rivals_on_the_other_side(make, good, bad):
     assert not make("a", "s", noisy, 2.0, rivals={"none": bad}).holds  # 2 apart, at a standard error of 1.15
 
 
+def test_more_than_nothing_is_claimed_with_nothing_as_rival():
+    """A rival on the bound is on its wrong side; a measurement there is the rival's."""
+    assert Claim.at_least("a", "s", DRAWS, 0.0, rivals={"no effect": 0.0}).holds
+    assert not Claim.at_least("a", "s", DRAWS - DRAWS.mean(), 0.0, rivals={"no effect": 0.0}).holds
+    assert not Claim.at_least("a", "s", 0.0, 0.0, rivals={"no effect": 0.0}).holds
+
+
 def test_a_theory_in_its_rivals_place_fails():
     for make in (lambda p, r: Claim.close("a", "s", DRAWS, p, 0.02, rivals={"r": r}),):
         assert make(0.70, 1.0).holds

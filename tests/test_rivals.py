@@ -1,12 +1,19 @@
 """Every experiment's claims fail when a rival takes the theory's place, and each of them names its rivals."""
 
 import importlib
+import pathlib
 
 import pytest
 
 from dynamics.runs.command.discover import gallery
 
 FAST = ("rich_lazy.connectivity_rank",)
+
+
+def test_every_experiment_has_its_rivals():
+    folder = pathlib.Path(__file__).parent / "rivals"
+    missing = [one.experiment for one in gallery() if not (folder / f"{one.experiment.replace('.', '/')}.py").exists()]
+    assert not missing
 
 
 @pytest.mark.parametrize(

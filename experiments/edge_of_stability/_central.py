@@ -114,7 +114,7 @@ def central_claims(records: dict[str, Record], config, ratio, *, threshold: floa
         "distance": share("distance", apart[last].mean(), rival[last].mean(), note),
         "loss": share("loss", loss_apart, loss_rival, by_loss),
     }
-    if "sharp" in names:
+    if threshold is not None:
         found["sharp"] = _sharpness_claim(names["sharp"], records, config, ratio, last, threshold)
     return [found[key] for key in names]
 

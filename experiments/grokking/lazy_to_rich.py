@@ -154,7 +154,7 @@ def lazy_first(result: Result) -> Iterator[Claim]:
     for early, late in itertools.pairwise(TERMS):
         ahead = np.log(falls[late] / falls[early]).mean(axis=0)  # over alphas
         name = f"log of the {TERMS[late]}'s time of fall over the {TERMS[early]}'s"
-        yield Claim.at_least(name, "eq. 6", ahead, 1e-9, rivals={"they fall together": 0.0})
+        yield Claim.at_least(name, "eq. 6", ahead, 0.0, rivals={"they fall together": 0.0})
 
 
 def delays(result: Result) -> Iterator[Claim]:
@@ -173,7 +173,7 @@ def delays(result: Result) -> Iterator[Claim]:
     if len(cfg.alpha) > 1:
         name = f"log delay te/tr at alpha = {cfg.alpha[top]:g} over that at {cfg.alpha[small]:g}"
         rivals = {"alpha has no effect": 0.0}
-        yield Claim.at_least(name, source, ratio[top] - ratio[small], 1e-9, rivals=rivals)
+        yield Claim.at_least(name, source, ratio[top] - ratio[small], 0.0, rivals=rivals)
         slopes = [exponent(cfg.alpha, times.test) for times in (found, predicted)]
         yield power("alpha", slopes, {"alpha has no effect": 0.0, "sqrt(alpha)": 0.5, "alpha^2": 2.0})
     else:

@@ -188,7 +188,7 @@ def claims(result: Result) -> list[Claim]:
         least, most = (int(one(cfg.alpha)) for one in (np.argmin, np.argmax))
         short = np.where(np.isfinite(test[least]), delay[least], np.nan)  # a lower bound would widen the gap
         gap = delay[most] - short
-        out.append(Claim.at_least(name, kumar, gap, 1e-9, rivals={"alpha has no effect": np.zeros(cfg.seeds)}))
+        out.append(Claim.at_least(name, kumar, gap, 0.0, rivals={"alpha has no effect": np.zeros(cfg.seeds)}))
     return out
 
 

@@ -193,12 +193,12 @@ def claims(result: Result) -> list[Claim]:
     if cfg.rank[0] != 1 or cfg.rank[-1] != cfg.units or cfg.seeds < 4:
         out.append(Claim.not_applicable(name, "figure 2", "needs ranks 1 and N, and four seeds"))
     elif kept.mean() < 0.5:  # the survivors are no fair sample
-        out.append(Claim.at_least(name, "figure 2", np.nan, 1e-9, note=lost[2:]))
+        out.append(Claim.at_least(name, "figure 2", np.nan, 0.0, note=lost[2:]))
     else:
         gap = (alignment[-1] - alignment[0])[kept]
         means = ", ".join(f"{value:.2f} (rank {rank})" for rank, value in zip(cfg.rank, alignment[:, kept].mean(-1)))
         note = f"full > rank 1 in {int((gap > 0).sum())} of {gap.size}; mean KA {means}{lost}"
-        out.append(Claim.at_least(name, "figure 2", gap, 1e-9, rivals={"rank has no effect": 0.0}, note=note))
+        out.append(Claim.at_least(name, "figure 2", gap, 0.0, rivals={"rank has no effect": 0.0}, note=note))
     name = "recurrent: worst final accuracy (every rank learns the task)"
     start, end = np.mean(np.nan_to_num(recurrent["accuracy"]), -1)  # [ranks]; a seed that diverged has learnt nothing
     untrained = {"untrained networks": start.max()}
@@ -211,14 +211,14 @@ def claims(result: Result) -> list[Claim]:
         rises = np.diff(ka[:-1], axis=0)
         smallest = rises[np.argmin(rises.mean(-1) / np.maximum(rises.std(-1), 1e-9))]
         note = "KA " + ", ".join(f"{value:.2f}" for value in ka[:-1].mean(-1))
-        out.append(Claim.at_least(name, "theorem 1", smallest, 1e-9, rivals={"rank has no effect": 0.0}, note=note))
+        out.append(Claim.at_least(name, "theorem 1", smallest, 0.0, rivals={"rank has no effect": 0.0}, note=note))
     name = "linear net: paired KA(aligned rank 1) - KA(lowest random rank)"
     if cfg.tasks < 2:
         out.append(Claim.not_applicable(name, "section 3.2", "needs two tasks"))
     else:
         note = f"aligned {ka[-1].mean():.2f}, random {ka[0].mean():.2f}"
         rivals = {"the task's direction has no effect": 0.0}
-        out.append(Claim.at_least(name, "section 3.2", ka[-1] - ka[0], 1e-9, rivals=rivals, note=note))
+        out.append(Claim.at_least(name, "section 3.2", ka[-1] - ka[0], 0.0, rivals=rivals, note=note))
     theory, blind = (result.records["linear theory"].values[key][0] for key in ("kernel_alignment", "blind"))
     between = np.sum((ka - ka.mean(-1, keepdims=True)) ** 2)
     explained, blindly = (1 - np.sum((ka - one) ** 2) / between for one in (theory, blind))

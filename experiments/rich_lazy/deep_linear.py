@@ -329,7 +329,7 @@ def imbalance_claims(result: Result) -> list[Claim]:
             smallest = rises[np.argmin(rises.mean(-1) / np.maximum(rises.std(-1), 1e-9))]
             note = "KA " + ", ".join(f"{ka:.3f}" for ka in alignment[order].mean(-1))
             rivals = {"the imbalance has no effect": 0.0}
-            out.append(Claim.at_least(name, source, smallest, 1e-9, rivals=rivals, note=note))
+            out.append(Claim.at_least(name, source, smallest, 0.0, rivals=rivals, note=note))
         else:
             out.append(Claim.not_applicable(name, source, "needs three imbalances on this side and three seeds"))
     return out

@@ -239,7 +239,7 @@ def consistency_claims(result: Result) -> list[Claim]:
     worse = {"no better than a neighbour": nearest[-1] / nearest[-1], "majority": majority[-1] / nearest[-1]}
     fall = {"samples have no effect": 0.0}
     return [
-        Claim.at_least(names[0], source, singular[0] - singular[-1], 1e-9, rivals=fall, note=note),
+        Claim.at_least(names[0], source, singular[0] - singular[-1], 0.0, rivals=fall, note=note),
         Claim.close(names[1], cover, nearest[-1] - limit, 0.0, 0.03, rivals=one),
         Claim.at_most(names[2], source, singular[-1] / nearest[-1], 0.95, rivals=worse),
     ]
