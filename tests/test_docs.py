@@ -50,6 +50,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     namespace = {"__name__": page.stem}
     for language, options, body, line in blocks(page):
         if language == "python" and "file" in options:
+            (tmp_path / options["file"]).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / options["file"]).write_text(body)
         elif language == "python":
             with contextlib.redirect_stdout(io.StringIO()):
