@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from dynamics.evolve import CentralStart, adaptive_central_flow, central_flow, descent, gradient_descent, gradient_flow
-from dynamics.evolve.oscillation import complementarity, third_derivatives
+from dynamics.evolve.central_equations import complementarity, third_derivatives
 from dynamics.evolve.simulate import simulate
 from dynamics.losses import half_mse
 from dynamics.types import Batch, Objective, Observable

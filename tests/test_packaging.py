@@ -88,7 +88,7 @@ def test_wheel_and_sdist_hold_what_they_should(built):
     assert code <= inside
     assert "dynamics/py.typed" in inside
     assert {
-        f"dynamics/runs/report/{name}" for name in ("assets/page.css", "assets/report.js", "templates/run.html.j2")
+        f"dynamics/runs/report/{name}" for name in ("assets/page.css", "assets/run.js", "templates/run.html.j2")
     } <= inside
     assert any(name.endswith("licenses/LICENSE") for name in inside)
     assert {name.partition("/")[0] for name in inside if "dist-info" not in name} == {"dynamics", "experiments"}

@@ -10,8 +10,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from dynamics import linalg
+from dynamics.evolve.central_equations import CentralState, Edge, Process, balanced_step, carried_step, still_step
 from dynamics.evolve.checks import check_learning_rate, check_numbers, check_params
-from dynamics.evolve.oscillation import CentralState, Edge, Process, balanced_step, carried_step, still_step
 from dynamics.evolve.views import training_part
 from dynamics.stability import adam_threshold, momentum_threshold
 from dynamics.types import Array, Dynamics, Objective, Params, check_objective, factory

@@ -1,8 +1,8 @@
 """Matrix-free linear algebra on a matvec; knows no model."""
 
-from dynamics.linalg.certificate import Bound, certified_eigenvalue, extreme_eigenvalues, warm_start
 from dynamics.linalg.density import Density, Moments, cumulative, moments, smoothed, spectral_density
 from dynamics.linalg.eigen import Eigenpairs, eigenpairs
+from dynamics.linalg.extreme import Bound, certified_eigenvalue, extreme_eigenvalues, warm_start
 from dynamics.linalg.lanczos import Tridiagonal, three_term, tridiagonalize
 from dynamics.linalg.operator import Operator
 from dynamics.linalg.subspace import refine

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from dynamics.linalg.certificate import log_inverse_delta
+from dynamics.linalg.count_certificate import bounded, limit_of
+from dynamics.linalg.extreme import log_inverse_delta
 from dynamics.linalg.lanczos import (
     Matvec,
     combine,
@@ -22,12 +23,10 @@ from dynamics.linalg.thick_restart import (
     State,
     afresh,
     along_residual,
-    bounded,
     expand,
     finite,
     first,
     left,
-    limit_of,
     rayleigh_ritz,
     restarted,
 )

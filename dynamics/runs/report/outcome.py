@@ -12,7 +12,6 @@ from dynamics.runs.durable.errors import BadInput, Interrupted, RunError, Unusab
 from dynamics.runs.durable.files import json_text, plain
 from dynamics.runs.durable.provenance import now
 from dynamics.runs.figures import drawn
-from dynamics.runs.report.page import measured, number, rejects
 from dynamics.runs.report.run_page import report_page
 
 GIVEN = ("study", "simulate", "run")
@@ -68,20 +67,3 @@ def draw(module: Any, result: Any, run: Directory) -> None:
     """Writes an experiment's figure as PNG and SVG."""
     for name, data in drawn(module.figure(result)).items():
         run.write(name, data)
-
-
-def claims_table(claims: list[dict[str, Any]]) -> str:
-    """Claims as aligned text: verdict, name, measured, predicted, tolerance, rivals, note."""
-    words = {True: "holds", False: "FAILS", None: "n/a"}
-    rows: list[tuple[str, ...]] = [("", "claim", "measured", "predicted", "tolerance", "rejects")]
-    for claim in claims:
-        numbers = (number(claim, key) for key in ("predicted", "tolerance"))
-        rows.append((words[claim["holds"]], claim["name"], measured(claim), *numbers, rejects(claim)))
-    if not any(row[-1] for row in rows[1:]):
-        rows = [row[:-1] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    for at, claim in enumerate(claims):
-        if claim["note"]:
-            lines[at + 1] += f"  ({claim['note']})"
-    return "\n".join(lines)

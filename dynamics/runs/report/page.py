@@ -1,4 +1,4 @@
-"""What the report page and the index page share: jinja2 templates under a strict policy, and the words of verdicts."""
+"""What the report page and the index page share: jinja2 templates under a strict policy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-KINDS = {True: ("holds", "✓ holds"), False: ("fails", "✗ fails"), None: ("none", "– not applicable")}
+from dynamics.runs.report.verdicts import badge
 
 
 def render(template: str, styles: Sequence[str], script: str, **values: Any) -> str:
@@ -29,16 +29,6 @@ def render(template: str, styles: Sequence[str], script: str, **values: Any) -> 
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(code)}'"
     made = PAGES.get_template(template)
     return made.render(style=Markup(style), script=Markup(code), policy=policy, **values)
-
-
-def verdict(claims: Sequence[Any]) -> tuple[bool | None, str]:
-    """The verdict on a whole run: fails if any claim fails, and the count in words."""
-    tested = [claim.get("holds") for claim in claims if isinstance(claim, dict)]
-    held, failed = (sum(holds is wanted for holds in tested) for wanted in (True, False))
-    if held + failed == 0:
-        return None, "no claim tested" if claims else "no claims recorded"
-    sign = "✗" if failed else "✓"
-    return failed == 0, f"{sign} {held} of {held + failed} claims hold"
 
 
 def shown(value: Any) -> str:
@@ -67,11 +57,6 @@ def broken(text: Any) -> Markup:
     return Markup(re.sub("([._/])", r"\1<wbr>", str(escape(text))))
 
 
-def badge(holds: Any) -> tuple[str, str]:
-    """The class and the words of a verdict: colour, sign and word, so that none of them is needed alone."""
-    return KINDS[holds if isinstance(holds, bool) else None]
-
-
 def _asset(name: str) -> str:
     return resources.files("dynamics.runs.report").joinpath("assets", name).read_text(encoding="utf-8")
 
@@ -85,30 +70,3 @@ PAGES = Environment(
     lstrip_blocks=True,
 )  # fmt: skip
 PAGES.filters.update(shown=shown, moment=moment, broken=broken, badge=badge)
-
-
-def measured(claim: Mapping[str, Any]) -> str:
-    """``value +- standard error (draws)``, and the worst draw."""
-    text = number(claim, "measured")
-    if claim.get("error") is not None:
-        text += f" +- {claim['error']:.1g} ({claim['n']})"
-    return text if claim.get("worst") is None else f"{text}, worst {claim['worst']:.3g}"
-
-
-def rejects(claim: Mapping[str, Any]) -> str:
-    """The rivals with their values and how many standard errors away they are; 'NOT' before one that stands."""
-    told = []
-    for name, value in (claim.get("rivals") or {}).items():
-        number = "?" if value is None else f"{value:.3g}"
-        distance = (claim.get("distances") or {}).get(name)
-        away = "" if distance is None else f" ({distance:.2g} s.e.)"
-        told.append(f"{'NOT ' if name in (claim.get('standing') or ()) else ''}{name} {number}{away}")
-    return ", ".join(told)
-
-
-def number(claim: Mapping[str, Any], key: str) -> str:
-    """A number of a claim in words; its status where it is not finite."""
-    value = claim[key]
-    if value is None:
-        return claim.get(f"{key}_status", "")
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from dynamics.runs.durable.errors import BadInput, understood
 from dynamics.runs.durable.files import read_bytes, read_json, write_bytes
-from dynamics.runs.report.page import rejects, render, verdict
+from dynamics.runs.report.page import render
+from dynamics.runs.report.verdicts import rejects, verdict
 
 NUMBERS = ("measured", "predicted", "tolerance")
 FACTS = {"status": "{}", "started": "started {}", "seconds": "took {} s", "preset": "preset {}"}
@@ -78,7 +79,7 @@ def report_page(run_dir: Path) -> str:
         holds, words = verdict(claims)
         claims = [{**claim, "rejects": rejects(claim)} for claim in claims]
         return render(
-            "run.html.j2", ["page.css", "report.css"], "report.js",
+            "run.html.j2", ["page.css", "run.css"], "run.js",
             title=f"{experiment} / {name}", experiment=experiment, name=name, provenance=provenance, facts=FACTS,
             claims=claims, numbers=NUMBERS, holds=holds, words=words, figures=[*map(_picture, paths)],
             more=[key for key in ("rejects", "source", "note") if any(claim.get(key) for claim in claims)],
