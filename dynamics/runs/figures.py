@@ -79,6 +79,7 @@ def curves(runs: Mapping[str, Mapping[str, Record]], *, log: bool = False, most:
                 if len(shape) >= 1 and math.prod(shape[1:]) == 1 and not beside and np.asarray(value).dtype.kind != "c":
                     found.setdefault(name, []).append((index, record.step, value, record.values))
     names = list(found)[:most]
+    last = max((int(np.max(step)) for held in found.values() for _, step, *_ in held), default=1)
     columns = min(3, max(1, len(names)))
     figure, axes = new_figure(-(-max(1, len(names)) // columns), columns, width=4.0, height=2.6)
     panels = np.atleast_1d(axes).ravel()
@@ -98,6 +99,7 @@ def curves(runs: Mapping[str, Mapping[str, Record]], *, log: bool = False, most:
                 panel.fill_between(step, low, high, color=style["color"], alpha=0.2, linewidth=0)
         panel.set(xlabel="step", ylabel=name.replace("_", " "))
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.set_xlim(-0.03 * max(last, 1), 1.03 * max(last, 1))
         if log:
             panel.set_yscale("log")
     for panel in panels[len(names) :]:

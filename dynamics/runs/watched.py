@@ -19,7 +19,7 @@ from dynamics.runs.durable.errors import BadInput
 from dynamics.runs.durable.files import json_text, plain
 from dynamics.runs.durable.journal import root
 from dynamics.runs.durable.load import load
-from dynamics.runs.durable.run import Run, opened
+from dynamics.runs.durable.run import Run, open_directory
 from dynamics.runs.figures import curves, drawn
 from dynamics.runs.report.run_page import report_page
 from dynamics.runs.trackers import MAKERS, Tracker, log_record, made
@@ -33,7 +33,7 @@ class Folder:
     def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> None:
         self._stack = contextlib.ExitStack()
         about = {"experiment": "observe.watch", "command": sys.argv}
-        self._run: Run = self._stack.enter_context(opened(path, plain(settings), None, about, {}))
+        self._run: Run = self._stack.enter_context(open_directory(path, plain(settings), None, about, {}))
         self._say, self._last = say, time.perf_counter()
         self._fresh: dict[str, list[tuple[int, Mapping[str, np.ndarray]]]] = {}
         self._chain: dict[str, tuple[int, str]] = {}

@@ -5,7 +5,6 @@ One page and the reports of the runs that it lists; no path of a request is ever
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import threading
 import time
@@ -16,10 +15,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from dynamics.runs.durable.errors import BadInput, RunError
 from dynamics.runs.durable.files import read_bytes
-from dynamics.runs.durable.load import load
+from dynamics.runs.durable.load import LoadedRun, load
 from dynamics.runs.figures import curves, drawn
 from dynamics.runs.report.listing import run_folders
 from dynamics.runs.report.page import render
+from dynamics.runs.report.run_page import Picture, picture
 
 ADDRESS = "127.0.0.1"
 MOST = 8
@@ -42,8 +42,8 @@ class Live:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._held: dict[Path, tuple[Any, Any]] = {}
-        self._drawn: tuple[Any, str] = ((), "")
+        self._held: dict[Path, tuple[float, LoadedRun]] = {}
+        self._drawn: tuple[Any, Picture | None] = ((), None)
         self._lock = threading.Lock()
 
     def runs(self) -> dict[str, Path]:
@@ -63,13 +63,12 @@ class Live:
             drawn_runs = named or newest[: 1 if len(found) > MOST else MOST]
             rows, records = [], {}
             for name in newest:
-                run = self._load(found[name])
-                told = run if isinstance(run, str) else ""
-                record = {} if told else run.records
+                run, told = self._load(found[name])
+                record = {} if run is None else run.records
                 if name in drawn_runs:
                     records[name] = {label: held for label, held in record.items() if len(held.step)}
                 step = max((int(held.step[-1]) for held in record.values() if len(held.step)), default=0)
-                status = "unreadable" if told else run.status
+                status = "unreadable" if run is None else run.status
                 reported = (found[name] / "report.html").is_file()
                 rows.append(Shown(name, status, step, told, name in drawn_runs, reported))
             return render(
@@ -84,24 +83,25 @@ class Live:
             return None
         return read_bytes(path / "report.html")
 
-    def _figure(self, records: dict[str, Any], log: bool) -> str:
-        """The curves as an SVG in base64; empty where nothing was read yet."""
-        key = log, tuple((name, self._held[self.runs()[name]][0]) for name in records)
+    def _figure(self, records: dict[str, Any], log: bool) -> Picture | None:
+        """The curves; None where nothing was read yet."""
+        places = self.runs()
+        key = log, tuple((name, self._changed(places[name])) for name in records if name in places)
         if self._drawn[0] != key:
             some = any(held for held in records.values())
-            svg = drawn(curves(records, log=log))["figure.svg"] if some else b""
-            self._drawn = key, base64.b64encode(svg).decode()
+            made = picture("curves", drawn(curves(records, log=log))["figure.svg"]) if some else None
+            self._drawn = key, made
         return self._drawn[1]
 
-    def _load(self, path: Path) -> Any:
-        """The run, or in words why it cannot be read."""
+    def _load(self, path: Path) -> tuple[LoadedRun | None, str]:
+        """The run, and in words why it cannot be read."""
         changed = self._changed(path)
         if path not in self._held or self._held[path][0] != changed:
             try:
                 self._held[path] = changed, load(path)
             except (RunError, OSError) as error:
-                return str(error)
-        return self._held[path][1]
+                return None, str(error)
+        return self._held[path][1], ""
 
     @staticmethod
     def _changed(path: Path) -> float:

@@ -10,7 +10,9 @@ async function again() {
     const image = fresh.querySelector("img");
     if (image && main.querySelector("img") && image.src === main.querySelector("img").src) image.replaceWith(main.querySelector("img"));
     else if (image) await image.decode();
+    const left = main.querySelector(".plot")?.scrollLeft;
     main.replaceChildren(...fresh.childNodes);
+    if (left) main.querySelector(".plot").scrollLeft = left;
     told.textContent = "live: read at " + new Date().toLocaleTimeString();
   } catch (error) {
     told.textContent = "the server has ended; what is shown is its last answer";
