@@ -37,13 +37,14 @@ def test_effective_sample_size_of_an_autoregression(x64, phi):
 
 
 def test_chains_that_disagree_are_seen(key):
-    trace = jax.random.normal(key, (4, 500))
-    shifted = chain_mean(trace + jnp.arange(4.0)[:, None])
-    drifting = chain_mean(trace + jnp.linspace(0, 3, 500))
-    assert chain_mean(trace).r_hat < 1.01 < 1.3 < min(shifted.r_hat, drifting.r_hat)
-    assert shifted.n < 20
+    """V / W = 1 + variance of the half chains' means over that within."""
+    trace, line = jax.random.normal(key, (4, 500)), jnp.linspace(0.0, 3.0, 500)
+    apart, drift = 1 + 1.25 * 8 / 7, 1 + 0.75**2 * 8 / 7 / (1 + 1.5**2 / 12)
+    assert chain_mean(trace).r_hat < 1.01
+    np.testing.assert_allclose(chain_mean(trace + jnp.arange(4.0)[:, None]).r_hat, apart**0.5, rtol=0.03)
+    np.testing.assert_allclose(chain_mean(trace + line).r_hat, drift**0.5, rtol=0.03)
     assert jnp.isnan(chain_mean(trace.at[1, 7].set(jnp.nan)).value)
-    with pytest.raises(ValueError, match="^trace: got 3 draws; allowed: at least 4"):
+    with pytest.raises(ValueError, match=r"^trace: got 3 draws; allowed: at least 4"):
         chain_mean(trace[:, :3])
 
 
@@ -77,7 +78,7 @@ def codimension(widths, rank):
 
     def search(intervals, left, chosen):
         if not intervals:
-            maps = (m * n for (i, j), m in chosen for (k, l), n in chosen if k <= i <= l <= j)
+            maps = (a * n for (i, j), a in chosen for (k, m), n in chosen if k <= i <= m <= j)
             return sum(maps) - euler if not any(left) else np.inf
         (i, j), *rest = intervals
         most = min(left[i : j + 1])
@@ -115,8 +116,7 @@ def regression(n=200, d=6):
     return Objective(lambda w, x: x @ w, half_mse), minimum, Batch(x, y), jnp.linalg.eigvalsh(x.T @ x / n)
 
 
-@pytest.mark.parametrize("leapfrog", [1, 8])
-def test_linear_regression_at_a_localisation(key, leapfrog):
+def test_linear_regression_at_a_localisation(key):
     """1/2 sum n beta h / (n beta h + gamma), which d/2 and the count at another gamma are not."""
     L, minimum, batch, h = regression()
     n_beta = 200 / np.log(200)
@@ -124,7 +124,7 @@ def test_linear_regression_at_a_localisation(key, leapfrog):
     def exact(gamma):
         return jnp.sum(n_beta * h / (n_beta * h + gamma)) / 2
 
-    found = local_learning_coefficient(L, minimum, batch, key, gamma=2.0, draws=16000 // leapfrog, leapfrog=leapfrog)
+    found = local_learning_coefficient(L, minimum, batch, key, gamma=2.0, draws=2000)
     assert within(found, exact(2.0))
     assert found.error < 0.05 * found.value
     assert abs(found.virial.value - 1) < 3 * found.virial.error < 0.15
@@ -140,11 +140,10 @@ def location(n=24, size=5):
     return Objective.of(lambda w, x: jnp.mean(jnp.sum((x - w) ** 2, -1)) / 2), jnp.mean(x, 0), x
 
 
-@pytest.mark.parametrize("m", [24, 6])
-def test_sgld_is_biased_as_derived(key, m):
-    """u' = (1 - ek/2) u + noise has variance (1 + e (n beta)^2 v / 4) / (k (1 - ek/4)) with v that of a batch's mean."""
+def test_sgld_is_biased_as_derived(key):
+    """u' = (1 - ek/2) u + noise has variance (1 + e (n beta)^2 v / 4) / (k (1 - ek/4)), v that of a batch's mean."""
     L, minimum, x = location()
-    n_beta, gamma, epsilon = 24 / np.log(24), 1.0, 0.05
+    n_beta, gamma, epsilon, m = 24 / np.log(24), 1.0, 0.05, 6
     k = n_beta + gamma
     v = np.sum(np.var(x, 0, ddof=1)) / m * (1 - m / 24)  # over the 5 directions
     exact = n_beta / 2 * (5 + epsilon * n_beta**2 * v / 4) / (k * (1 - epsilon * k / 4))
@@ -163,11 +162,19 @@ def test_lost_chains_are_flagged(key):
 
 
 def test_chains_that_have_not_spread_show_in_the_virial(key):
-    """From one point all chains start alike: R-hat is content with what is a tenth of the value."""
+    """From one point all chains start alike: R-hat is content with what is a tenth of the value. As an observable."""
     L, minimum, x = location()
-    short = local_learning_coefficient(L, minimum, x, key, leapfrog=1, step_size=1e-5, warmup=0, draws=800)
-    assert short.value < 0.1 * 5 / 2
-    assert short.virial.value < 0.1
+
+    def coefficient(params, batch):
+        options = dict(leapfrog=1, step_size=1e-5, warmup=0, draws=800)
+        found = local_learning_coefficient(L, params, batch, key, **options)
+        return {"lambda": found.value, "virial": found.virial.value, "acceptance": found.acceptance}
+
+    read = Observable.of(coefficient)
+    _, found = jax.jit(lambda view: read.update((), view))(View(minimum, x))
+    assert 0 < found["lambda"] < 0.1 * 5 / 2
+    assert 0 < found["virial"] < 0.1
+    assert jnp.all(found["acceptance"] > 0.99)
 
 
 def test_any_leaves(key):
@@ -182,18 +189,7 @@ def test_any_leaves(key):
     assert found.error < 0.1
 
 
-def test_as_an_observable_under_jit(key):
-    L, minimum, x = location()
-
-    def coefficient(params, batch):
-        return {"lambda": local_learning_coefficient(L, params, batch, key, draws=8, warmup=4, leapfrog=1).value}
-
-    read = Observable.of(coefficient)
-    _, readings = jax.jit(lambda view: read.update((), view))(View(minimum, x))
-    np.testing.assert_allclose(readings["lambda"], coefficient(minimum, x)["lambda"], rtol=1e-4)
-
-
-def test_two_thirds_where_the_multiplicity_is_two(key, x64):
+def test_far_below_lambda_where_the_multiplicity_is_two(key, x64):
     """w1^2 w2^2 has lambda = 1/2, m = 2: at n beta = 1000 the exact mean, by quadrature, is a third below lambda."""
     n_beta = 1000.0
     w = np.sinh(np.linspace(-12, 12, 200001)) / np.sinh(12) * 8
@@ -222,6 +218,7 @@ BAD = {
 }
 
 
+@pytest.mark.usefixtures("as_users_meet_it")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_options_are_named(case, key):
     L, minimum, x = location()
@@ -250,13 +247,15 @@ def deep(*widths):
     return loss, weights
 
 
-def duplicate(x=jnp.linspace(-2.0, 2.0, 21)):
-    """Two tanh units for a function of one: with u, v the two regular directions, K is u^2 + v^2 + w^4 to leading order:
-    the units may move apart at fixed sum of a b, to second order in w, along a line where nothing changes."""
-    return lambda w, batch: jnp.mean((jnp.tanh(x[:, None] * w[1]) @ w[0] - jnp.tanh(x)) ** 2) / 2, (
-        jnp.full(2, 0.5),
-        jnp.ones(2),
-    )
+def duplicate():
+    """Two tanh units for a function of one: K is u^2 + v^2 + w^4 to leading order, u the sum of the outer weights and v
+    of a b, w the distance of the inner weights, beside a direction that changes nothing."""
+    x = jnp.linspace(-2.0, 2.0, 21)
+
+    def loss(w, batch):
+        return jnp.mean((jnp.tanh(x[:, None] * w[1]) @ w[0] - jnp.tanh(x)) ** 2) / 2
+
+    return loss, (jnp.full(2, 0.5), jnp.ones(2))
 
 
 # name: (loss, minimum), lambda, options. n beta is so large that its own effect is below half the error allowed here.

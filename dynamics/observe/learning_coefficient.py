@@ -132,23 +132,18 @@ def local_learning_coefficient(
         run = _compiled
     except TypeError:  # an objective that holds what cannot be hashed
         run = _run
-    trace, virial, acceptance, wrong, epsilon = run(*static, params, batch, key, n_beta, gamma, step_size)
-    found, balance = chain_mean(trace), chain_mean(virial)
-    diverged = (jnp.mean(wrong, 1) > 0.1) | ~jnp.all(jnp.isfinite(trace), 1)
-    return LocalLearningCoefficient(
-        *found, Estimate(balance.value, balance.error), jnp.mean(acceptance, 1), diverged, epsilon, trace
-    )
+    return run(*static, params, batch, key, n_beta, gamma, step_size)
 
 
 def _run(L, chains, draws, warmup, leapfrog, batch_size, params, batch, key, n_beta, gamma, step_size):
-    """``(trace, virial, acceptance, wrong)``, each ``[chains, draws]``, and epsilon."""
     origin, _, merge = flat(params)
 
     def excess(u, part, lowest):
         return (n_beta * (L(merge(origin + u), part) - lowest)).astype(u.dtype)
 
     u = jnp.zeros((chains, origin.size), origin.dtype)
-    keys = jax.random.split(key, warmup + draws)
+    key_moves, key_chances = jax.random.split(key)
+    keys = jax.random.split(key_moves, warmup + draws)
     if batch_size is not None:
         epsilon = jnp.asarray(step_size, origin.dtype)
 
@@ -168,15 +163,22 @@ def _run(L, chains, draws, warmup, leapfrog, batch_size, params, batch, key, n_b
 
         def step(carry, at):
             state, tuning = carry
-            t, key = at
-            state, read = move(state, key, jnp.exp(tuning.log_step))
-            tuned = _tuned(tuning, jnp.mean(read[2]), t + 1, 0.574 if leapfrog == 1 else 0.8)
+            t, key, chance = at
+            state, read = move(state, key, chance, jnp.exp(tuning.log_step))
+            tuned = _tuned(tuning, jnp.mean(read[1]), t + 1, 0.574 if leapfrog == 1 else 0.8)
             tuned = tuned._replace(log_step=jnp.where(t + 1 == tune, tuned.log_mean, tuned.log_step))
             return (state, jax.tree.map(lambda new, old: jnp.where(t < tune, new, old), tuned, tuning)), read
 
-        (_, tuning), read = jax.lax.scan(step, start, (jnp.arange(warmup + draws), keys))
+        chances = jax.random.uniform(key_chances, (warmup + draws, chains + 1), origin.dtype)
+        (_, tuning), read = jax.lax.scan(step, start, (jnp.arange(warmup + draws), keys, chances))
         epsilon = jnp.exp(2 * tuning.log_step)
-    return *(jnp.swapaxes(one[warmup:], 0, 1) for one in read), epsilon
+    series, acceptance, wrong = (one[warmup:].T for one in read)  # series [2, chains, draws]
+    found = jax.vmap(chain_mean)(series)
+    diverged = (jnp.mean(wrong, 1) > 0.1) | ~jnp.all(jnp.isfinite(series[0]), 1)
+    virial = Estimate(found.value[1], found.error[1])
+    return LocalLearningCoefficient(
+        *(one[0] for one in found), virial, jnp.mean(acceptance, 1), diverged, epsilon, series[0]
+    )
 
 
 _compiled = functools.partial(jax.jit, static_argnums=tuple(range(6)))(_run)
@@ -204,7 +206,7 @@ def _langevin(draw, gamma, epsilon):
         e, g = draw(u, key_batch)
         force = g + gamma * u
         noise = jax.random.normal(key_noise, u.shape, u.dtype)
-        read = e, jnp.mean(u * force), jnp.ones_like(e), ~jnp.isfinite(e)
+        read = jnp.stack([e, jnp.mean(u * force)], -1), jnp.ones_like(e), ~jnp.isfinite(e)
         return u - epsilon / 2 * force + jnp.sqrt(epsilon) * noise, read
 
     return lambda u, key: jax.vmap(step)(u, jax.random.split(key, len(u)))
@@ -213,12 +215,11 @@ def _langevin(draw, gamma, epsilon):
 def _hamiltonian(energy, gamma, leapfrog):
     """One proposal of all chains: ``leapfrog`` steps with fresh momenta, taken with probability ``exp(-dH)``."""
 
-    def move(state, key, step):
+    def move(state, key, chance, step):
         u, e, g = state
-        key_p, key_step, key_accept = jax.random.split(key, 3)
         if leapfrog > 1:  # short steps free a chain from where L is steep; paths of one length may close
-            step = step * jax.random.uniform(key_step, (), u.dtype, 0.1, 1.0)
-        p = jax.random.normal(key_p, u.shape, u.dtype)
+            step = step * (0.1 + 0.9 * chance[-1])
+        p = jax.random.normal(key, u.shape, u.dtype)
 
         def total(u, e, p):
             return e + jnp.sum(gamma * u**2 + p**2, -1) / 2
@@ -234,12 +235,12 @@ def _hamiltonian(energy, gamma, leapfrog):
         p1 = p1 + step / 2 * (g1 + gamma * u1)
         gain = total(u, e, p) - total(u1, e1, p1)
         probability = jnp.where(jnp.isnan(gain), 0, jnp.exp(jnp.minimum(gain, 0)))
-        taken = jax.random.uniform(key_accept, gain.shape, gain.dtype) < probability
+        taken = chance[:-1] < probability
         state = tuple(
             jnp.where(taken.reshape(-1, *[1] * (new.ndim - 1)), new, old) for new, old in ((u1, u), (e1, e), (g1, g))
         )
         u, e, g = state
-        return state, (e, jnp.mean(u * (g + gamma * u), -1), probability, ~(gain > -1000))
+        return state, (jnp.stack([e, jnp.mean(u * (g + gamma * u), -1)], -1), probability, ~(gain > -1000))
 
     return move
 

@@ -16,8 +16,8 @@ class LearningCoefficient(NamedTuple):
 def deep_linear(widths: Sequence[int], rank: int) -> LearningCoefficient:
     """lambda and m of the deep linear network ``f(x) = W_K ... W_1 x`` whose true map has rank r.
 
-    Of the ``D_i = N_i - r`` the smallest ``l + 1`` are taken, such that ``l max <= sum < l min(others)``. With their sum
-    M and ``a = M - (ceil(M / l) - 1) l``,
+    The smallest ``l + 1`` of the ``D_i = N_i - r`` are taken, such that ``l max <= sum < l min(others)``. With
+    their sum M and ``a = M - (ceil(M / l) - 1) l``,
 
         lambda = r (N_0 + N_K - r) / 2 + a (l - a) / 4l - (l - 1) M^2 / 4l + sum_{i<j} D_i D_j / 2,   m = a (l - a) + 1.
 
