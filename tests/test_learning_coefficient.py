@@ -197,7 +197,8 @@ def test_far_below_lambda_where_the_multiplicity_is_two(key, x64):
     weight = np.gradient(w) * np.exp(-(w**2) / 2) / np.sqrt(wide)
     exact = np.sum(weight * n_beta * w**2 / wide) / np.sum(weight)
     L = Objective.of(lambda w, batch: jnp.prod(w**2))
-    found = local_learning_coefficient(L, jnp.zeros(2), None, key, samples=1, beta=n_beta, draws=4000)
+    at, beta = jnp.zeros(2, jnp.float32), jnp.float64(n_beta)  # of two precisions
+    found = local_learning_coefficient(L, at, None, key, samples=1, beta=beta, gamma=jnp.float64(1), draws=4000)
     assert within(found, exact)
     assert found.error < 0.05 * exact
     assert not within(found, 1 / 2)
@@ -272,6 +273,7 @@ SINGULAR = {
 @pytest.mark.parametrize("name", SINGULAR)
 def test_singular_models(name, key, x64):
     (loss, minimum), exact, options = SINGULAR[name]
+    minimum = jax.tree.map(lambda leaf: leaf.astype(float), minimum)
     found = local_learning_coefficient(
         Objective.of(loss), minimum, None, key, samples=1, chains=8, draws=4000, warmup=1000, **options
     )

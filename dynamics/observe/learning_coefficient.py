@@ -137,6 +137,7 @@ def local_learning_coefficient(
 
 def _run(L, chains, draws, warmup, leapfrog, batch_size, params, batch, key, n_beta, gamma, step_size):
     origin, _, merge = flat(params)
+    gamma = jnp.asarray(gamma, origin.dtype)
 
     def excess(u, part, lowest):
         return (n_beta * (L(merge(origin + u), part) - lowest)).astype(u.dtype)
@@ -258,6 +259,7 @@ def _tuning(log_step):
 
 def _tuned(tuning, acceptance, t, target):
     """Dual averaging: the log step moves against the mean miss of the target; ``log_mean`` is its late average."""
+    t = t.astype(acceptance.dtype)
     miss = tuning.miss + (target - acceptance - tuning.miss) / (t + 10)
     log_step = tuning.centre - jnp.sqrt(t) / 0.05 * miss
     weight = t**-0.75
