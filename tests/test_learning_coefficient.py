@@ -265,7 +265,7 @@ SINGULAR = {
     "w1^2 + w2^4": ((lambda w, b: w[0] ** 2 + w[1] ** 4, jnp.zeros(2)), 3 / 4, dict(beta=1e3, gamma=0.0)),
     "linear 3-2-2": (deep(3, 2, 2), deep_linear((3, 2, 2), 1).value, dict(beta=1e5, leapfrog=32)),
     "linear 3-3-3-4": (deep(3, 3, 3, 4), deep_linear((3, 3, 3, 4), 1).value, dict(beta=1e6, leapfrog=128)),
-    "tanh, a unit twice": (duplicate(), 5 / 4, dict(beta=1e6, leapfrog=32)),
+    "tanh, a unit twice": (duplicate(), 5 / 4, dict(beta=1e6, leapfrog=128)),
 }
 
 

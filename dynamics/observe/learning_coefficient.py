@@ -26,7 +26,7 @@ class LocalLearningCoefficient(NamedTuple):
         virial: ``E[u . grad U] / P``, an Estimate: 1 in equilibrium, whatever the landscape. Below 1 the chains, which
             start at one point, have not spread yet (R-hat cannot tell); above 1 is the heat of SGLD's finite step.
         acceptance: share of proposals taken, ``[chains]``; 1 for SGLD.
-        diverged: chains with a non-finite loss, or proposals off by more than 1000 in U at a tenth of their draws.
+        diverged: chains lost to a non-finite loss, or stuck, fewer than a fifth of their proposals taken.
         step_size: epsilon.
         trace: ``n beta (L(w) - L(w*))`` at each draw.
     """
@@ -62,14 +62,14 @@ def local_learning_coefficient(
     """The local learning coefficient ``lambda = n beta (E[L(w)] - L(w*))`` of a minimum ``w*``: P/2 if it is regular.
 
     With ``u = w - w*`` the mean is over the density ``exp(-U)``, ``U = n beta (L(w) - L(w*)) + gamma |u|^2 / 2``.
-    On the full batch the chains are Metropolis-adjusted, hence free of step-size bias: ``leapfrog`` steps of length
-    ``sqrt(epsilon)`` a proposal (1 is MALA), epsilon tuned in the warm-up. With ``batch_size`` they are SGLD,
+    On the full batch the chains are Metropolis-adjusted, hence free of step-size bias: ``leapfrog`` steps of one random
+    length up to ``sqrt(epsilon)`` a proposal (1 is MALA), epsilon tuned in the warm-up. With ``batch_size`` it is SGLD,
 
         u <- u - (epsilon / 2) (n beta grad L_batch + gamma u) + sqrt(epsilon) N(0, I).
 
     Args:
-        L: its value is the mean negative log-likelihood a sample, in nats: ``cross_entropy``; ``half_mse`` for unit
-            noise variance (``mse`` counts double, and ``half_mse / s^2`` is the one for noise variance ``s^2``).
+        L: its value is the mean negative log-likelihood a sample, in nats, penalty included: ``cross_entropy``;
+            ``half_mse / s^2`` at noise variance ``s^2``. A factor on L acts as one on beta (``mse``: twice).
         params: ``w*``, at a minimum of L on the batch: elsewhere the value has the wrong zero, and may be negative.
         batch: as L takes it, samples on the leading axis.
         key: a PRNG key.
@@ -173,13 +173,12 @@ def _run(L, chains, draws, warmup, leapfrog, batch_size, params, batch, key, n_b
         chances = jax.random.uniform(key_chances, (warmup + draws, chains + 1), origin.dtype)
         (_, tuning), read = jax.lax.scan(step, start, (jnp.arange(warmup + draws), keys, chances))
         epsilon = jnp.exp(2 * tuning.log_step)
-    series, acceptance, wrong = (one[warmup:].T for one in read)  # series [2, chains, draws]
+    series, taken = (one[warmup:].T for one in read)  # [2, chains, draws], [chains, draws]
     found = jax.vmap(chain_mean)(series)
-    diverged = (jnp.mean(wrong, 1) > 0.1) | ~jnp.all(jnp.isfinite(series[0]), 1)
+    acceptance = jnp.mean(taken, 1)
+    diverged = (acceptance < 0.2) | ~jnp.all(jnp.isfinite(series[0]), 1)
     virial = Estimate(found.value[1], found.error[1])
-    return LocalLearningCoefficient(
-        *(one[0] for one in found), virial, jnp.mean(acceptance, 1), diverged, epsilon, series[0]
-    )
+    return LocalLearningCoefficient(*(one[0] for one in found), virial, acceptance, diverged, epsilon, series[0])
 
 
 _compiled = functools.partial(jax.jit, static_argnums=tuple(range(6)))(_run)
@@ -207,7 +206,7 @@ def _langevin(draw, gamma, epsilon):
         e, g = draw(u, key_batch)
         force = g + gamma * u
         noise = jax.random.normal(key_noise, u.shape, u.dtype)
-        read = jnp.stack([e, jnp.mean(u * force)], -1), jnp.ones_like(e), ~jnp.isfinite(e)
+        read = jnp.stack([e, jnp.mean(u * force)], -1), jnp.ones_like(e)
         return u - epsilon / 2 * force + jnp.sqrt(epsilon) * noise, read
 
     return lambda u, key: jax.vmap(step)(u, jax.random.split(key, len(u)))
@@ -241,7 +240,7 @@ def _hamiltonian(energy, gamma, leapfrog):
             jnp.where(taken.reshape(-1, *[1] * (new.ndim - 1)), new, old) for new, old in ((u1, u), (e1, e), (g1, g))
         )
         u, e, g = state
-        return state, (jnp.stack([e, jnp.mean(u * (g + gamma * u), -1)], -1), probability, ~(gain > -1000))
+        return state, (jnp.stack([e, jnp.mean(u * (g + gamma * u), -1)], -1), probability)
 
     return move
 
