@@ -171,10 +171,14 @@ def test_chains_that_have_not_spread_show_in_the_virial(key):
         return {"lambda": found.value, "virial": found.virial.value, "acceptance": found.acceptance}
 
     read = Observable.of(coefficient)
-    _, found = jax.jit(lambda view: read.update((), view))(View(minimum, x))
+    update = jax.jit(lambda view: read.update((), view))
+    _, found = update(View(minimum, x))
     assert 0 < found["lambda"] < 0.1 * 5 / 2
     assert 0 < found["virial"] < 0.1
     assert jnp.all(found["acceptance"] > 0.99)
+    _, found = update(View(minimum, x * jnp.nan))  # not the 0 of chains that take nothing
+    assert jnp.isnan(found["lambda"])
+    assert jnp.all(found["acceptance"] == 0)
 
 
 def test_any_leaves(key):

@@ -159,8 +159,9 @@ def _run(L, chains, draws, warmup, leapfrog, batch_size, params, batch, key, n_b
         move = _hamiltonian(energy, gamma, leapfrog)
         tune = warmup if step_size is None else 0
         log_step = 0.5 * jnp.log(jnp.asarray(1 / n_beta if step_size is None else step_size, origin.dtype))
-        # At a minimum the gradient is 0; where it is not, the first accepted proposal brings the right one.
-        start = (u, u[:, 0], u), _tuning(log_step)
+        # At a minimum the gradient is 0; where it is not, the first accepted proposal brings the right one. L(w*) that
+        # is not finite makes all of the trace NaN.
+        start = (u, u[:, 0] + (0 * lowest).astype(u.dtype), u), _tuning(log_step)
 
         def step(carry, at):
             state, tuning = carry
@@ -174,11 +175,20 @@ def _run(L, chains, draws, warmup, leapfrog, batch_size, params, batch, key, n_b
         (_, tuning), read = jax.lax.scan(step, start, (jnp.arange(warmup + draws), keys, chances))
         epsilon = jnp.exp(2 * tuning.log_step)
     series, taken = (one[warmup:].T for one in read)  # [2, chains, draws], [chains, draws]
-    found = jax.vmap(chain_mean)(series)
     acceptance = jnp.mean(taken, 1)
-    diverged = (acceptance < 0.2) | ~jnp.all(jnp.isfinite(series[0]), 1)
-    virial = Estimate(found.value[1], found.error[1])
-    return LocalLearningCoefficient(*(one[0] for one in found), virial, acceptance, diverged, epsilon, series[0])
+    lost = ~jnp.all(jnp.isfinite(series[0]), 1)
+    value, error, worth, r_hat = jax.vmap(chain_mean)(series)
+    return LocalLearningCoefficient(
+        value[0],
+        error[0],
+        worth[0],
+        r_hat[0],
+        virial=Estimate(value[1], error[1]),
+        acceptance=acceptance,
+        diverged=lost | (acceptance < 0.2),
+        step_size=epsilon,
+        trace=series[0],
+    )
 
 
 _compiled = functools.partial(jax.jit, static_argnums=tuple(range(6)))(_run)
