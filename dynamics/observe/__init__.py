@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dynamics import statistics
 from dynamics.observe.compose import joined, prefixed, since_start
 from dynamics.observe.density import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
+from dynamics.observe.learning_coefficient import LocalLearningCoefficient, local_learning_coefficient
 from dynamics.observe.loss import accuracy, loss, scores
 from dynamics.observe.noise import batch_sharpness, gradient_noise, hessian_trace
 from dynamics.observe.ntk import NtkReadings, ntk, ntk_of_state
@@ -22,6 +23,7 @@ from dynamics.observe.watch import Watch, watch
 from dynamics.types import gone
 
 __all__ = [
+    "LocalLearningCoefficient",
     "NtkReadings",
     "WarmStart",
     "Watch",
@@ -36,6 +38,7 @@ __all__ = [
     "hessian_trace",
     "joined",
     "layer_densities",
+    "local_learning_coefficient",
     "loss",
     "movement",
     "ntk",
