@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from dynamics.linalg.lanczos import Matvec, Tridiagonal, combine, enlarged, extended, norm, padded_tridiagonal, working
+from dynamics.linalg.lanczos import (
+    Matvec,
+    Tridiagonal,
+    combine,
+    norm,
+    padded_start,
+    padded_tridiagonal,
+    stepped,
+    working,
+)
 from dynamics.types import Array
-
-_STRIDE = 4  # products between two looks at the bound
 
 
 class Bound(NamedTuple):
@@ -127,12 +135,13 @@ def certified_eigenvalue(
         matvec, start, num_matvecs, random_share, p: as there.
         certify: traced bool.
         certified_matvecs: at most so many products where ``certify``, at least ``num_matvecs``.
-        interval: ``(limit - value) / |value|`` at which to stop, looked at every fourth product; 0 never stops early.
+        interval: ``(limit - value) / |value|`` at which to stop, looked at every gcd of both numbers
+            of products; 0 never stops early.
 
     Raises:
         ValueError: unless ``0 < p < 1``.
 
-    Cost: ``2 matvecs^2 P`` flops besides; without ``certify`` only a basis of ``num_matvecs + 1`` vectors is touched.
+    Cost: ``2 matvecs^2 P`` flops besides; one copy of the product in the program.
 
     Reference: as there.
 
@@ -145,26 +154,26 @@ def certified_eigenvalue(
     """
     matvec, start = working(matvec, start)
     target = log_inverse_delta(start, random_share, p)
-    short = padded_tridiagonal(matvec, start, num_matvecs)
     if certified_matvecs == num_matvecs:
-        return _bound(short, target)
+        return _bound(padded_tridiagonal(matvec, start, num_matvecs), target)
+    stride = math.gcd(num_matvecs, certified_matvecs)
 
-    def going(t: Tridiagonal):
+    def far(_, least):
+        t, _ = least
         theta, share, real, _ = _ritz(t)
         top = jnp.max(jnp.where(share > 0.5, theta, -jnp.inf))
         limit = _upper_limit(theta, share, t.offdiagonal, real, target)
-        return certify & (t.steps < certified_matvecs) & (limit - top > interval * jnp.abs(top))
+        return t, (t.steps < certified_matvecs) & (limit - top > interval * jnp.abs(top))
 
-    def onwards(t: Tridiagonal):
-        return extended(matvec, t, jnp.minimum(t.steps + _STRIDE, certified_matvecs))
+    # Loops of one turn or none: a branch would run in every lane of a vmap.
+    asked = jnp.where(certify, 1, 0)
 
-    def long(turn, _):
-        held, _ = jax.lax.optimization_barrier((short, turn))  # else XLA does it before the loop, needed or not
-        t = jax.lax.while_loop(going, onwards, enlarged(held, certified_matvecs))
-        return _bound(t, target)
+    def going(t: Tridiagonal):
+        return (t.steps < num_matvecs) | jax.lax.fori_loop(0, asked, far, (t, jnp.bool_(False)))[1]
 
-    # A loop of one turn or none: a branch would run in every lane of a vmap.
-    return jax.lax.fori_loop(0, jnp.where(certify, 1, 0), long, _bound(short, target))
+    t = jax.lax.while_loop(going, lambda t: stepped(matvec, t, stride), padded_start(start, certified_matvecs))
+    short = Tridiagonal(t.diagonal[:num_matvecs], t.offdiagonal[:num_matvecs], t.basis, jnp.int32(num_matvecs))
+    return jax.lax.fori_loop(0, asked, lambda *_: _bound(t, target), _bound(short, target))
 
 
 def log_inverse_delta(start: Float[Array, " P"], random_share: Any, p: float) -> Float[Array, ""]:

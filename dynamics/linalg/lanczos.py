@@ -79,24 +79,33 @@ def padded_tridiagonal(matvec: Matvec, start: Float[Array, " P"], num_matvecs: i
     size = start.shape[0]
     if not 1 <= num_matvecs <= size:
         raise ValueError(f"num_matvecs: got {num_matvecs!r}; allowed: an integer in [1, {size}]")
-    basis = jnp.zeros((padded_rows(num_matvecs + 1), size), start.dtype).at[0].set(unit(start))
+    t = padded_start(start, num_matvecs)
+    return extended(matvec, t, num_matvecs if steps is None else steps)
+
+
+def padded_start(start: Array, num_matvecs: int) -> Tridiagonal:
+    """Buffers for ``num_matvecs``, before the first of them."""
+    basis = jnp.zeros((padded_rows(num_matvecs + 1), start.shape[0]), start.dtype).at[0].set(unit(start))
     zeros = jnp.zeros(num_matvecs, start.dtype)
-    return extended(matvec, Tridiagonal(zeros, zeros, basis, jnp.int32(0)), num_matvecs if steps is None else steps)
-
-
-def enlarged(t: Tridiagonal, num_matvecs: int) -> Tridiagonal:
-    """A padded ``t`` with buffers for ``num_matvecs``, at least its own."""
-    more = num_matvecs - t.diagonal.shape[0]
-    rows = padded_rows(num_matvecs + 1) - t.basis.shape[0]
-    diagonal, offdiagonal = (jnp.pad(x, (0, more)) for x in (t.diagonal, t.offdiagonal))
-    return Tridiagonal(diagonal, offdiagonal, jnp.pad(t.basis, ((0, rows), (0, 0))), t.steps)
+    return Tridiagonal(zeros, zeros, basis, jnp.int32(0))
 
 
 def extended(matvec: Matvec, t: Tridiagonal, steps: Any) -> Tridiagonal:
     """A padded ``t`` continued until ``steps`` matvecs are done in all, a traced integer within its buffers."""
-    dtype, steps = t.basis.dtype, jnp.asarray(steps, jnp.int32)
+    steps = jnp.asarray(steps, jnp.int32)
+    return _carried_on(matvec, t, t.steps, steps, steps)
 
-    def body(j, carry):
+
+def stepped(matvec: Matvec, t: Tridiagonal, more: int) -> Tridiagonal:
+    """``extended`` by ``more`` matvecs, an integer: a loop whose length no lane of a vmap decides."""
+    return _carried_on(matvec, t, 0, more, t.steps + more, t.steps)
+
+
+def _carried_on(matvec: Matvec, t: Tridiagonal, low: Any, high: Any, steps: Array, offset: Any = 0) -> Tridiagonal:
+    dtype = t.basis.dtype
+
+    def body(i, carry):
+        j = offset + i
         basis, alphas, betas, scale = carry
         q, before = basis[j], jnp.maximum(j - 1, 0)
         alive = (j == 0) | (betas[before] > 0)
@@ -113,7 +122,7 @@ def extended(matvec: Matvec, t: Tridiagonal, steps: Any) -> Tridiagonal:
 
     scale = jnp.maximum(jnp.max(jnp.abs(t.diagonal)), jnp.max(t.offdiagonal))
     carry = (t.basis, t.diagonal, t.offdiagonal, scale)
-    basis, alphas, betas, _ = jax.lax.fori_loop(t.steps, steps, body, carry)
+    basis, alphas, betas, _ = jax.lax.fori_loop(low, high, body, carry)
     alphas = jnp.where(jnp.arange(alphas.shape[0]) < steps, alphas, alphas[0])
     return Tridiagonal(alphas, betas, basis, steps)
 
