@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,12 @@ from dynamics.types import Array, PyTree
 
 
 class CriticalBatch(NamedTuple):
-    """The gradient noise scale ``Tr Sigma / |G|^2``, in samples.
+    """The gradient noise scale ``Tr H Sigma / G.HG``, in samples.
 
     Attributes:
         value: infinite where no gradient shows through the noise; NaN, as all numbers then, where one is not finite.
         low, high: its interval; ``high`` is infinite where the data allow no gradient at all.
-        noise: ``Tr Sigma`` of one sample's gradient. signal: ``|G|^2``, unbiased, so that it may come out negative.
+        noise: ``Tr H Sigma`` of one sample's gradient. signal: ``G.HG``, unbiased, so that it may come out negative.
         n: gradients used.
     """
 
@@ -29,28 +30,38 @@ class CriticalBatch(NamedTuple):
     n: int
 
 
-def critical_batch(gradients: PyTree, *, batch_size: int = 1, share: float = 0.95) -> CriticalBatch:
-    """The batch size above which larger batches stop paying: the simple noise scale ``B = Tr Sigma / |G|^2``.
+def critical_batch(
+    gradients: PyTree,
+    *,
+    hessian: Callable[[Any], Any] | None = None,
+    batch_size: int = 1,
+    share: float = 0.95,
+) -> CriticalBatch:
+    """The batch size above which larger batches stop paying: the noise scale ``B = Tr H Sigma / G.HG``.
 
-    One step at the best rate on a batch of B' lowers the loss by ``Delta / (1 + B / B')`` where the Hessian is a
-    multiple of the identity (in general ``B = Tr H Sigma / G.HG``). Of n gradients ``g_i`` of ``batch_size`` samples
-    each, with mean ``g``,
+    One step at the best rate on a batch of B' lowers a quadratic loss by ``Delta / (1 + B / B')``. Without ``hessian``
+    H is a multiple of the identity, which gives the simple noise scale ``Tr Sigma / |G|^2``; on networks, whose
+    gradients lie along the stiff directions, the two may differ severalfold. Of n gradients ``g_i`` of ``batch_size``
+    samples each, with mean ``g``, and squares ``|v|^2 = v.Hv``,
 
-        Tr Sigma = batch_size sum_i |g_i - g|^2 / (n - 1),    |G|^2 = |g|^2 - sum_i |g_i - g|^2 / (n (n - 1)),
+        Tr H Sigma = batch_size sum_i |g_i - g|^2 / (n - 1),    G.HG = |g|^2 - sum_i |g_i - g|^2 / (n (n - 1)),
 
-    both unbiased; the interval holds the ratios r for which ``Tr Sigma - r |G|^2`` is no further from 0 than its
+    both unbiased; the interval holds the ratios r for which ``Tr H Sigma - r G.HG`` is no further from 0 than its
     jackknife error allows (Fieller 1954), so that a gradient lost in noise gives an infinite end, not a wrong one.
 
     Args:
         gradients: tree of arrays ``[n, ...]``: gradients of samples, or of microbatches as accumulation has them.
+        hessian: ``[P] -> [P]``, the matvec of ``operators.hessian``, on vectors in the order of ``ravel_pytree``.
         batch_size: samples in each. share: of the interval.
 
     Raises:
         ValueError: for fewer than three gradients, leaves of different n, or another number out of range.
 
-    Cost: ``4 n P`` flops for P parameters. The interval rests on the n gradients being independent draws.
+    Cost: ``4 n P`` flops for P parameters, with a Hessian n products as well. The interval rests on the n gradients
+    being independent draws.
 
-    Reference: McCandlish, Kaplan & Amodei 2018, 'An empirical model of large-batch training', equations 2.8, 2.9, A.1.
+    Reference: McCandlish, Kaplan & Amodei 2018, 'An empirical model of large-batch training', equations 2.6 to 2.9
+    and A.1.
 
     Example:
         >>> import jax
@@ -71,10 +82,15 @@ def critical_batch(gradients: PyTree, *, batch_size: int = 1, share: float = 0.9
         raise ValueError(f"share: got {share!r}; allowed: 0 < share < 1")
     flat = [jnp.reshape(leaf, (n, -1)) for leaf in leaves]
     flat = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in flat]
-    means = [jnp.mean(leaf, 0) for leaf in flat]
-    square = sum(jnp.sum(jnp.abs(mean) ** 2) for mean in means)  # |g|^2
-    apart = sum(jnp.sum(jnp.abs(leaf - mean) ** 2, -1) for leaf, mean in zip(flat, means))  # [n], |g_i - g|^2
-    along = sum(jnp.real((leaf - mean) @ jnp.conj(mean)) for leaf, mean in zip(flat, means))  # [n], (g_i - g).g
+    images = flat
+    if hessian is not None:
+        flat = [jnp.concatenate(flat, -1)]
+        images = [jax.lax.map(hessian, flat[0])]
+    means, turned = ([jnp.mean(leaf, 0) for leaf in part] for part in (flat, images))  # g, Hg
+    square = sum(jnp.real(jnp.vdot(mean, image)) for mean, image in zip(means, turned))  # g.Hg
+    parts = [*zip(flat, means, images, turned)]
+    apart = sum(jnp.sum(jnp.real(jnp.conj(g - mean) * (Hg - H)), -1) for g, mean, Hg, H in parts)  # [n], of g_i - g
+    along = sum(jnp.real((g - mean) @ jnp.conj(H)) for g, mean, _, H in parts)  # [n], (g_i - g).Hg
 
     def moments(square, total, n):
         noise = total / (n - 1)
