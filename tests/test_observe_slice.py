@@ -1,5 +1,7 @@
 """Slices of landscapes against the landscape itself: parabolas, eigenvalues, rescaled and permuted networks."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,7 @@ def network(params, x):
 
 def network_of(key, widths):
     params = {}
-    for i, (one, two) in enumerate(zip(widths, widths[1:])):
+    for i, (one, two) in enumerate(itertools.pairwise(widths)):
         kw, kb, key = jax.random.split(key, 3)
         kernel = jax.random.normal(kw, (one, two)) / jnp.sqrt(one)
         params[f"layer_{2 + 4 * i}"] = {"kernel": kernel, "bias": 0.3 * jax.random.normal(kb, (two,))}
@@ -96,8 +98,10 @@ def rescaled(params, c):
 
 @pytest.mark.parametrize(
     ("scale", "every_unit", "same"),
-    [("filter", True, True), ("weight", True, True), ("none", True, False)]
-    + [("filter", False, False), ("weight", False, True), ("none", False, False)],
+    [
+        *(("filter", True, True), ("weight", True, True), ("none", True, False)),
+        *(("filter", False, False), ("weight", False, True), ("none", False, False)),
+    ],
 )
 def test_which_slices_do_not_see_that_relu_units_are_rescaled(x64, key, scale, every_unit, same):
     """A whole layer by one factor (Li et al.): filters do not. Each unit by its own: they do, single weights do not."""
@@ -137,9 +141,9 @@ def test_a_filter_is_what_makes_one_output(key):
 def permuted(params, permutations):
     """Unit i of hidden layer l is unit ``permutations[l][i]`` of params."""
     layers = [dict(params[name]) for name in ("layer_2", "layer_6", "layer_10")]
-    for l, units in enumerate(permutations):
-        layers[l] = {"kernel": layers[l]["kernel"][:, units], "bias": layers[l]["bias"][units]}
-        layers[l + 1] = layers[l + 1] | {"kernel": layers[l + 1]["kernel"][units]}
+    for i, units in enumerate(permutations):
+        layers[i] = {"kernel": layers[i]["kernel"][:, units], "bias": layers[i]["bias"][units]}
+        layers[i + 1] = layers[i + 1] | {"kernel": layers[i + 1]["kernel"][units]}
     return dict(zip(("layer_2", "layer_6", "layer_10"), layers))
 
 
@@ -164,7 +168,7 @@ def test_a_permuted_copy_has_a_barrier_until_it_is_aligned(precision, key):
 
 
 def test_alignment_brings_other_networks_closer_and_keeps_what_they_compute(x64, key):
-    """Not a copy: the permuted network computes the same, lies closer, and no swap of two units of a layer is closer."""
+    """Not a copy: the permuted network computes the same, lies closer, and no swap of neighbours is closer."""
     keys = jax.random.split(key, 2)
     params, other = network_of(keys[0], WIDTHS), network_of(keys[1], WIDTHS)
     batch = batch_of(key)
@@ -176,11 +180,11 @@ def test_alignment_brings_other_networks_closer_and_keeps_what_they_compute(x64,
 
     best = apart(moved)
     assert best < 0.95 * apart(other)
-    for l, width in enumerate(WIDTHS[1:3]):
+    for layer, width in enumerate(WIDTHS[1:3]):
         swaps = [np.arange(width) for _ in range(width - 1)]
         for i, swap in enumerate(swaps):
             swap[[i, i + 1]] = i + 1, i
-            assert apart(permuted(moved, [np.arange(w) for w in WIDTHS[1:3][:l]] + [swap])) >= best - 1e-9
+            assert apart(permuted(moved, [np.arange(w) for w in WIDTHS[1:3][:layer]] + [swap])) >= best - 1e-9
     joined = slice(L, params, batch, to=[params, moved], align=True, points=2)
     assert [len(found) for found in joined.permutations] == [2, 2]
 
@@ -238,7 +242,7 @@ def test_errors_are_said_only_where_the_loss_is_a_mean_over_samples(key):
 PARAMS, BATCH = network_of(jax.random.key(0), (5, 4, 3, 2)), batch_of(jax.random.key(1), 8)
 D = jax.tree.map(jnp.ones_like, PARAMS)
 FLAT = {"w1": jnp.ones((5, 4)), "b1": jnp.ones(4), "w2": jnp.ones((4, 2)), "b2": jnp.ones(2)}
-SQUARE = [jnp.eye(5) + i for i in range(3)]
+SQUARE = list(jax.random.normal(jax.random.key(2), (3, 5, 5)))
 
 
 def matched(params, other=None, f=network, **options):

@@ -184,22 +184,29 @@ def _vector(name: str, tree: PyTree, params: Params, theta: Array) -> Array:
 
 
 def _sample_losses(objective: Objective, params: Params, batch: Any) -> Callable[[Params, Any], Array] | None:
-    """``(params, batch) -> `` each sample's loss ``[n]``, as if alone; None where there is no such thing."""
+    """``(params, batch) -> `` each sample's loss ``[n]``, as if alone; None where one sample has none."""
+
+    def samples(params, batch):
+        return batch if objective.apply is None else (objective.f("slice")(params, batch.x), batch.y)
+
+    def alone(params, sample):
+        one = jax.tree.map(lambda leaf: leaf[None], sample)
+        return objective.loss(params, one) if objective.apply is None else objective.loss(*one)
 
     def each(params, batch):
-        if objective.apply is None:
-            samples, alone = batch, lambda sample: objective.loss(params, sample)
-        else:
-            samples, alone = (objective.f("slice")(params, batch.x), batch.y), lambda sample: objective.loss(*sample)
-        losses = jax.vmap(lambda sample: alone(jax.tree.map(lambda leaf: leaf[None], sample)))(samples)
-        return objective.penalised(params, losses)
+        losses = jax.vmap(alone, (None, 0))(params, samples(params, batch))
+        return losses + objective.penalised(params, jnp.zeros((), losses.dtype))
 
     jax.eval_shape(lambda *at: objective(*at), params, batch)  # what is wrong with L itself is said here
-    try:
-        found = jax.eval_shape(each, params, batch)
-    except Exception:  # whatever a loss raises that cannot be taken of one sample
+    apart = jax.eval_shape(samples, params, batch)
+    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(apart)}
+    if len(lengths) != 1 or lengths <= {(), (0,), (1,)}:
         return None
-    return each if found.ndim == 1 and found.size >= 2 else None
+    sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), apart)
+    try:
+        return each if jax.eval_shape(alone, params, sample).shape == () else None
+    except (TypeError, ValueError, IndexError):  # the loss is one of several samples together
+        return None
 
 
 def _barrier(at: Array, loss: Array, each: Array | None) -> Estimate:
