@@ -39,71 +39,72 @@ def test_value_and_jackknife_are_those_of_the_definition(x64):
     np.testing.assert_allclose(hsic, u_statistic(np.asarray(k), np.asarray(m)), rtol=1e-10)
 
 
-def gaussian(key, n, p, rho):
-    x, z = jax.random.normal(key, (2, n, p))
-    return x, rho * x + jnp.sqrt(1 - rho**2) * z
+def side_by_side(p, rho):
+    """Features ``z A`` and ``z B`` of 2p independent z: p of them against p others that correlate by ``rho``."""
+    one, none = np.eye(p), np.zeros((p, p))
+    return np.concatenate([one, none]), np.concatenate([rho * one, np.sqrt(1 - rho**2) * one])
 
 
-@pytest.mark.parametrize(("n", "p", "rho"), [(40, 200, 0.0), (40, 5, 0.0), (40, 200, 0.7), (150, 3, 0.7)])
-def test_of_gaussian_features_it_is_the_populations(n, p, rho):
-    """``|Sigma_xy|^2 / (|Sigma_xx| |Sigma_yy|) = rho^2``; the biased one is far above, ``p / (n + p)`` at rho = 0."""
+def of_low_rank(p):
+    return np.random.default_rng(0).normal(size=(2, 4, p)) * np.array([3.0, 1.0, 0.3, 0.1])[:, None]
+
+
+@pytest.mark.parametrize(
+    ("n", "maps"),
+    [(40, side_by_side(200, 0.0)), (40, side_by_side(100, 0.7)), (150, side_by_side(3, 0.7)), (60, of_low_rank(30))],
+    ids=["independent", "many features", "few features", "low rank"],
+)
+def test_of_gaussian_features_it_is_the_populations(n, maps):
+    """``|A^T B|^2 / (|A^T A| |B^T B|)``, with its error; the biased one is far above for many features."""
+    a, b = maps
+    exact = np.sum((a.T @ b) ** 2) / np.linalg.norm(a.T @ a) / np.linalg.norm(b.T @ b)
 
     def read(key):
-        x, y = gaussian(key, n, p, rho)
+        z = jax.random.normal(key, (n, len(a)))
+        x, y = z @ a, z @ b
         found = cka_of(x, y)
         return found.value, found.error, kernel_alignment(x @ x.T, y @ y.T)
 
-    value, error, biased = jax.jit(jax.vmap(read))(jax.random.split(jax.random.key(1), 200))
+    value, error, biased = map(np.asarray, jax.jit(jax.vmap(read))(jax.random.split(jax.random.key(1), 200)))
     spread = np.std(value)
-    assert abs(np.mean(value) - rho**2) < 3 * spread / np.sqrt(200)
-    if p > 0.1 * n:  # the wrong estimator, where there are enough features for it to be wrong
-        assert np.mean(biased) - rho**2 > 10 * spread / np.sqrt(200)
-    if rho == 0:
+    assert abs(np.mean(value) - exact) < 3 * spread / np.sqrt(200)
+    p = a.shape[1]
+    if 2 * p == len(a) and p > n:  # the wrong estimator, where there are enough features for it to be wrong
+        assert np.mean(biased) - exact > 10 * spread / np.sqrt(200)
+    if exact == 0:
         np.testing.assert_allclose(np.mean(biased), p / (n + p), rtol=0.03)
     # Never too small; too large by up to sqrt(2), where the leading term of the statistic is of second order.
     assert 0.9 < np.mean(error) / spread < 1.1 * np.sqrt(2)
-    assert np.mean(np.abs(value - rho**2) < 2 * error) > 0.954 - 3 * np.sqrt(0.954 * 0.046 / 200)
+    assert np.mean(np.abs(value - exact) < 2 * error) > 0.954 - 3 * np.sqrt(0.954 * 0.046 / 200)
 
 
-def test_of_other_covariances_it_is_the_closed_form():
-    """``x = u A, y = u B``: ``|A^T B|^2 / (|A^T A| |B^T B|)``, here of rank 2, features beside each other."""
-    a, b = jax.random.normal(jax.random.key(0), (2, 4, 30)) * jnp.array([3.0, 1.0, 0.3, 0.1])[:, None]
-    exact = jnp.sum((a.T @ b) ** 2) / jnp.linalg.norm(a.T @ a) / jnp.linalg.norm(b.T @ b)
-
-    def read(key):
-        u = jax.random.normal(key, (60, 4))
-        return cka_of(u @ a, u @ b)
-
-    found = jax.vmap(read)(jax.random.split(jax.random.key(1), 200))
-    assert abs(np.mean(found.value) - exact) < 3 * np.std(found.value) / np.sqrt(200)
-    assert np.mean(np.abs(found.value - exact) < 2 * found.error) > 0.954 - 3 * np.sqrt(0.954 * 0.046 / 200)
-
-
-def test_it_does_not_change_with_shift_scale_and_orthogonal_maps(precision, key):
-    x, y = gaussian(key, 20, 6, 0.5)
-    turn = jnp.linalg.qr(jax.random.normal(key, (6, 6)))[0]
-    one, two = cka_of(x, y), cka_of(1e-15 * (x @ turn), 1e15 * (y - 3.0))
+def test_it_does_not_change_with_shift_scale_and_orthogonal_maps(precision):
+    rng = np.random.default_rng(0)
+    x, z, mix = (rng.normal(size=shape) for shape in [(20, 6), (20, 6), (6, 6)])
+    turn, y, compare = np.linalg.qr(mix)[0], 0.5 * x + z, jax.jit(cka_of)
+    one, two = compare(x, y), compare(1e-15 * (x @ turn), 1e15 * (y - 3.0))
     rtol = 200 * float(jnp.finfo(precision).eps)
     np.testing.assert_allclose(two.value, one.value, rtol=rtol)
     np.testing.assert_allclose(two.error, one.error, rtol=rtol)
-    itself = cka_of(x, x @ turn)
+    itself = compare(x, x @ turn)
     np.testing.assert_allclose(itself.value, 1, rtol=rtol)
     assert float(itself.error) < rtol
-    both = debiased_alignment(jnp.stack([x @ x.T, y @ y.T]), jnp.stack([y @ y.T] * 2))  # kernels side by side
+    k, m = x @ x.T, y @ y.T
+    both = debiased_alignment(jnp.stack([k, m]), jnp.stack([m, m]))
     np.testing.assert_allclose(both.value, [one.value, 1.0], rtol=rtol)
 
 
 def test_what_is_constant_or_not_finite_is_told(key):
-    x = jax.random.normal(key, (9, 3))
-    constant = cka_of(jnp.full((9, 4), 0.1), x)  # its mean is not 0.1 to the last digit
+    x, compare = jax.random.normal(key, (9, 3)), jax.jit(cka_of)
+    constant = compare(jnp.full((9, 3), 0.1), x)  # its mean is not 0.1 to the last digit
     assert float(constant.value) == float(constant.error) == 0
-    alone = cka_of(jnp.zeros((9, 2)).at[:2, 0].set(1.0), x)  # without sample 0 nothing is left
+    alone = compare(jnp.zeros((9, 3)).at[:2, 0].set(1.0), x)  # without sample 0 nothing is left
     assert np.isfinite([alone.value, alone.error]).all()
     assert float(alone.error) > 0.1
-    assert np.isnan(cka_of(x.at[0, 0].set(jnp.nan), x).value)
-    half, whole = cka_of(x.astype(jnp.bfloat16), x), cka_of(x.astype(jnp.bfloat16).astype(jnp.float32), x)
-    np.testing.assert_array_equal(half.value, whole.value)
-    turned = cka_of(x + 1j * x, jnp.concatenate([x, x], 1))
+    assert np.isnan(compare(x.at[0, 0].set(jnp.nan), x).value)
+    half = x.astype(jnp.bfloat16)
+    assert compare(half, x).value == compare(half.astype(jnp.float32), x).value
+    turned = compare(x + 1j * x, jnp.concatenate([x, x], 1))
     np.testing.assert_allclose(turned.value, 1, rtol=1e-5)
 
 

@@ -133,8 +133,8 @@ def slice(
     at = jnp.concatenate([grid, jnp.array([[0.0], [1.0]])]) if between else grid
     loss, spread, sound = read(params, batch, basis, at.astype(theta.dtype))
     sound = jnp.all(sound)
-    known = spread is not None and (isinstance(sound, Tracer) or bool(sound))
-    spread = jnp.where(sound, spread, jnp.nan) if known else None
+    if spread is not None:
+        spread = jnp.where(sound, spread, jnp.nan) if isinstance(sound, Tracer) or sound else None
     barrier = None
     if between:
         barrier = _barrier(at[:, 0].astype(loss.dtype), loss, spread)
