@@ -112,22 +112,23 @@ def slice(
     ends = [_vector("to", other, params, theta) - theta for other in others]
     basis = jnp.stack([*ends, *(_vector("direction", direction, params, theta) for direction in directions)])
     between = ways == len(others) == 1
-    each = _sample_losses(objective, params, batch)
+    losses = _losses(objective, params, batch)
 
     @jax.jit
     def read(params, batch, basis, at):
         theta, _, merge = flat(params)
 
         def one(point):
-            there = merge(theta + jnp.einsum("d,dp->p", point, basis, precision="highest"))
-            whole = objective(there, batch)
+            whole, each = losses(merge(theta + jnp.einsum("d,dp->p", point, basis, precision="highest")), batch)
             if each is None:
                 return whole, None, jnp.bool_(False)
-            losses = each(there, batch)
-            sound = operators.is_mean(whole, losses) | ~jnp.isfinite(whole)
-            return whole, losses if between else linalg.mean_and_error(losses).error, sound
+            sound = operators.is_mean(whole, each) | ~jnp.isfinite(whole)
+            return whole, each if between else linalg.mean_and_error(each).error, sound
 
-        return jax.lax.map(one, at, batch_size=parallel)
+        pieces = -(-len(at) // parallel)
+        padded = jnp.concatenate([at, jnp.repeat(at[-1:], -len(at) % pieces, 0)])  # one program for all pieces
+        found = jax.lax.map(jax.vmap(one), padded.reshape(pieces, -1, at.shape[1]))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(at)], found)
 
     grid = jnp.stack([jnp.ravel(a) for a in jnp.meshgrid(*axes, indexing="ij")], -1)
     at = jnp.concatenate([grid, jnp.array([[0.0], [1.0]])]) if between else grid
@@ -183,30 +184,37 @@ def _vector(name: str, tree: PyTree, params: Params, theta: Array) -> Array:
     return vector.astype(theta.dtype)
 
 
-def _sample_losses(objective: Objective, params: Params, batch: Any) -> Callable[[Params, Any], Array] | None:
-    """``(params, batch) -> `` each sample's loss ``[n]``, as if alone; None where one sample has none."""
+def _losses(objective: Objective, params: Params, batch: Any) -> Callable[[Params, Any], tuple[Array, Any]]:
+    """``(params, batch) -> (L, each sample's loss [n], as if alone)``; None where one sample has none."""
+    jax.eval_shape(lambda *at: objective(*at), params, batch)  # what is wrong with L itself is said here
 
     def samples(params, batch):
         return batch if objective.apply is None else (objective.f("slice")(params, batch.x), batch.y)
 
+    def loss(params, some):
+        return objective.loss(params, some) if objective.apply is None else objective.loss(*some)
+
     def alone(params, sample):
-        one = jax.tree.map(lambda leaf: leaf[None], sample)
-        return objective.loss(params, one) if objective.apply is None else objective.loss(*one)
+        return loss(params, jax.tree.map(lambda leaf: leaf[None], sample))
 
-    def each(params, batch):
-        losses = jax.vmap(alone, (None, 0))(params, samples(params, batch))
-        return losses + objective.penalised(params, jnp.zeros((), losses.dtype))
-
-    jax.eval_shape(lambda *at: objective(*at), params, batch)  # what is wrong with L itself is said here
     apart = jax.eval_shape(samples, params, batch)
     lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(apart)}
-    if len(lengths) != 1 or lengths <= {(), (0,), (1,)}:
-        return None
-    sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), apart)
-    try:
-        return each if jax.eval_shape(alone, params, sample).shape == () else None
-    except (TypeError, ValueError, IndexError):  # the loss is one of several samples together
-        return None
+    separable = len(lengths) == 1 and not lengths <= {(), (0,), (1,)}
+    if separable:
+        sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), apart)
+        try:
+            separable = jax.eval_shape(alone, params, sample).shape == ()
+        except (TypeError, ValueError, IndexError):  # the loss is one of several samples together
+            separable = False
+
+    def losses(params, batch):
+        all_samples = samples(params, batch)
+        whole = loss(params, all_samples)
+        penalty = objective.penalised(params, jnp.zeros((), whole.dtype))
+        each = jax.vmap(alone, (None, 0))(params, all_samples) + penalty if separable else None
+        return whole + penalty, each
+
+    return losses
 
 
 def _barrier(at: Array, loss: Array, each: Array | None) -> Estimate:
