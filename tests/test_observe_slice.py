@@ -134,6 +134,14 @@ def test_a_filter_is_what_makes_one_output(key):
     assert not d["count"].any()
     assert d["embedding"].any()
     assert d["embedding"].dtype == jnp.float32
+    turned = {"layer": {"weight": params["conv"][0].transpose(3, 2, 0, 1), "bias": jnp.ones(4)}}  # equinox, torch
+    first = random_direction(key, turned, output_axis=0)["layer"]["weight"]
+    sizes = [jnp.sqrt(jnp.sum(w**2, (1, 2, 3))) for w in (first, turned["layer"]["weight"])]
+    np.testing.assert_allclose(*sizes, rtol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"output_axis: got -1 for layer/weight \[4, 2, 3, 3\], whose bias has 4; allowed"
+    ):
+        random_direction(key, turned)
 
 
 def permuted(params, permutations):
@@ -219,6 +227,12 @@ def test_errors_are_said_only_where_the_loss_is_a_mean_over_samples(key):
     np.testing.assert_allclose(found.error[1], np.std(losses, ddof=1) / np.sqrt(40), rtol=1e-4)
     plain = Objective.of(lambda params, batch: cross_entropy(network(params, batch.x), batch.y))
     np.testing.assert_allclose(read(plain, labels).error, found.error, rtol=1e-4)
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    at_half = Objective(network, lambda f, y: half_mse(f.astype(jnp.float32), y))
+    few = batch._replace(x=batch.x.astype(jnp.bfloat16))
+    f = network(half, few.x).astype(jnp.float32)
+    exact = np.std(0.5 * jnp.sum((f - batch.y) ** 2, 1), ddof=1) / np.sqrt(40)
+    np.testing.assert_allclose(slice(at_half, half, few, d, points=3).error[1], exact, rtol=0.02)
     masked = jnp.arange(40) < 30
     for loss in (
         lambda f, y: jnp.sum((f - y) ** 2),  # a sum

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from dynamics.observe.rank import path_name
 from dynamics.program.real_view import wide
 from dynamics.types import Array, Params, PyTree
 
 
-def random_direction(key: PRNGKeyArray, params: Params, *, scale: str = "filter") -> PyTree:
+def random_direction(key: PRNGKeyArray, params: Params, *, scale: str = "filter", output_axis: int = -1) -> PyTree:
     """A Gaussian direction d in the weights, by default with ``|d_f| = |theta_f|`` for each filter f.
 
     Weights are leaves with two or more axes; a filter is what makes one output: ``w[..., j]``, a column of a dense
@@ -24,12 +25,14 @@ def random_direction(key: PRNGKeyArray, params: Params, *, scale: str = "filter"
         key: a PRNG key.
         params: the point.
         scale: 'filter'; 'weight': each weight's component times its own size; 'none': a standard normal.
+        output_axis: of the weights: -1 as in stax, flax and haiku, 0 as in equinox and torch.
 
     Returns:
         A tree like params (half precision widened), zero where nothing moves.
 
     Raises:
-        ValueError: for another scale, and parameters without weights.
+        ValueError: for another scale, parameters without weights, and biases that say that outputs lie on the other
+            axis.
 
     Reference: Li, Xu, Taylor, Studer & Goldstein 2018, 'Visualizing the loss landscape of neural nets', section 4;
     Kwon, Kim, Park & Choi 2021, 'ASAM', section 3, for 'weight'.
@@ -47,8 +50,20 @@ def random_direction(key: PRNGKeyArray, params: Params, *, scale: str = "filter"
         raise ValueError("params: got no leaf of two or more axes; allowed: one at least, for biases do not move")
     leaves, structure = jax.tree.flatten_with_path(params)
 
+    if output_axis not in (-1, 0):
+        raise ValueError(f"output_axis: got {output_axis!r}; allowed: -1 or 0")
+    biases = {(layer_of(path), leaf.size) for path, leaf in leaves if path not in moving and jnp.ndim(leaf) == 1}
+    for path, leaf in leaves:
+        axes = {axis for axis in (-1, 0) if path in moving and (layer_of(path), leaf.shape[axis]) in biases}
+        if axes and output_axis not in axes:
+            raise ValueError(
+                f"output_axis: got {output_axis} for {path_name(path)} {list(leaf.shape)}, whose bias has "
+                f"{leaf.shape[axes.pop()]}; allowed: the axis of outputs"
+            )
+
     def size(array: Array) -> Array:
-        return jnp.sqrt(jnp.sum(jnp.abs(array) ** 2, tuple(range(array.ndim - 1)), keepdims=True))
+        axes = tuple(range(array.ndim - 1)) if output_axis else tuple(range(1, array.ndim))
+        return jnp.sqrt(jnp.sum(jnp.abs(array) ** 2, axes, keepdims=True))
 
     def draw(key, path, leaf):
         if path not in moving:
@@ -68,8 +83,13 @@ def weights(params: Params) -> list[Any]:
     for path, leaf in jax.tree.leaves_with_path(params):
         if jnp.ndim(leaf) < 2 or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             continue
-        end = (path[:-1], leaf.shape[-1])
+        end = (layer_of(path), leaf.shape[-1])
         if leaf.size > leaf.shape[-1] or end not in outputs:
             found.append(path)
             outputs.add(end)
     return found
+
+
+def layer_of(path: Any) -> Any:
+    """The path of the layer that holds a leaf; of flax's variables, too, whose array is their ``value``."""
+    return path[:-2] if path_name(path[-1:]) in ("value", "raw_value") else path[:-1]

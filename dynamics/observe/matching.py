@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from dynamics.observe.directions import weights
+from dynamics.observe.directions import layer_of, weights
 from dynamics.observe.rank import path_name
 from dynamics.types import Array, Objective, Params, PyTree, check_objective
 
@@ -139,7 +139,7 @@ def _chain(params: Params, layers: Sequence[str] | None) -> list[list[Any]]:
     for path, leaf in jax.tree.leaves_with_path(params):
         if path in matrices.values() or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             continue
-        owners = [layer for layer in chain if layer[0][:-1] == path[:-1]]
+        owners = [layer for layer in chain if layer_of(layer[0]) == layer_of(path)]
         if len(owners) != 1 or not leaf.size == jnp.shape(leaf)[-1] == shape[owners[0][0]][1]:
             raise ValueError(
                 f"params: got {path_name(path)} {list(jnp.shape(leaf))}; allowed: dense layers, matrices [in, out] "
