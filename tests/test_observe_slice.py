@@ -295,6 +295,10 @@ WRONG = {
         lambda: random_direction(jax.random.key(0), PARAMS, scale="layer"),
         "scale: got 'layer'; allowed: 'filter'",
     ),
+    "axis": (
+        lambda: random_direction(jax.random.key(0), PARAMS, output_axis=1),
+        "output_axis: got 1; allowed: -1 or 0",
+    ),
     "no weights": (lambda: random_direction(jax.random.key(0), jnp.ones(3)), "params: got no leaf of two or more axes"),
     "no chain": (
         lambda: matched({"a": jnp.ones((5, 4)), "b": jnp.ones((3, 2))}),

@@ -81,7 +81,7 @@ def slice(
     Cost: a forward pass a point (for an L without f two); memory of ``parallel`` of them. Compiled at each call.
 
     Reference: Goodfellow, Vinyals & Saxe 2015 for lines; Li, Xu, Taylor, Studer & Goldstein 2018 for planes; Entezari,
-    Sedghi, Saukh & Neyshabur 2022, definition 2.1, for barriers.
+    Sedghi, Saukh & Neyshabur 2022 for barriers.
 
     Example:
         >>> import jax.numpy as jnp

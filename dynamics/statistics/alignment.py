@@ -160,8 +160,8 @@ def cka(x: Shaped[Array | np.ndarray, "n ..."], y: Shaped[Array | np.ndarray, "n
 
     Cost: ``2 n^2 (p_1 + p_2)`` flops.
 
-    Reference: Kornblith, Norouzi, Lee & Hinton 2019, eq. 3; Nguyen, Raghu & Kornblith 2021, 'Do wide and deep networks
-    learn the same things?', eqs. 2 and 3.
+    Reference: Kornblith, Norouzi, Lee & Hinton 2019, eq. 4; Nguyen, Raghu & Kornblith 2021, 'Do wide and deep networks
+    learn the same things?', for the unbiased HSIC.
 
     Example:
         >>> import jax
