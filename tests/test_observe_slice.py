@@ -173,6 +173,21 @@ def test_a_permuted_copy_has_a_barrier_until_it_is_aligned(precision):
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
+def test_a_barriers_error_is_its_spread_over_redrawn_samples():
+    """200 draws of 100 samples; a spread of 200 is known to 1/sqrt(400)."""
+    params = network_of(0, WIDTHS)
+    copy = permuted(params, [np.arange(n)[::-1] for n in WIDTHS[1:3]])
+
+    def read(key):
+        x = jax.random.normal(key, (100, 5))
+        line = slice(L, params, Batch(x, network(params, x)), to=copy, points=5)
+        return line.barrier.value, line.barrier.error, line.loss[1], line.error[1]
+
+    barrier, error, loss, loss_error = jax.jit(jax.vmap(read))(jax.random.split(jax.random.key(0), 200))
+    assert abs(np.mean(error) / np.std(barrier) - 1) < 3 / np.sqrt(400)
+    assert abs(np.mean(loss_error) / np.std(loss) - 1) < 3 / np.sqrt(400)
+
+
 def test_alignment_brings_other_networks_closer_and_keeps_what_they_compute(x64):
     """Not a copy: the permuted network computes the same, lies closer, and no swap of neighbours is closer."""
     params, other = network_of(0, WIDTHS), network_of(1, WIDTHS)
