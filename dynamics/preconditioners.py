@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from optax.contrib import split_real_and_imaginary
 
+from dynamics.program import real_view
 from dynamics.types import PyTree
 
 
@@ -94,6 +97,28 @@ def preconditioner_of(optimizer: Any, params: PyTree = None) -> Callable[[PyTree
     keys = tuple(jax.tree_util.keystr(path) for path, _ in flat)
     shapes = tuple(jnp.shape(leaf) for _, leaf in flat)
     return _proved(optimizer, structure, keys, shapes, params is None)
+
+
+def preconditioner_at(known: Callable[[PyTree], Callable[[PyTree], PyTree]]) -> Callable[[Any], PyTree]:
+    """``state -> P`` of a state with ``params`` and ``opt_state``, from ``params -> opt_state -> P``; complex leaves as
+    pairs, and one number for all of them spread out."""
+
+    def at(state: Any) -> PyTree:
+        params, opt_state = state.params, state.opt_state
+        if any(map(real_view.is_complex, jax.tree.leaves(params))):
+            keep: Any = optax.GradientTransformation(lambda tree: tree, optax.identity().update)  # pyright: ignore
+            held: Any = split_real_and_imaginary(keep).init(params)
+            found = known(held.inner_state)(opt_state.inner_state)
+        else:
+            found = known(params)(opt_state)
+        if callable(found):
+            return found
+        if jax.tree.structure(found).num_leaves == 1 and not jnp.shape(jax.tree.leaves(found)[0]):
+            (one,) = jax.tree.leaves(found)
+            return jax.tree.map(lambda w: real_view.merge([jnp.full_like(p, one) for p in real_view.split(w)]), params)
+        return jax.tree.map(lambda w, p: real_view.merge(jax.tree.leaves(p)), params, found)
+
+    return at
 
 
 def check_preconditioner(optimizer: Any, preconditioner: Callable[[PyTree], PyTree], params: PyTree) -> None:
@@ -215,7 +240,7 @@ def _probe(optimizer: Any, structure: Any, shapes: tuple[tuple[int, ...], ...]) 
 def _proved(optimizer: Any, structure: Any, keys: tuple[str, ...], shapes: Any, alike: bool):
     probe = _probe(optimizer, structure, tuple(map(_shrunk, shapes)))
     try:
-        with np.errstate(all="raise"):
+        with np.errstate(all="raise"), jax.ensure_compile_time_eval():  # also where it is asked for in a trace
             found = [_leaf(probe, index, key) for index, key in enumerate(keys)]
     except (ValueError, FloatingPointError) as error:
         kinds = sorted(_kinds(probe.states[-1]) - {"EmptyState", "MaskedNode"})

@@ -20,7 +20,7 @@ FLOORS = (
     ("record",),
     ("claims",),
     ("types",),
-    ("config", "linalg", "losses", "mesh", "program", "statistics", "tasks"),
+    ("compiled", "config", "linalg", "losses", "mesh", "program", "statistics", "tasks"),
     ("empirical", "taylor"),
     ("operators", "preconditioners", "stax"),
     ("models", "stability"),

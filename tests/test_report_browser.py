@@ -1,14 +1,19 @@
 """The pages in a real browser: no console errors, no request out, contrast AA, zoom, filter, sort, speed."""
 
 import statistics
+from threading import Thread
 
 import browser
+import jax.numpy as jnp
 import pytest
 from matplotlib.figure import Figure
 from test_report import CLAIMS, make_run
 
+from dynamics.observe import loss, watch
 from dynamics.runs.report.index_page import write_index
+from dynamics.runs.report.live import server
 from dynamics.runs.report.run_page import write_report
+from dynamics.types import Objective
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 
@@ -57,9 +62,31 @@ def index(tmp_path_factory):
     return write_index(root).as_uri()
 
 
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for name in ("one", "two_with_a_long_name"):
+        look = watch(Objective.of(lambda w, batch: jnp.sum(w**2)), [loss()], None, to=root / name, quiet=True)
+        with look:
+            for step in range(3):
+                look(step, jnp.full(2, 1.0 + step))
+    with server(root, 0) as made:
+        Thread(target=made.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{made.server_address[1]}/"
+        made.shutdown()
+
+
+def test_the_live_page_reads_again_while_it_is_open(chromium, live):
+    chromium.open(live)
+    assert chromium.run("return document.querySelectorAll('.live tbody input:checked').length") == 2
+    chromium.run("return again()")
+    assert "read at" in chromium.run("return document.getElementById('now').textContent")
+    assert chromium.errors() == []
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [360, 1440])
-@pytest.mark.parametrize("page", ["report", "index"])
+@pytest.mark.parametrize("page", ["report", "index", "live"])
 def test_page_is_clean_readable_and_stays_home(chromium, request, page, width, dark):
     url = request.getfixturevalue(page)
     chromium.open("about:blank")
@@ -127,11 +154,11 @@ def test_on_a_phone_a_wide_figure_scrolls_at_a_legible_size(chromium, tmp_path):
     assert left + seen > 0.8 * wide  # it zooms into what is seen, here the right end
 
 
-def test_everything_interactive_has_a_name_and_takes_the_keyboard(chromium, report, index):
-    for url in (report, index):
+def test_everything_interactive_has_a_name_and_takes_the_keyboard(chromium, report, index, live):
+    for url in (report, index, live):
         chromium.open(url)
         nodes = chromium.command("Accessibility.getFullAXTree", {})["nodes"]
-        roles = {"button", "link", "searchbox", "combobox", "image", "img"}
+        roles = {"button", "link", "searchbox", "combobox", "checkbox", "image", "img"}
         nameless = [
             node
             for node in nodes

@@ -15,7 +15,7 @@ from optax.contrib import split_real_and_imaginary
 
 from dynamics.evolve.checks import check_learning_rate, check_numbers, check_optimizer, check_params, is_rate
 from dynamics.evolve.views import training_part
-from dynamics.preconditioners import adam_preconditioner, check_preconditioner, preconditioner_of
+from dynamics.preconditioners import adam_preconditioner, check_preconditioner, preconditioner_at, preconditioner_of
 from dynamics.program import real_view
 from dynamics.types import (
     Array,
@@ -134,31 +134,10 @@ def descent(
         check_preconditioner(optimizer, preconditioner, params)
         return preconditioner
 
-    return Dynamics(init, step, params, dt, objective, at, _preconditioner(known), optimizer=optimizer)
+    return Dynamics(init, step, params, dt, objective, at, preconditioner_at(known), optimizer=optimizer)
 
 
-def _preconditioner(known: Callable[[Params], Callable[[PyTree], PyTree]]) -> Callable[[DescentState], PyTree]:
-    """``state -> P``, from what is known of it where the parameters are, complex ones as pairs."""
-
-    def at(state: DescentState) -> PyTree:
-        params, opt_state = state.params, state.opt_state
-        if any(map(real_view.is_complex, jax.tree.leaves(params))):
-            keep: Any = optax.GradientTransformation(lambda tree: tree, optax.identity().update)  # pyright: ignore
-            held: Any = split_real_and_imaginary(keep).init(params)
-            found = known(held.inner_state)(opt_state.inner_state)
-        else:
-            found = known(params)(opt_state)
-        if callable(found):
-            return found
-        if jax.tree.structure(found).num_leaves == 1 and not jnp.shape(jax.tree.leaves(found)[0]):
-            (one,) = jax.tree.leaves(found)
-            return jax.tree.map(lambda w: real_view.merge([jnp.full_like(p, one) for p in real_view.split(w)]), params)
-        return jax.tree.map(lambda w, p: real_view.merge(jax.tree.leaves(p)), params, found)
-
-    return at
-
-
-_plain = _preconditioner(lambda params: lambda opt_state: 1.0)
+_plain = preconditioner_at(lambda params: lambda opt_state: 1.0)
 
 
 def real_view_optimizer(optimizer: Any, params: Params) -> optax.GradientTransformation:
@@ -211,7 +190,7 @@ def adam(
     known = partial(adam_preconditioner, b1=b1, b2=b2, eps=eps)
     optimizer = optax.adam(learning_rate, b1, b2, eps)
     run = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size)
-    return run._replace(preconditioner=_preconditioner(lambda params: known))
+    return run._replace(preconditioner=preconditioner_at(lambda params: known))
 
 
 def _time_step(learning_rate: Any) -> Any:

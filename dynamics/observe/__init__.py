@@ -8,6 +8,7 @@ from dynamics.observe.compose import joined, prefixed, since_start
 from dynamics.observe.density import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
 from dynamics.observe.directions import random_direction
 from dynamics.observe.eigenvalues import eigenvalues, hessian_eigenvalues, layer_eigenvalues
+from dynamics.observe.learning_coefficient import LocalLearningCoefficient, local_learning_coefficient
 from dynamics.observe.loss import accuracy, loss, scores
 from dynamics.observe.matching import weight_matching
 from dynamics.observe.noise import batch_sharpness, gradient_noise, hessian_trace
@@ -26,6 +27,7 @@ from dynamics.observe.watch import Watch, watch
 from dynamics.types import gone
 
 __all__ = [
+    "LocalLearningCoefficient",
     "NtkReadings",
     "Slice",
     "WarmStart",
@@ -44,6 +46,7 @@ __all__ = [
     "joined",
     "layer_densities",
     "layer_eigenvalues",
+    "local_learning_coefficient",
     "loss",
     "movement",
     "ntk",

@@ -2,100 +2,297 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics.observe.compose import joined
+from dynamics.compiled import keep_compiled
+from dynamics.observe.loop_state import LoopState, loop_state, signature
+from dynamics.preconditioners import preconditioner_at, preconditioner_of
 from dynamics.record import RESERVED
-from dynamics.types import Objective, Params, PyTree, Record, View, check_objective
+from dynamics.types import Dynamics, Objective, Observable, PyTree, Record, StatefulModel, View, check_objective
+
+_COMPILE = 20.0  # a program's compilation takes about this many times its lowering
+_WARM_UP = 0.25  # seconds of a first call below which it is called once more to learn its cost
+_TOLD = 1.0  # seconds that something may take without a word
 
 
-class Watched(NamedTuple):
-    """The state that observables see in a loop that is not ours."""
+class Cost(NamedTuple):
+    """What an observable has cost a watch.
 
-    params: Params
-    opt_state: PyTree
+    Attributes:
+        readings: how many.
+        seconds: of wall time for all of them, compilation apart.
+        last: seconds of the last one.
+        compilation: seconds that were needed once: tracing, compilation, the first call of a cheap program.
+    """
+
+    readings: int = 0
+    seconds: float = 0.0
+    last: float = 0.0
+    compilation: float = 0.0
+
+
+class Reader:
+    """One observable in a loop: its memory, its programs, its readings and what they cost."""
+
+    def __init__(self, observable: Any, view: Callable[..., View], say: Callable[[str], None]) -> None:
+        pair = Observable.of(observable)
+        self.names: list[str] = []
+        self.steps: list[int] = []
+        self.readings: list[dict[str, np.ndarray]] = []
+        self.cost, self.at = Cost(), 0.0
+        self._say, self._memory, self._programs = say, None, {}
+
+        def update(memory: PyTree, *at: Any) -> Any:
+            memory, readings = pair.update(memory, view(*at))
+            if not isinstance(readings, Mapping):
+                got = "an array" if isinstance(readings, jax.Array) else type(readings).__name__
+                raise TypeError(f"observable: got {got} from it; allowed: a dictionary {{name: array}}")
+            self.names = list(readings)
+            return memory, readings
+
+        self._init, self._update = jax.jit(lambda *at: pair.init(view(*at))), jax.jit(update)
+
+    @property
+    def name(self) -> str:
+        return self.names[0] if self.names else "the next observable"
+
+    def read(self, step: int, state: LoopState, batch: Any) -> dict[str, np.ndarray]:
+        """Reads at ``step``; what is not compiled yet is compiled, aloud where that takes long."""
+        at = (state, batch, jnp.int32(step), jnp.int32(self.cost.readings))
+        began, compiling = time.perf_counter(), self.cost.compilation
+        if self._memory is None:
+            self._memory = self._compiled(self._init, at)(*at)
+        program = self._compiled(self._update, (self._memory, *at))
+        calling = time.perf_counter()
+        after, readings = jax.block_until_ready(program(self._memory, *at))
+        first = time.perf_counter() - calling
+        if not self.steps and first < _WARM_UP:  # it holds what is done once; the second call tells the cost
+            after, readings = jax.block_until_ready(program(self._memory, *at))
+            self.cost = self.cost._replace(compilation=self.cost.compilation + first)
+        self._memory, readings = after, {name: np.asarray(readings[name]) for name in self.names}
+        self.at = time.perf_counter()
+        last = self.at - began - (self.cost.compilation - compiling)
+        self.steps.append(step)
+        self.readings.append(readings)
+        self.cost = self.cost._replace(
+            readings=self.cost.readings + 1, seconds=self.cost.seconds + last, last=max(last, 0.0)
+        )
+        return readings
+
+    def _compiled(self, function: Any, at: tuple) -> Any:
+        key = function, signature(at)
+        if key not in self._programs:
+            keep_compiled()
+            began = time.perf_counter()
+            with self._patience():
+                traced = function.trace(*at)
+            lowering = time.perf_counter()
+            lowered = traced.lower()
+            expected = _COMPILE * (time.perf_counter() - lowering)
+            if function is self._update and expected > _TOLD:
+                self._say(f"compiling {self.name}: once, about {expected:.0f} s")
+            self._programs[key] = lowered.compile()
+            spent = self.cost.compilation + time.perf_counter() - began
+            self.cost = self.cost._replace(compilation=spent)
+        return self._programs[key]
+
+    @contextlib.contextmanager
+    def _patience(self):
+        """Says that something goes on, once it has taken longer than ``_TOLD``."""
+        timer = threading.Timer(_TOLD, self._say, [f"preparing {self.name}: its program is traced, once"])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def record(self) -> Record:
+        values = {name: np.stack([readings[name] for readings in self.readings]) for name in self.names}
+        return Record(np.array(self.steps, np.int32), np.array(self.steps), values)
 
 
 class Watch:
-    """Reads observables whenever it is called; made by ``watch``."""
+    """Reads observables whenever it is called and they are due; made by ``watch``.
 
-    def __init__(self, objective: Objective, observables: Any, batch: Any, every: int) -> None:
-        self._objective, self._batch, self._every = objective, batch, every
-        given = observables if isinstance(observables, list) else [observables]
-        self._observable, self._memory = joined(*given), None
-        self._steps: list[int] = []
-        self._readings: list[dict[str, np.ndarray]] = []
-        self._init, self._update = jax.jit(self._first), jax.jit(self._next)
+    Attributes:
+        share: of the loop's wall time since the first call, compilation apart, that readings have taken.
+    """
+
+    def __init__(
+        self,
+        readers: list[Reader],
+        batch: Any,
+        every: int | None,
+        budget: float | None,
+        sinks: list[Any],
+        say: Callable[[str], None],
+    ) -> None:
+        self._readers, self._batch, self._every, self._budget = readers, batch, every, budget
+        self._sinks, self._say = sinks, say
+        self._step: int | None = None
+        self._began = 0.0
 
     def __call__(
-        self, step: int, params: Params, opt_state: PyTree = None, model_state: PyTree = None
+        self, step: int, params: Any, opt_state: PyTree = None, model_state: PyTree = None
     ) -> dict[str, np.ndarray] | None:
-        """Reads at ``step``, a multiple of ``every``; None at others.
+        """Reads what is due at ``step``, at the first call everything; None where nothing is.
 
         Args:
             step: updates done; increasing from call to call.
-            params: the parameters.
-            opt_state: optax's state, for observables that need it.
-            model_state: of a ``StatefulModel``, whose statistics are frozen at it.
+            params: the parameters: a tree, a flax ``TrainState``, an nnx or an equinox module.
+            opt_state: optax's state or an ``nnx.Optimizer``, for observables that need it.
+            model_state: of a ``StatefulModel``, whose statistics are frozen at it; a ``TrainState`` and an nnx module
+                bring theirs.
 
         Raises:
-            ValueError: for a step that is not after the last one.
+            ValueError: for a step that is not after the last one, or two readings of one name.
+            TypeError: for parameters that are none, or were donated to the update.
         """
         step = int(step)
-        if self._steps and step <= self._steps[-1]:
-            raise ValueError(f"step: got {step}; allowed: above {self._steps[-1]}, the last one")
-        if step % self._every:
+        if self._step is not None and step <= self._step:
+            raise ValueError(f"step: got {step}; allowed: above {self._step}, the last one")
+        due = [reader for reader in self._readers if self._due(reader, step)]
+        first, self._step = self._step is None, step
+        if first:
+            self._began = time.perf_counter()
+        if not due:
             return None
-        at = params, opt_state, model_state, self._batch, jnp.int32(step), jnp.int32(len(self._steps))
-        if self._memory is None:
-            self._memory = self._init(*at)
-        self._memory, readings = self._update(self._memory, *at)
-        if taken := sorted(set(RESERVED) & readings.keys()):
-            raise ValueError(f"reading: got the name {taken[0]!r}; allowed: any but {', '.join(RESERVED)}")
-        self._steps.append(step)
-        self._readings.append({name: np.asarray(value) for name, value in readings.items()})
-        return self._readings[-1]
+        state = loop_state(params, opt_state, model_state)
+        jax.block_until_ready(state.params)  # what the loop has begun is the loop's time
+        found: dict[str, np.ndarray] = {}
+        for reader in due:
+            readings = reader.read(step, state, self._batch)
+            if clash := sorted(found.keys() & readings.keys()):
+                raise ValueError(f"observable: got the reading {clash[0]!r} twice; allowed: once; use prefixed(...)")
+            if taken := sorted(set(RESERVED) & readings.keys()):
+                raise ValueError(f"reading: got the name {taken[0]!r}; allowed: any but {', '.join(RESERVED)}")
+            found.update(readings)
+            for sink in self._sinks:
+                sink.keep(reader.name, step, readings)
+        if first and self._budget:
+            self._tell_pace(self._budget / len(self._readers))
+        return found
+
+    def _due(self, reader: Reader, step: int) -> bool:
+        """Every so many steps; or while a reading more leaves the observable within its part of the budget."""
+        if self._every is not None:
+            return step % self._every == 0
+        if not reader.cost.readings:
+            return True
+        share, cost = (self._budget or 0.0) / len(self._readers), reader.cost
+        pause = time.perf_counter() - reader.at  # and not in bursts
+        return cost.seconds + cost.last <= share * self._seconds() and 2 * share * pause >= cost.last
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began - sum(reader.cost.compilation for reader in self._readers)
+
+    def _tell_pace(self, share: float) -> None:
+        for reader in self._readers:
+            if reader.cost.last > _TOLD:
+                self._say(
+                    f"a reading of {reader.name} takes {reader.cost.last:.1f} s: at {share:.2%} of the loop's time one "
+                    f"every {reader.cost.last / share:.0f} s"
+                )
+
+    @property
+    def share(self) -> float:
+        """Of the loop's wall time since the first call, compilation apart, what readings have taken."""
+        if self._step is None:
+            return 0.0
+        return sum(reader.cost.seconds for reader in self._readers) / max(self._seconds(), 1e-9)
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """What each observable has cost, by the name of its first reading."""
+        return {reader.name: reader.cost for reader in self._readers}
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """The readings of each observable, by the name of its first one; ``time`` counts steps."""
+        return {reader.name: reader.record() for reader in self._readers if reader.steps}
 
     @property
     def record(self) -> Record:
-        """All readings so far; ``time`` counts steps."""
-        names = self._readings[0] if self._readings else ()
-        values = {name: np.stack([readings[name] for readings in self._readings]) for name in names}
-        return Record(np.array(self._steps, np.int32), np.array(self._steps), values)
+        """All readings on one list of steps; NaN where an observable was not read."""
+        held = self.records.values()
+        steps = np.unique(np.concatenate([record.step for record in held])) if held else np.zeros(0, np.int32)
+        values = {}
+        for record in held:
+            at = np.searchsorted(steps, record.step)
+            for name, value in record.values.items():
+                values[name] = value if len(at) == len(steps) else _spread(value, at, len(steps))
+        return Record(steps, steps, values)
 
-    def _view(self, params, opt_state, model_state, batch, step, reading) -> View:
-        objective = self._objective if model_state is None else self._objective.at(model_state)
-        key = jax.random.fold_in(jax.random.key(0), step)
-        state = Watched(params, opt_state)
-        return View(params, batch, objective, state=state, step=step, key=key, data=batch, reading=reading)
+    def close(self, status: str = "finished") -> None:
+        """Writes out what is left; nothing may be read after it. At the end of the process it happens by itself."""
+        sinks, self._sinks = self._sinks, []
+        for sink in sinks:
+            sink.close(status, {name: cost._asdict() for name, cost in self.costs.items()}, self.share)
 
-    def _first(self, *at: Any) -> PyTree:
-        return self._observable.init(self._view(*at))
+    def __enter__(self) -> Watch:
+        return self
 
-    def _next(self, memory: PyTree, *at: Any) -> Any:
-        return self._observable.update(memory, self._view(*at))
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.close("finished" if kind is None else "interrupted")
 
 
-def watch(objective: Objective, observables: Any, batch: Any, *, every: int = 1) -> Watch:
+def _spread(value: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:
+    dtype = value.dtype if value.dtype.kind in "fc" else np.result_type(value.dtype, np.float32)
+    spread = np.full((count, *value.shape[1:]), np.nan, dtype)
+    spread[at] = value
+    return spread
+
+
+def watch(
+    objective: Objective,
+    observables: Any,
+    batch: Any,
+    *,
+    every: int | None = None,
+    budget: float | None = None,
+    optimizer: Any = None,
+    to: Any = None,
+    quiet: bool = False,
+) -> Watch:
     """Observables in a loop of your own: ``look = watch(L, [sharpness(), ntk()], batch)``, then one line in it.
+
+    With ``budget``, a watch measures what a reading of each observable costs and takes it when its part of the budget,
+    the same for each, allows: cheap ones more often than costly ones. All are read at the first call; one that
+    costs more than its part over the whole loop is then read no more. ``watch.share`` is what readings have taken.
+
+    What is compiled is kept for later processes, in JAX's own persistent cache (``~/.cache/dynamics`` unless one is
+    set), and a compilation that takes long is said on stderr before it begins.
 
     Args:
         objective: L, which need not be what the loop descends on, but is what is read.
         observables: a list of them, or one.
         batch: on which they read.
-        every: steps between two readings.
+        every: steps between two readings; 1 unless there is a budget.
+        budget: share of the loop's wall time that readings may take, in (0, 1), instead of ``every``.
+        optimizer: the optax transformation of the loop; ``preconditioned_sharpness`` needs it.
+        to: where readings go besides: a folder, in which they make a durable run with its report page, taken up again
+            where it ended; "tensorboard" or "wandb"; a ``dynamics.runs.trackers.Tracker``; or a list of these.
+        quiet: say nothing on stderr.
 
     Returns:
         A ``Watch``: ``watch(step, params, opt_state)`` reads, ``watch.record`` is the Record so far.
 
     Raises:
-        TypeError: for what is no objective or observable. ValueError: unless ``every >= 1``.
+        TypeError: for what is no objective, observable or optimiser. ValueError: unless ``every >= 1``, ``0 < budget <
+            1``, and not both. With a folder, the errors of ``dynamics.runs.open_run``.
 
-    Cost: that of the observables; one compilation.
+    Cost: that of the observables; one compilation of each. Between readings about a microsecond an observable.
 
     Example:
         >>> from dynamics.losses import mse
@@ -108,6 +305,68 @@ def watch(objective: Objective, observables: Any, batch: Any, *, every: int = 1)
         ([0, 2], [1.0, 0.0])
     """
     check_objective(objective)
-    if not isinstance(every, int) or every < 1:
+    if every is not None and budget is not None:
+        raise ValueError(f"budget: got {budget!r} beside every={every!r}; allowed: one of them")
+    if budget is not None and not (isinstance(budget, float) and 0 < budget < 1):
+        raise ValueError(f"budget: got {budget!r}; allowed: a share of the loop's time > 0 and < 1, such as .05")
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
         raise ValueError(f"every: got {every!r}; allowed: an integer >= 1")
-    return Watch(objective, observables, batch, every)
+    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer: got {type(optimizer).__name__}; allowed: an optax transformation")
+
+    def say(text: str) -> None:
+        if not quiet and sys.stderr is not None:
+            with contextlib.suppress(OSError):
+                print(f"watch: {text}", file=sys.stderr, flush=True)
+
+    view = _viewer(objective, _dynamics(objective, optimizer))
+    given = observables if isinstance(observables, (list, tuple)) else [observables]
+    readers = [Reader(observable, view, say) for observable in given]
+    settings = {"every": every, "budget": budget, "batch": jax.tree.map(lambda x: str(jnp.shape(x)), batch)}
+    return Watch(readers, batch, every if budget else every or 1, budget, _sinks(to, settings, say), say)
+
+
+def _viewer(objective: Objective, dynamics: Dynamics | None) -> Callable[..., View]:
+    """``(state, batch, step, reading) -> View`` of a loop that is not ours."""
+
+    def view(state: LoopState, batch: Any, step: Any, reading: Any) -> View:
+        stateful = isinstance(objective.apply, StatefulModel)
+        if stateful and not jax.tree.leaves(state.model_state) and not isinstance(state.model_state, Mapping):
+            raise TypeError(
+                "model_state: got none; allowed for a model with batch statistics or dropout: watch(step, params, "
+                "opt_state, model_state), {} where it has no statistics"
+            )
+        L = objective.at(state.model_state) if stateful else objective
+        key = jax.random.fold_in(jax.random.key(0), step)
+        return View(state.params, batch, L, state, dynamics, step, key, batch, reading)
+
+    return view
+
+
+def _dynamics(objective: Objective, optimizer: Any) -> Dynamics | None:
+    """Of a loop that is not ours we know its optimiser, and by it the preconditioner."""
+    if optimizer is None:
+        return None
+
+    def not_ours(*_: Any) -> Any:
+        raise TypeError("dynamics: got a watched loop's, which is not ours; allowed: evolve.descent(L, optimizer)")
+
+    known = preconditioner_at(lambda params: preconditioner_of(optimizer, params))
+
+    def preconditioner(state: LoopState) -> PyTree:
+        if state.opt_state is None:
+            raise TypeError("opt_state: got none; allowed for a preconditioner: watch(step, params, opt_state)")
+        return known(state)
+
+    return Dynamics(
+        not_ours, not_ours, lambda state: state.params, objective=objective, preconditioner=preconditioner,
+        optimizer=optimizer,
+    )  # fmt: skip
+
+
+def _sinks(to: Any, settings: Mapping[str, Any], say: Callable[[str], None]) -> list[Any]:
+    """Where readings go besides. Files are the business of ``dynamics.runs``, which stands above this room and is
+    loaded only for who asks for them."""
+    if to is None:
+        return []
+    return importlib.import_module("dynamics.runs.watched").sinks(to, settings, say)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from dynamics.record import Record
 
 STYLE: dict[Any, Any] = {
     "xtick.labelsize": 8,
@@ -51,6 +55,58 @@ def new_figure(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width * cols, height * rows))
         return figure, figure.subplots(rows, cols, sharex=sharex, sharey=sharey)
+
+
+_BESIDE = ("_residual", "_upper", "_error", "_matvecs")
+
+
+def curves(runs: Mapping[str, Mapping[str, Record]], *, log: bool = False, most: int = 24) -> Any:
+    """Every scalar reading against the step, a panel each, all runs overlaid; errors and upper bounds as bands.
+
+    Args:
+        runs: records by label, by the run's name.
+        log: logarithmic values.
+        most: panels, at most.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    found: dict[str, list[tuple[int, Any, Any, Mapping[str, Any]]]] = {}
+    for index, records in enumerate(runs.values()):
+        for record in records.values():
+            for name, value in record.values.items():
+                shape = np.shape(value)
+                beside = any(name.endswith(end) and name.removesuffix(end) in record.values for end in _BESIDE)
+                if len(shape) >= 1 and math.prod(shape[1:]) == 1 and not beside and np.asarray(value).dtype.kind != "c":
+                    found.setdefault(name, []).append((index, record.step, value, record.values))
+    names = list(found)[:most]
+    last = max((int(np.max(step)) for held in found.values() for _, step, *_ in held), default=1)
+    columns = min(3, max(1, len(names)))
+    figure, axes = new_figure(-(-max(1, len(names)) // columns), columns, width=4.0, height=2.6)
+    panels = np.atleast_1d(axes).ravel()
+    for panel, name in zip(panels, names):
+        for index, step, value, beside in found[name]:
+            step, value = np.asarray(step), np.asarray(value, float).reshape(len(step))
+            label = list(runs)[index]
+            style = {"color": colour(index, max(len(runs), 2)), "linewidth": 1.2, "marker": ".", "markersize": 3}
+            panel.plot(step, value, label=label, **style)
+            error, upper = (beside.get(f"{name}{end}") for end in ("_error", "_upper"))
+            low, high = value, value
+            if error is not None and np.size(error) == len(step):
+                low, high = value - np.reshape(error, -1), value + np.reshape(error, -1)
+            if upper is not None and np.size(upper) == len(step):
+                high = np.where(np.isfinite(np.reshape(upper, -1)), np.reshape(upper, -1), value)
+            if high is not value:
+                panel.fill_between(step, low, high, color=style["color"], alpha=0.2, linewidth=0)
+        panel.set(xlabel="step", ylabel=name.replace("_", " "))
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.set_xlim(-0.03 * max(last, 1), 1.03 * max(last, 1))
+        if log:
+            panel.set_yscale("log")
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    if len(runs) > 1 and names:
+        panels[0].legend(fontsize=7, frameon=False)
+    return figure
 
 
 def measured_style(index: int, count: int = 5) -> dict[str, Any]:

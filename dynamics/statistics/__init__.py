@@ -9,6 +9,7 @@ from dynamics.statistics.alignment import (
     kernel_distance,
     label_alignment,
 )
+from dynamics.statistics.chains import ChainMean, chain_mean
 from dynamics.statistics.crossings import first_step, time_ratio, value_at
 from dynamics.statistics.fourier import frequency_power, frequency_share, gini, sum_components, top_frequency
 from dynamics.statistics.groups import Components, component_power, component_share, irreducible_components
@@ -18,11 +19,13 @@ from dynamics.statistics.rank import effective_rank, stable_rank, weight_norm
 from dynamics.statistics.tails import SpectralTail, spectral_tail
 
 __all__ = [
+    "ChainMean",
     "Components",
     "CriticalBatch",
     "PowerLaw",
     "SpectralTail",
     "centred",
+    "chain_mean",
     "cka",
     "component_power",
     "component_share",

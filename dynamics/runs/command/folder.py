@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": ("report.compare:print_compare", "where two runs differ", ["path", "other"]),
     "export": ("report.export:export", "a run's records as .npz or .nc", ["path", "target"]),
     "index": ("report.index_page:print_index", "write index.html, the page that lists every run", ["root"]),
+    "serve": ("report.live:serve", "the live page of runs while they go, on this machine alone", ["root"]),
     "gc": ("report.listing:tidy", "free the checkpoints of finished runs, and half-written files", ["root"]),
     "repeat": ("command.repeat:repeat", "run it again from its directory alone and report the difference", ["path"]),
     "work": ("sweep.worker:work", "take up the open parts of a run, beside it and other workers", ["path"]),
@@ -31,10 +32,12 @@ COMMANDS = {
         ["shell"],
     ),
 }
-FLAGS = {
-    "gc": ("--delete", "delete them; without it, only say how much there is"),
-    "repeat": ("--trust", "run the code that it names, also where that lies outside the current folder"),
-    "work": ("--trust", "run the code that it names, also where that lies outside the current folder"),
+SET: dict[str, Any] = {"action": "store_true"}
+FLAGS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gc": ("--delete", "delete them; without it, only say how much there is", SET),
+    "repeat": ("--trust", "run the code that it names, also where that lies outside the current folder", SET),
+    "serve": ("--port", "port of 127.0.0.1; 0 takes any that is free (default: 8642)", {"type": int, "default": 8642}),
+    "work": ("--trust", "run the code that it names, also where that lies outside the current folder", SET),
 }
 
 
@@ -48,8 +51,8 @@ def main(argv: list[str]) -> int:
             default: dict[str, Any] = {"nargs": "?", "default": "runs"} if argument == "root" else {}
             made.add_argument(argument, type=str if argument == "shell" else Path, help=PATHS[argument], **default)
         if name in FLAGS:
-            flag, words = FLAGS[name]
-            made.add_argument(flag, action="store_true", help=words)
+            flag, words, options = FLAGS[name]
+            made.add_argument(flag, help=words, **options)
     given = vars(parser.parse_args(argv))
     module, _, function = COMMANDS[given.pop("command")][0].partition(":")
     return getattr(importlib.import_module(f"dynamics.runs.{module}"), function)(**given)

@@ -138,7 +138,7 @@ def open_run(
         def act() -> dict[str, Any]:
             how = dict(quiet=quiet, tracker=tracker, workers=workers, is_part=is_part)
             source = None if fork_of is None else Path(fork_of)
-            opened.append(stack.enter_context(_opened(path, settings, source, about, how)))
+            opened.append(stack.enter_context(open_directory(path, settings, source, about, how)))
             return opened[0].journal.entries()
 
         entries = hosts.together(act)
@@ -167,7 +167,7 @@ def _checked(path: Any, config: Any, workers: int) -> tuple[Path, dict[str, Any]
 
 
 @contextlib.contextmanager
-def _opened(
+def open_directory(
     path: Path, settings: dict[str, Any], fork_of: Path | None, about: dict[str, Any], how: dict[str, Any]
 ) -> Iterator[Run]:
     """The directory locked, its journal open and its settings checked."""

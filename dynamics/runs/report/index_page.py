@@ -75,8 +75,8 @@ def print_index(root: Path) -> int:
 
 
 def rows(root: Path) -> Iterator[Row]:
-    """Every run directory under ``root``: a folder two levels down that holds a ``config.json``."""
-    for config in root.glob("*/*/config.json"):
+    """Every run directory under ``root``: a folder one or two levels down that holds a ``config.json``."""
+    for config in (*root.glob("*/config.json"), *root.glob("*/*/config.json")):
         folder = config.parent
         if folder.is_symlink() or folder.parent.is_symlink():
             continue

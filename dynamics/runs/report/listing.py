@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 def run_folders(root: Path) -> Iterator[Path]:
-    """Every run ``root/<experiment>/<name>`` (or ``root`` itself, when it is one); no link is followed.
+    """Every run ``root/<experiment>/<name>`` or ``root/<name>`` (or ``root`` itself); no link is followed.
 
     Raises:
         BadInput: where ``root`` is no folder, or none that can be read.
@@ -44,6 +44,9 @@ def run_folders(root: Path) -> Iterator[Path]:
     except (OSError, ValueError) as error:
         raise BadInput(f"root: got {str(root)!r}; allowed: an existing folder of runs") from error
     for experiment in experiments:
+        if os.path.lexists(os.path.join(experiment, "run.sqlite")):
+            yield Path(experiment)
+            continue
         with contextlib.suppress(OSError):
             for entry in sorted(os.scandir(experiment), key=lambda entry: entry.name):
                 marked = any(os.path.lexists(os.path.join(entry.path, name)) for name in MARKS)

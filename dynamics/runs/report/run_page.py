@@ -75,25 +75,26 @@ def report_page(run_dir: Path) -> str:
     config, provenance = (read_json(run_dir / f"{kind}.json", {}) for kind in ("config", "provenance"))
     claims, command = read_json(run_dir / "claims.json", []), provenance.get("command")
     paths = sorted(run_dir.glob("*.svg"), key=lambda path: (path.name != "figure.svg", path.name))
+    figures = [picture(path.stem.replace("_", " "), read_bytes(path)) for path in paths]
     with understood(run_dir / "claims.json"):
         holds, words = verdict(claims)
         claims = [{**claim, "rejects": rejects(claim)} for claim in claims]
         return render(
             "run.html.j2", ["page.css", "run.css"], "run.js",
             title=f"{experiment} / {name}", experiment=experiment, name=name, provenance=provenance, facts=FACTS,
-            claims=claims, numbers=NUMBERS, holds=holds, words=words, figures=[*map(_picture, paths)],
+            claims=claims, numbers=NUMBERS, holds=holds, words=words, figures=figures,
             more=[key for key in ("rejects", "source", "note") if any(claim.get(key) for claim in claims)],
             command=shlex.join(map(str, command)) if isinstance(command, list) else command, config=[*_flat(config)],
             rest=[*_flat({key: value for key, value in provenance.items() if key not in ELSEWHERE})],
         )  # fmt: skip
 
 
-def _picture(path: Path) -> Picture:
-    data = read_bytes(path)
+def picture(name: str, data: bytes) -> Picture:
+    """An SVG file as the page shows it."""
     box = re.search(rb"viewBox=[\"'][-+\d.eE]+[ ,]+[-+\d.eE]+[ ,]+(\d{1,5})", data[:4096])
     points = max(1, int(box[1])) if box else 300
     size = f"w{min(round(points / 150), 12)}" + (" wide" if points > 700 else "")
-    return Picture(path.stem.replace("_", " "), base64.b64encode(data).decode(), 2 * points, size)
+    return Picture(name, base64.b64encode(data).decode(), 2 * points, size)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import platform
 import re
 import resource
 import sys
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 
+from dynamics.compiled import keep_compiled
 from dynamics.runs.durable.errors import BadInput, Unusable
-from dynamics.runs.durable.files import digest
 from dynamics.runs.durable.provenance import file_of
 
 DEVICE = re.compile(r"(cpu|gpu|tpu|cuda|rocm|METAL)(:\d{1,4})?")
@@ -83,9 +81,7 @@ def set_up_jax(x64: bool, device: str | None) -> None:
         raise Unusable(f"ulimit -v: got {allowed // 1024}; allowed: {ADDRESSES // 1024} or more, which XLA needs")
     if x64:
         jax.config.update("jax_enable_x64", True)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    keep_compiled()
     try:
         jax.devices()
     except RuntimeError as error:
@@ -103,17 +99,3 @@ def set_up_jax(x64: bool, device: str | None) -> None:
     except (RuntimeError, IndexError) as error:
         found = ", ".join(sorted({f"{d.platform}:{d.id}" for d in jax.devices()}))
         raise BadInput(f"device: got {device!r}; allowed here: {found}") from error
-
-
-def cache_folder() -> Path:
-    """Where compiled programs are kept between commands: one folder a processor type, since they do not travel."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no HOME, and an unknown user
-        base = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        kind = "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    except OSError:
-        kind = platform.processor()
-    return base / "dynamics" / f"jax-{digest(kind.encode())[:10]}"
