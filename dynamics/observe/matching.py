@@ -157,11 +157,12 @@ def _plain(leaf: Any) -> np.ndarray:
 def _check_the_same(objective: Objective, other: Params, permuted: Params, batch: Any) -> None:
     """Raises ValueError when the permutation changes what the network computes: the layers were not in order."""
 
-    def outputs(params):
+    @jax.jit
+    def outputs(params, batch):
         return objective(params, batch) if objective.apply is None else objective.f("weight_matching")(params, batch.x)
 
     with jax.default_matmul_precision("highest"):
-        pairs = zip(*(jax.tree.leaves(outputs(p)) for p in (other, permuted)))
+        pairs = zip(*(jax.tree.leaves(outputs(p, batch)) for p in (other, permuted)))
     for before, after in pairs:
         before, after = np.asarray(before), np.asarray(after)
         bound = float(jnp.finfo(before.dtype).eps) ** 0.5 * np.max(np.abs(before), initial=0)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, Int
 
@@ -108,42 +109,44 @@ def slice(
         layers = None if align is True else align
         matched = [weight_matching(objective, params, other, batch, layers=layers) for other in others]
         others, permutations = zip(*matched)
-    theta = flat(params)[0]
-    ends = [_vector("to", other, params, theta) - theta for other in others]
-    basis = jnp.stack([*ends, *(_vector("direction", direction, params, theta) for direction in directions)])
     between = ways == len(others) == 1
-    losses = _losses(objective, params, batch)
+    losses, n = _losses(objective, params, batch)
+    at = np.stack([np.ravel(axis) for axis in np.meshgrid(*axes, indexing="ij")], -1)
+    at = np.concatenate([at, [[0.0], [1.0]]]) if between else at
+    shape = tuple(axis.size for axis in axes)
 
     @jax.jit
-    def read(params, batch, basis, at):
+    def read(params, batch, others, directions, at):
         theta, _, merge = flat(params)
+        ends = [_vector("to", other, params, theta) - theta for other in others]
+        basis = jnp.stack([*ends, *(_vector("direction", direction, params, theta) for direction in directions)])
+        at = at.astype(theta.dtype)
 
         def one(point):
             whole, each = losses(merge(theta + jnp.einsum("d,dp->p", point, basis, precision="highest")), batch)
             if each is None:
-                return whole, None, jnp.bool_(False)
+                return whole, jnp.full((), jnp.nan, whole.dtype), jnp.bool_(True)
             sound = operators.is_mean(whole, each) | ~jnp.isfinite(whole)
             return whole, each if between else linalg.mean_and_error(each).error, sound
 
         pieces = -(-len(at) // parallel)
         padded = jnp.concatenate([at, jnp.repeat(at[-1:], -len(at) % pieces, 0)])  # one program for all pieces
-        found = jax.lax.map(jax.vmap(one), padded.reshape(pieces, -1, at.shape[1]))
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(at)], found)
+        found = jax.lax.map(jax.vmap(one), padded.reshape(pieces, -1, ways))
+        loss, spread, sound = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(at)], found)
+        sound, barrier = jnp.all(sound), None
+        spread = jnp.where(sound, spread, jnp.nan)
+        if between:
+            barrier = _barrier(at[:, 0].astype(loss.dtype), loss, spread)
+            loss, spread = loss[:-2], linalg.mean_and_error(spread[:-2].T).error if n else spread[:-2]
+        gram = jnp.matmul(basis, basis.T, precision="highest")
+        return loss.reshape(shape), spread.reshape(shape), gram, barrier, sound
 
-    grid = jnp.stack([jnp.ravel(a) for a in jnp.meshgrid(*axes, indexing="ij")], -1)
-    at = jnp.concatenate([grid, jnp.array([[0.0], [1.0]])]) if between else grid
-    loss, spread, sound = read(params, batch, basis, at.astype(theta.dtype))
-    sound = jnp.all(sound)
-    if spread is not None:
-        spread = jnp.where(sound, spread, jnp.nan) if isinstance(sound, Tracer) or sound else None
-    barrier = None
-    if between:
-        barrier = _barrier(at[:, 0].astype(loss.dtype), loss, spread)
-        loss, spread = loss[:-2], None if spread is None else linalg.mean_and_error(spread.T).error[:-2]
-    shape = tuple(axis.size for axis in axes)
-    error = None if spread is None else spread.reshape(shape)
-    gram = jnp.matmul(basis, basis.T, precision="highest")
-    return Slice(tuple(axes), loss.reshape(shape), error, gram, barrier, tuple(permutations))
+    loss, error, gram, barrier, sound = read(params, batch, others, directions, at)
+    if n and not isinstance(sound, Tracer) and not sound:
+        n = 0
+    barrier = None if barrier is None else Estimate(barrier[0], barrier[1], n)
+    coordinates = tuple(jnp.asarray(axis) for axis in axes)
+    return Slice(coordinates, loss, error if n else None, gram, barrier, tuple(permutations))
 
 
 def _networks(to: Any, params: Params) -> list[Any]:
@@ -153,15 +156,15 @@ def _networks(to: Any, params: Params) -> list[Any]:
     return list(to) if several and len(to) == 2 else [to]
 
 
-def _axes(spans: Sequence[tuple[float, float]], points: int, coordinates: Any) -> list[Array]:
+def _axes(spans: Sequence[tuple[float, float]], points: int, coordinates: Any) -> list[np.ndarray]:
     if coordinates is None:
         if not isinstance(points, int) or points < 2:
             raise ValueError(f"points: got {points!r}; allowed: an integer >= 2")
         if not all(low < high < math.inf for low, high in spans):
             raise ValueError(f"radius: got {spans[-1][1]!r}; allowed: a finite number > 0")
-        return [jnp.linspace(low, high, points) for low, high in spans]
+        return [np.linspace(low, high, points) for low, high in spans]
     alone = len(spans) == 1 and len(coordinates) and all(jnp.ndim(one) == 0 for one in coordinates)
-    axes = [jnp.asarray(one, float) for one in ([coordinates] if alone else coordinates)]
+    axes = [np.asarray(one, float) for one in ([coordinates] if alone else coordinates)]
     if len(axes) != len(spans) or any(axis.ndim != 1 or not axis.size for axis in axes):
         raise ValueError(f"coordinates: got shapes {[a.shape for a in axes]}; allowed: {len(spans)} of shape [m]")
     return axes
@@ -184,8 +187,8 @@ def _vector(name: str, tree: PyTree, params: Params, theta: Array) -> Array:
     return vector.astype(theta.dtype)
 
 
-def _losses(objective: Objective, params: Params, batch: Any) -> Callable[[Params, Any], tuple[Array, Any]]:
-    """``(params, batch) -> (L, each sample's loss [n], as if alone)``; None where one sample has none."""
+def _losses(objective: Objective, params: Params, batch: Any) -> tuple[Callable[[Params, Any], tuple[Array, Any]], int]:
+    """``(params, batch) -> (L, each sample's loss [n], as if alone)`` and n; None and 0 where one sample has none."""
     jax.eval_shape(lambda *at: objective(*at), params, batch)  # what is wrong with L itself is said here
 
     def samples(params, batch):
@@ -217,17 +220,17 @@ def _losses(objective: Objective, params: Params, batch: Any) -> Callable[[Param
         each = jax.vmap(alone, (None, 0))(params, all_samples) + penalty if separable else None
         return whole + penalty, each
 
-    return losses
+    return losses, lengths.pop()[0] if separable else 0
 
 
-def _barrier(at: Array, loss: Array, each: Array | None) -> Estimate:
-    """Of losses ``[m + 2]`` at ``at``, the last two being the ends; ``each [m + 2, n]`` the samples'."""
+def _barrier(at: Array, loss: Array, each: Array) -> tuple[Array, Array]:
+    """``(value, error)`` of losses ``[m + 2]`` at ``at``, the last two the ends; ``each [m + 2, n]`` the samples'."""
 
     def above(losses):
         t = at.reshape(-1, *(1,) * (losses.ndim - 1))
         return losses - (1 - t) * losses[-2] - t * losses[-1]
 
-    highest = jnp.argmax(jnp.where((at >= 0) & (at <= 1), above(loss), -jnp.inf))
-    if each is None:
-        return Estimate(above(loss)[highest], jnp.nan)
-    return linalg.mean_and_error(above(each)[highest])._replace(value=above(loss)[highest])
+    rise = above(loss)
+    rise = jnp.where(((at == 0) | (at == 1)) & jnp.isfinite(rise), 0, rise)  # but for rounding it is
+    highest = jnp.argmax(jnp.where((at >= 0) & (at <= 1), rise, -jnp.inf))
+    return rise[highest], linalg.mean_and_error(above(each)[highest]).error if each.ndim > 1 else each[0]
