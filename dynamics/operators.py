@@ -327,10 +327,15 @@ def _split(batch: Any, size: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.reshape(leaf, (n // size, size, *leaf.shape[1:])), batch)
 
 
+def is_mean(whole: Array, parts: Array) -> Array:
+    """Whether L of the batch is the mean over its parts, up to rounding."""
+    scale = jnp.mean(jnp.abs(parts)) + jnp.finfo(parts.dtype).tiny
+    return jnp.abs(whole - jnp.mean(parts)) <= jnp.sqrt(jnp.finfo(parts.dtype).eps) * scale
+
+
 def _mean(whole: Array, parts: Array) -> Array:
     """1 where L of the batch is the mean over its parts; else an error, or NaN where the values are traced."""
-    scale = jnp.mean(jnp.abs(parts)) + jnp.finfo(parts.dtype).tiny
-    sound = jnp.abs(whole - jnp.mean(parts)) <= jnp.sqrt(jnp.finfo(parts.dtype).eps) * scale
+    sound = is_mean(whole, parts)
     if isinstance(sound, Tracer):
         return jnp.where(sound, 1.0, jnp.nan).astype(parts.dtype)
     if not sound and jnp.isfinite(whole):

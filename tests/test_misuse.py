@@ -160,7 +160,7 @@ def test_the_message_says_what_to_change(case):
 ROOMS = {"observe": observe, "evolve": evolve}
 OPERATORS = ("hessian", "gauss_newton", "fisher", "gradient_covariance", "ntk")
 AS_BEFORE = {"joined", "prefixed", "since_start"}
-NEW = {"watch"}
+NEW = {"slice", "watch", "weight_matching"}
 
 
 def renewed():

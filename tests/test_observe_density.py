@@ -1,4 +1,4 @@
-"""Spectral densities of each operator and of each layer against dense spectra."""
+"""Spectral densities and eigenvalues of each operator and of each layer against dense spectra."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,17 @@ from jax.flatten_util import ravel_pytree
 
 from dynamics import operators
 from dynamics.losses import half_mse
-from dynamics.observe import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
+from dynamics.observe import (
+    density,
+    eigenvalues,
+    gauss_newton_density,
+    hessian_density,
+    hessian_eigenvalues,
+    joined,
+    layer_densities,
+    layer_eigenvalues,
+    ntk_density,
+)
 from dynamics.types import Batch, Objective, View
 
 
@@ -68,6 +78,34 @@ def test_densities_of_operators_and_layers_against_dense_spectra(problem):
     agrees(layers, "gn/first", g[:15, :15])
     agrees(layers, "gn/second", g[15:, 15:])
     agrees(one_block, "hessian", h[:15, :15])
+
+
+def test_eigenvalues_of_operators_and_layers_are_those_of_the_dense_blocks(problem):
+    """At two readings; a block has no more of them than parameters, and none above the whole's largest."""
+    params, batch = problem
+    read = joined(
+        layer_eigenvalues(operators.hessian, "hessian", 12),
+        layer_eigenvalues(operators.gauss_newton, "gn", 2, which="smallest"),
+        hessian_eigenvalues(3, where=operators.blocks(params)["second"]),
+        eigenvalues(lambda view: operators.ntk(L, view.params, view.batch), "ntk", 4),
+    )
+    memory = read.init(View(params, batch, L))
+    update = jax.jit(lambda memory, params: read.update(memory, View(params, batch, L)))
+    for point in (params, jax.tree.map(lambda leaf: 1.1 * leaf, params)):
+        memory, found = update(memory, point)
+        h, g, k = dense(point, batch)
+        exact = {
+            "hessian/first_eigenvalues": np.linalg.eigvalsh(h[:15, :15])[::-1][:12],
+            "hessian/second_eigenvalues": np.linalg.eigvalsh(h[15:, 15:])[::-1],
+            "gn/first_smallest": np.linalg.eigvalsh(g[:15, :15])[:2],
+            "gn/second_smallest": np.linalg.eigvalsh(g[15:, 15:])[:2],
+            "hessian_eigenvalues": np.linalg.eigvalsh(h[15:, 15:])[::-1][:3],
+            "ntk_eigenvalues": np.linalg.eigvalsh(k)[::-1][:4],
+        }
+        for name, values in exact.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-9, atol=1e-12)
+            assert set(found) >= {f"{name}_residual", f"{name}_limit", f"{name}_matvecs"}
+        assert max(found[f"hessian/{layer}_eigenvalues"][0] for layer in params) <= np.linalg.eigvalsh(h)[-1] + 1e-12
 
 
 def test_too_few_probes_are_refused(problem):

@@ -67,6 +67,7 @@ SETTINGS = {
     "batch_sharpness": {"draws": 4},
     "density": OF_A_VIEW | {"probes": 2, "steps": 6},
     **{f"{name}_density": {"probes": 2, "steps": 6} for name in ("hessian", "gauss_newton", "ntk")},
+    "eigenvalues": OF_A_VIEW,
     "layer_densities": {"probes": 2, "steps": 3},
 }
 MORE = {

@@ -3,33 +3,40 @@
 from typing import TYPE_CHECKING
 
 from dynamics import statistics
+from dynamics.observe.cka import cka
 from dynamics.observe.compose import joined, prefixed, since_start
 from dynamics.observe.density import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
+from dynamics.observe.directions import random_direction
+from dynamics.observe.eigenvalues import eigenvalues, hessian_eigenvalues, layer_eigenvalues
 from dynamics.observe.learning_coefficient import LocalLearningCoefficient, local_learning_coefficient
 from dynamics.observe.loss import accuracy, loss, scores
+from dynamics.observe.matching import weight_matching
 from dynamics.observe.noise import batch_sharpness, gradient_noise, hessian_trace
 from dynamics.observe.ntk import NtkReadings, ntk, ntk_of_state
 from dynamics.observe.rank import end_to_end, movement, weight_ranks
 from dynamics.observe.seldom import seldom
 from dynamics.observe.sharpness import (
     WarmStart,
-    hessian_eigenvalues,
     preconditioned_sharpness,
     sharpness,
     sharpness_drift,
     top_eigenvalue,
 )
+from dynamics.observe.slice import Slice, slice
 from dynamics.observe.watch import Watch, watch
 from dynamics.types import gone
 
 __all__ = [
     "LocalLearningCoefficient",
     "NtkReadings",
+    "Slice",
     "WarmStart",
     "Watch",
     "accuracy",
     "batch_sharpness",
+    "cka",
     "density",
+    "eigenvalues",
     "end_to_end",
     "gauss_newton_density",
     "gradient_noise",
@@ -38,6 +45,7 @@ __all__ = [
     "hessian_trace",
     "joined",
     "layer_densities",
+    "layer_eigenvalues",
     "local_learning_coefficient",
     "loss",
     "movement",
@@ -46,13 +54,16 @@ __all__ = [
     "ntk_of_state",
     "preconditioned_sharpness",
     "prefixed",
+    "random_direction",
     "scores",
     "seldom",
     "sharpness",
     "sharpness_drift",
     "since_start",
+    "slice",
     "top_eigenvalue",
     "watch",
+    "weight_matching",
     "weight_ranks",
 ]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from dynamics import operators
 from dynamics.types import Batch, Observable, Params, Readings
 
 
@@ -55,3 +56,30 @@ def since_start(read: Callable[[Params, Params, Batch], Readings]) -> Observable
         lambda view: jax.tree.map(lambda leaf: leaf, view.params),
         lambda start, view: (start, read(start, view.params, view.batch)),
     )
+
+
+def by_layer(reader: str, of_block: Callable[..., Observable], operator: Any, name: str, level: int) -> Observable:
+    """Joins ``of_block(view -> Operator, "<name>/<layer>", size)`` of every diagonal block of an operator."""
+
+    def blocks(view):
+        found = {}
+        for layer, where in operators.blocks(view.params, level).items():
+
+            def block(view, where=where):
+                return operator(view.loss(reader), view.params, view.batch, where=where)
+
+            size = operators.flat(view.params, where)[0].size
+            found[layer] = of_block(block, f"{name}/{layer}", size)
+        return found
+
+    def init(view):
+        return {layer: one.init(view) for layer, one in blocks(view).items()}
+
+    def update(memory, view):
+        memory, readings = dict(memory), {}
+        for layer, one in blocks(view).items():
+            memory[layer], read = one.update(memory.get(layer, ()), view)
+            readings |= read
+        return memory, readings
+
+    return Observable(init, update)

@@ -8,11 +8,10 @@ from typing import Any
 import jax
 
 from dynamics import linalg, operators
-from dynamics.observe.sharpness import check_operator, hessian_at
+from dynamics.observe.compose import by_layer
+from dynamics.observe.sharpness import OperatorOf, check_operator, hessian_at
 from dynamics.operators import Operator
-from dynamics.types import Observable, View, factory
-
-OperatorOf = Callable[[View], Operator]
+from dynamics.types import Observable, factory
 
 
 @factory("density(operator, name)")
@@ -125,7 +124,7 @@ def layer_densities(operator: Callable[..., Operator], name: str, *, level: int 
     Example:
         >>> import jax.numpy as jnp
         >>> from dynamics.losses import half_mse
-        >>> from dynamics.types import Batch, Objective
+        >>> from dynamics.types import Batch, Objective, View
         >>> L = Objective(lambda p, x: x @ p["a"] @ p["b"], half_mse)
         >>> params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 1))}
         >>> read = layer_densities(operators.hessian, "hessian", probes=2, steps=2)
@@ -135,14 +134,7 @@ def layer_densities(operator: Callable[..., Operator], name: str, *, level: int 
     """
     check_operator("layer_densities", operator, "objective", "params", "batch", "where")
 
-    def read(view):
-        readings = {}
-        for layer, where in operators.blocks(view.params, level).items():
+    def of_block(block, block_name, size):
+        return density(block, block_name, **options)
 
-            def block(view, where=where):
-                return operator(view.loss("layer_densities"), view.params, view.batch, where=where)
-
-            readings |= density(block, f"{name}/{layer}", **options).update((), view)[1]
-        return readings
-
-    return Observable.of_view(read)
+    return by_layer("layer_densities", of_block, operator, name, level)

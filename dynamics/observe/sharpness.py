@@ -1,4 +1,4 @@
-"""Sharpness while it moves: certified, of any operator, several eigenvalues, the drift budget; each with its error."""
+"""Sharpness while it moves: certified, of any operator, preconditioned, the drift budget; each with its error."""
 
 from __future__ import annotations
 
@@ -158,60 +158,6 @@ def top_eigenvalue(
             f"{name}_matvecs": top.matvecs,
         }
         return WarmStart(vector, memory.key, memory.count + 1, value, crossed), readings
-
-    return Observable(init, update)
-
-
-@factory("hessian_eigenvalues(k)")
-def hessian_eigenvalues(
-    k: int,
-    *,
-    which: str = "largest",
-    tolerance: float = 1e-3,
-    max_matvecs: int | None = None,
-    basis_size: int | None = None,
-    seed: int = 0,
-) -> Observable:
-    """The k largest (or smallest) Hessian eigenvalues with their residuals, warm-started from the last reading's.
-
-    Args:
-        k, which, tolerance, max_matvecs, basis_size: see ``linalg.eigenpairs``.
-        seed: of the random start.
-
-    Returns:
-        An observable with ``hessian_eigenvalues`` ``[k]``, counted with multiplicity, ``hessian_eigenvalues_residual``
-        ``[k]``, ``hessian_eigenvalues_limit`` (no copy was missed beyond it but for a probability of .01; see
-        ``linalg.Eigenpairs``) and ``hessian_eigenvalues_matvecs``; for the smallest, ``hessian_smallest`` in place of
-        ``hessian_eigenvalues``.
-    """
-    name = "hessian_eigenvalues" if which == "largest" else "hessian_smallest"
-    operator = hessian_at("hessian_eigenvalues")
-
-    def init(view):
-        _, size, dtype, _ = operator(view)
-        return jnp.zeros(size, dtype), jax.random.key(seed), jnp.int32(0)
-
-    def update(memory, view):
-        summed, key, count = memory
-        matvec, size, dtype, _ = operator(view)
-        z = jax.random.normal(jax.random.fold_in(key, count), (size,), dtype)
-        pairs = linalg.eigenpairs(
-            matvec,
-            summed + z / jnp.linalg.norm(z),
-            k,
-            which=which,
-            tolerance=tolerance,
-            max_matvecs=max_matvecs,
-            basis_size=basis_size,
-        )
-        summed = jnp.sum(jnp.where(jnp.isfinite(pairs.vectors), pairs.vectors, 0), 0)
-        readings = {
-            name: pairs.values,
-            f"{name}_residual": pairs.residuals,
-            f"{name}_limit": pairs.limit,
-            f"{name}_matvecs": pairs.matvecs,
-        }
-        return (summed, key, count + 1), readings
 
     return Observable(init, update)
 

@@ -2,6 +2,8 @@
 
 from dynamics.statistics.alignment import (
     centred,
+    cka,
+    debiased_alignment,
     effective_dimension,
     kernel_alignment,
     kernel_distance,
@@ -24,9 +26,11 @@ __all__ = [
     "SpectralTail",
     "centred",
     "chain_mean",
+    "cka",
     "component_power",
     "component_share",
     "critical_batch",
+    "debiased_alignment",
     "effective_dimension",
     "effective_rank",
     "first_step",
