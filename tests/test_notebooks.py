@@ -23,8 +23,8 @@ def pictures(notebook):
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-def test_there_are_seven():
-    assert len(NOTEBOOKS) == 7
+def test_there_are_eight():
+    assert len(NOTEBOOKS) == 8
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
