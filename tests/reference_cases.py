@@ -60,7 +60,7 @@ def activation(rng, steep=True, flat=False):
         "Polynomial": lambda s: s.Polynomial([a - 0.5, b, -c / 2, a / 4]),
         "Hermite": lambda s: s.Hermite(1 + int(4 * a) % 3),
         "Elementwise": lambda s: s.Elementwise(jnp.square, lambda k, q, r: 2 * k**2 + q * r, lambda k, q, r: 4 * k),
-        "ElementwiseNumerical": lambda s: s.ElementwiseNumerical(_softplus, 5 + int(10 * a)),
+        "ElementwiseNumerical": lambda s: s.ElementwiseNumerical(_softplus, 40 + int(10 * a)),
     }
     name = str(rng.choice([n for n in made if (steep or n not in STEEP) and (flat or n not in FLAT)]))
     return name, made[name]
