@@ -369,4 +369,4 @@ def _sinks(to: Any, settings: Mapping[str, Any], say: Callable[[str], None]) -> 
     loaded only for who asks for them."""
     if to is None:
         return []
-    return importlib.import_module("dynamics.runs.watched").sinks(to, settings, say)
+    return importlib.import_module("dynamics.runs.watch_sinks").sinks(to, settings, say)

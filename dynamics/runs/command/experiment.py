@@ -18,8 +18,8 @@ from dynamics.runs.durable.journal import Journal
 from dynamics.runs.durable.load import damaged_files, load
 from dynamics.runs.durable.provenance import config_difference
 from dynamics.runs.durable.run import checked_name, default_name, open_run
+from dynamics.runs.report.claim_words import claims_table
 from dynamics.runs.report.outcome import run_to_the_end
-from dynamics.runs.report.verdicts import claims_table
 from dynamics.runs.sweep import cells, specs
 from dynamics.runs.sweep.cluster import checked as checked_cluster
 from dynamics.runs.sweep.module import DEVICE, module_named, set_up_jax

@@ -10,7 +10,7 @@ from dynamics.runs.durable.errors import Unusable, understood
 from dynamics.runs.durable.files import plain, printable
 from dynamics.runs.durable.load import LoadedRun, damaged_files, load
 from dynamics.runs.durable.provenance import code_digest, config_difference
-from dynamics.runs.report.verdicts import claims_table
+from dynamics.runs.report.claim_words import claims_table
 from dynamics.types import Record
 
 

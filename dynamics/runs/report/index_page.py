@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from dynamics.runs.durable.errors import BadInput, Unusable
 from dynamics.runs.durable.files import read_json, write_bytes
+from dynamics.runs.report.claim_words import verdict
 from dynamics.runs.report.page import render, shown
-from dynamics.runs.report.verdicts import verdict
 
 COLUMNS = (
     ("experiment", "Experiment", "text"), ("name", "Run", "text"), ("verdict", "Verdict", "text"),

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from dynamics.runs.report.verdicts import badge
+from dynamics.runs.report.claim_words import badge
 
 
 def render(template: str, styles: Sequence[str], script: str, **values: Any) -> str:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from dynamics.runs.durable.errors import BadInput, understood
 from dynamics.runs.durable.files import read_bytes, read_json, write_bytes
+from dynamics.runs.report.claim_words import rejects, verdict
 from dynamics.runs.report.page import render
-from dynamics.runs.report.verdicts import rejects, verdict
 
 NUMBERS = ("measured", "predicted", "tolerance")
 FACTS = {"status": "{}", "started": "started {}", "seconds": "took {} s", "preset": "preset {}"}
