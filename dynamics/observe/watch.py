@@ -341,8 +341,9 @@ def watch(
 
     def say(text: str) -> None:
         if not quiet and sys.stderr is not None:
-            with contextlib.suppress(OSError):
-                print(f"watch: {text}", file=sys.stderr, flush=True)
+            told = f"watch: {text}".encode(errors="backslashreplace").decode()
+            with contextlib.suppress(OSError, ValueError):
+                print(told, file=sys.stderr, flush=True)
 
     view = _viewer(objective, _dynamics(objective, optimizer))
     one = isinstance(observables, Observable) or not isinstance(observables, (list, tuple))

@@ -164,10 +164,10 @@ def server(root: Path, port: int) -> ThreadingHTTPServer:
 def serve(root: Path, port: int) -> int:
     """Serves the live page until Ctrl-C; the command ``serve``."""
     with server(root, port) as made:
-        print(f"http://{ADDRESS}:{made.server_address[1]}/ shows {root} while it grows; Ctrl-C ends it", flush=True)
         thread = threading.Thread(target=made.serve_forever, daemon=True)
         thread.start()
         try:
+            print(f"http://{ADDRESS}:{made.server_address[1]}/ shows {root} while it grows; Ctrl-C ends it", flush=True)
             while thread.is_alive():
                 time.sleep(0.2)
         except KeyboardInterrupt:
