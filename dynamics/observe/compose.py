@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dynamics import operators
@@ -48,7 +49,7 @@ def check_readings(readings: Any) -> None:
     for name, value in readings.items():
         if not isinstance(name, str):
             raise TypeError(f"reading: got the name {name!r}; allowed: a string")
-        key = isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+        key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         if key or not isinstance(value, _NUMBERS):
             got = "a random key" if key else type(value).__name__
             raise TypeError(f"reading: got {got} as {name!r}; allowed: an array")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dynamics.compiled import keep_compiled
 from dynamics.observe.compose import check_readings
@@ -267,7 +268,7 @@ def _whole(step: Any) -> int:
     with contextlib.suppress(TypeError):
         if abs(whole := operator.index(step)) < 2**31:
             return whole
-    got = "a traced value" if isinstance(step, jax.core.Tracer) else repr(step)
+    got = "a traced value" if isinstance(step, Tracer) else repr(step)
     raise ValueError(f"step: got {got}; allowed: an integer of 32 bits, outside jit")
 
 
