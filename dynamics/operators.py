@@ -18,7 +18,7 @@ from dynamics.empirical.matrix_free import ntk_operator
 from dynamics.empirical.passes import Passes
 from dynamics.linalg import Operator
 from dynamics.program.forward import linearized, pushed
-from dynamics.program.real_view import Where, flat, real_view
+from dynamics.program.real_view import Where, flat, is_function, real_view
 from dynamics.types import Array, Batch, Objective, Params, check_objective, factory
 
 
@@ -262,7 +262,7 @@ def preconditioned(operator: Operator, preconditioner: Any) -> Operator:
     Raises:
         ValueError: when a diagonal P has another number of entries than the operator.
     """
-    if callable(preconditioner):
+    if is_function(preconditioner):
         root = preconditioner
     else:
         diagonal = real_view(_like(operator, preconditioner))[0]

@@ -111,7 +111,7 @@ def preconditioner_at(known: Callable[[PyTree], Callable[[PyTree], PyTree]]) -> 
             found = known(held.inner_state)(opt_state.inner_state)
         else:
             found = known(params)(opt_state)
-        if callable(found):
+        if real_view.is_function(found):
             return found
         if jax.tree.structure(found).num_leaves == 1 and not jnp.shape(jax.tree.leaves(found)[0]):
             (one,) = jax.tree.leaves(found)
@@ -273,6 +273,10 @@ def _proved(optimizer: Any, structure: Any, keys: tuple[str, ...], shapes: Any, 
         def of(key: str, shape: Any, known: _Moments | None, ratio: float):
             if known is None or known.node is None:
                 return jnp.full(shape, ratio)
+            if known.node >= len(nodes) or key not in by_key[known.node]:
+                raise ValueError(
+                    f"opt_state: got no moments of params{key}; allowed: this optimizer's over all parameters"
+                )
             own = known._replace(**live)
             return ratio * own.denominator(by_key[known.node][key], nodes[known.node])
 

@@ -1,5 +1,6 @@
 """Watching loops that are not ours: readings are the dense values, the budget holds, a folder is a durable run."""
 
+import re
 import subprocess
 import sys
 import urllib.error
@@ -18,12 +19,13 @@ from flax.training.train_state import TrainState
 from jax.flatten_util import ravel_pytree
 from programs.own_loops import cnn_loop, transformer_loop
 
-from dynamics import models, observe
+from dynamics import models, observe, operators
 from dynamics.losses import half_mse
 from dynamics.observe.loop_state import loop_state
-from dynamics.observe.watch import Cost, Reader, Watch
-from dynamics.runs import BadInput, load
-from dynamics.runs.report.live import server
+from dynamics.observe.watch import Cost, Reader, Watch, _dynamics
+from dynamics.runs import BadInput, RunError, load
+from dynamics.runs.report.live import Live, server
+from dynamics.runs.trackers import Tracker
 from dynamics.types import Batch, Objective
 
 X, Y = jax.random.normal(jax.random.key(0), (12, 3)), jnp.ones((12, 1))
@@ -132,6 +134,100 @@ def test_what_is_no_state_of_a_loop_is_refused():
         observe.watch(L, [observe.preconditioned_sharpness()], Batch(X, Y), optimizer=optax.adam(0.1))(0, W)
 
 
+@pytest.mark.usefixtures("as_users_meet_it")
+@pytest.mark.parametrize(
+    ("at", "refused"),
+    [
+        ((1.5, W), "step: got 1.5; allowed: an integer of 32 bits, outside jit"),
+        ((2**31, W), "step: got 2147483648; allowed: an integer"),
+        ((0, {}), "params: got no arrays; allowed: those of the model"),
+        ((0, W, "adam"), "opt_state: got str at opt_state; allowed: optax's state or an nnx.Optimizer"),
+    ],
+)
+def test_a_call_with_what_cannot_be_read_is_refused(at, refused):
+    with pytest.raises((TypeError, ValueError), match=re.escape(refused)):
+        observe.watch(L, observe.loss(), Batch(X, Y))(*at)
+
+
+@pytest.mark.usefixtures("as_users_meet_it")
+def test_a_traced_call_and_donated_arrays_are_refused():
+    look = observe.watch(L, observe.loss(), Batch(x := X + 0, Y))
+    with pytest.raises(ValueError, match="step: got a traced value; allowed: an integer"):
+        jax.jit(lambda step: look(step, W))(0)
+    with pytest.raises(TypeError, match=r"params: got a traced value \(params\); allowed: a call outside jit"):
+        jax.jit(lambda params: look(0, params))(W)
+    opt_state = optax.adam(0.1).init(W)
+    opt_state[0].nu.delete()
+    with pytest.raises(TypeError, match=r"opt_state: got arrays that were donated \(opt_state\[0\].nu\)"):
+        look(1, W, opt_state)
+    x.delete()
+    with pytest.raises(TypeError, match=r"batch: got arrays that were donated \(batch.x\); allowed: arrays that no"):
+        look(2, W)
+
+
+@pytest.mark.usefixtures("as_users_meet_it")
+@pytest.mark.parametrize(
+    ("read", "refused"),
+    [
+        (lambda p, b: {}, "observable: got no reading from it; allowed: one at least"),
+        (lambda p, b: {0: p}, "reading: got the name 0; allowed: a string"),
+        (lambda p, b: {"a": {"b": p}}, "reading: got dict as 'a'; allowed: an array"),
+        (lambda p, b: {"a": jax.random.key(0)}, "reading: got a random key as 'a'; allowed: an array"),
+        (observe.ntk_of_state(), "state: got LoopState; allowed for ntk_of_state: kernel_descent's; or ntk()"),
+    ],
+)
+def test_what_is_no_reading_is_refused(read, refused):
+    with pytest.raises(TypeError, match=re.escape(refused)):
+        observe.watch(L, [read], Batch(X, Y))(0, W)
+
+
+@pytest.mark.usefixtures("as_users_meet_it")
+def test_readings_keep_their_shapes_and_a_watch_ends_when_it_is_closed():
+    look = observe.watch(L, [lambda params, batch: {"w": params}], Batch(X, Y))
+    look(0, W)
+    with pytest.raises(ValueError, match=r"shapes {'w': \(3, 2\)}; allowed: those of its first ones, {'w': \(3, 1\)}"):
+        look(1, jnp.ones((3, 2)))
+    look(2, W)
+    assert look.record.step.tolist() == [0, 2]
+    look.close()
+    look.close()
+    with pytest.raises(ValueError, match=r"step: got 3 after close\(\); allowed: a new watch"):
+        look(3, W)
+    with pytest.raises(ValueError, match="observables: got none; allowed: one at least"):
+        observe.watch(L, [], Batch(X, Y))
+
+
+def test_a_batch_whose_memory_the_loader_uses_again_stays_what_it_was():
+    x = np.array(X)
+    look = observe.watch(L, [observe.loss()], Batch(x, np.array(Y)))
+    first = look(0, W)["loss"]
+    x *= 5
+    assert look(1, W)["loss"] == first
+
+
+def test_what_is_remembered_of_donated_parameters_stays():
+    look = observe.watch(L, [observe.movement(), lambda params, batch: {"w": params}], Batch(X, Y))
+    update, params = jax.jit(lambda w: w + 1.0, donate_argnums=0), W + 0
+    for step in range(3):
+        look(step, params)
+        params = update(params)
+    np.testing.assert_allclose(look.record.values["w"][:, 0, 0], [0.1, 1.1, 2.1], rtol=1e-6)
+    np.testing.assert_allclose(look.record.values["weight_change"], [0, 10, 20], rtol=1e-5)
+
+
+def test_an_equinox_module_of_moments_is_a_preconditioner_and_needs_all_of_them():
+    module, optimizer = eqx.nn.Linear(3, 1, key=jax.random.key(0)), optax.adam(0.1)
+    linear, P = Objective(lambda params, x: jax.vmap(params)(x), half_mse), _dynamics(L, optimizer).preconditioner
+    gradient = jax.grad(linear)(module, Batch(X, Y))
+    opt_state = optimizer.update(gradient, optimizer.init(module))[1]
+    H = operators.hessian(linear, module, Batch(X, Y))
+    v, root = jnp.arange(4.0), (jnp.abs(ravel_pytree(gradient)[0]) * 0.1) ** -0.5  # after one step: (1 - b1) |g|
+    found = operators.preconditioned(H, P(loop_state(module, opt_state))).matvec(v)
+    np.testing.assert_allclose(found, root * H.matvec(root * v), rtol=1e-3)
+    with pytest.raises(ValueError, match=r"opt_state: got no moments of params\S+; allowed: this optimizer's over all"):
+        P(loop_state(module, optax.sgd(0.1).init(module)))
+
+
 class Costly(Reader):
     """A reader on a clock of its own."""
 
@@ -179,13 +275,61 @@ def test_a_folder_is_a_durable_run_that_is_taken_up_again(tmp_path, capsys):
     }
     np.testing.assert_array_equal(run.records["loss"].values["loss"], look.record.values["loss"])
     assert "figures" in (tmp_path / "mine" / "report.html").read_text()
-    with pytest.raises(BadInput, match=r"holds loss up to step 4, at step 0; allowed: a later step, or .*mine-2"):
-        observe.watch(L, [observe.loss(), observe.sharpness()], Batch(X, Y), every=2, to=tmp_path / "mine")(0, W)
+    again = observe.watch(L, [observe.loss(), observe.sharpness()], Batch(X, Y), every=2, to=tmp_path / "mine")
+    with (
+        pytest.raises(BadInput, match=r"holds loss up to step 4, at step 0; allowed: a later step, or .*mine-2"),
+        again,
+    ):
+        again(0, W)
     assert load(tmp_path / "mine").status == "finished"
     with observe.watch(L, [observe.loss(), observe.sharpness()], Batch(X, Y), every=2, to=tmp_path / "mine") as look:
         look(6, W)
     assert load(tmp_path / "mine").records["loss"].step.tolist() == [0, 2, 4, 6]
     assert "report.html" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_or_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(
+        BadInput, match=r"a folder with 'config.json' in it; allowed: a new or an empty folder, such as"
+    ):
+        observe.watch(L, observe.loss(), Batch(X, Y), to=tmp_path)
+    assert (tmp_path / "config.json").read_text() == "mine"
+    with pytest.raises(BadInput, match="to: got 3; allowed"):
+        observe.watch(L, observe.loss(), Batch(X, Y), to=[tmp_path / "run", 3])
+    look = observe.watch(L, observe.loss(), Batch(X, Y), to=tmp_path / "run", quiet=True)  # the first let go of it
+    with pytest.raises(BadInput, match=r"which another watch of this process writes to; allowed: after its close\(\)"):
+        observe.watch(L, observe.loss(), Batch(X, Y), to=tmp_path / "run")
+    look.close()
+    for name in ("a\0b", "", "x" * 300):
+        with pytest.raises(RunError, match=r"to: got|cannot be made: File name too long"):
+            observe.watch(L, observe.loss(), Batch(X, Y), to=name and f"{tmp_path}/{name}")
+
+
+def test_forks_threads_failing_trackers_and_odd_names_leave_the_run_whole(tmp_path, capsys):
+    def fails(*_):
+        raise RuntimeError("no")
+
+    to = [Tracker(fails, fails), tmp_path / "one\udcff", Tracker(lambda *_: None, fails), tmp_path / "$\\two$"]
+    look = observe.watch(L, lambda params, batch: {r"$\foo$": params.sum()}, Batch(X, Y), to=to)
+    thread = Thread(target=look, args=(0, W))
+    thread.start()
+    thread.join()
+    owner = [sink._owner for sink in look._sinks]
+    for sink in look._sinks:
+        sink._owner = -1  # as a process that was forked off sees it
+        sink.keep(r"$\foo$", 5, {r"$\foo$": np.ones(())})
+        sink.close("finished", {}, 0.0)
+        sink._owner = owner[0]
+    look.close()
+    for path in to[1::2]:
+        run = load(path)
+        assert run.status == "finished"
+        assert run.records[r"$\foo$"].step.tolist() == [0]
+        assert (path / "report.html").exists()
+    assert capsys.readouterr().err.count("tracker dropped: RuntimeError: no") == 2
+    page = Live(tmp_path).page([], log=False)
+    assert page.count("finished") == page.count(" checked") == 2
 
 
 LOOP = """
@@ -234,7 +378,7 @@ def answer(address, **headers):
         return error.code, error.read().decode()
 
 
-def test_the_live_page_overlays_runs_and_shows_no_file(live):
+def test_the_live_page_overlays_runs_and_shows_no_file(live, tmp_path):
     code, page = answer(f"{live}/?run=one&run=two&scale=log")
     assert code == 200
     assert page.count(" checked") == 3
@@ -252,5 +396,11 @@ def test_the_live_page_overlays_runs_and_shows_no_file(live):
         assert answer(f"{live}/report?run={path}") == (404, "no such run")
     assert answer(live, Host="evil.example:80")[0] == 403
     assert answer(f"{live}/?run=%3Cscript%3E")[1].count("<script>") == 1
+    (tmp_path / "runs" / "one" / "report.html").unlink()
+    (tmp_path / "runs" / "one" / "report.html").symlink_to(tmp_path / "secret.txt")
+    code, told = answer(f"{live}/report?run=one")
+    assert (code, "is not followed" in told) == (500, True)
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    assert answer(live)[0] == 500
     with pytest.raises(BadInput, match="root: got 'nothere'; allowed: an existing folder of runs"):
         server(Path("nothere"), 0)

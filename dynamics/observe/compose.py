@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from dynamics import operators
 from dynamics.types import Batch, Observable, Params, Readings
+
+_NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
 def joined(*observables: Any) -> Observable:
@@ -27,9 +31,7 @@ def joined(*observables: Any) -> Observable:
         after, merged = [], {}
         for pair, remembered in zip(pairs, memory, strict=True):
             remembered, readings = pair.update(remembered, view)
-            if not isinstance(readings, Mapping):
-                got = "an array" if isinstance(readings, jax.Array) else type(readings).__name__
-                raise TypeError(f"observable: got {got} from it; allowed: a dictionary {{name: array}}")
+            check_readings(readings)
             if clash := sorted(merged.keys() & readings.keys()):
                 raise ValueError(f"observable: got the reading {clash[0]!r} twice; allowed: once; use prefixed(...)")
             merged.update(readings)
@@ -37,6 +39,20 @@ def joined(*observables: Any) -> Observable:
         return tuple(after), merged
 
     return Observable(init, update)
+
+
+def check_readings(readings: Any) -> None:
+    """Raises TypeError unless ``readings`` is a dictionary of arrays by their names."""
+    if not isinstance(readings, Mapping):
+        got = "an array" if isinstance(readings, jax.Array) else type(readings).__name__
+        raise TypeError(f"observable: got {got} from it; allowed: a dictionary {{name: array}}")
+    for name, value in readings.items():
+        if not isinstance(name, str):
+            raise TypeError(f"reading: got the name {name!r}; allowed: a string")
+        key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        if key or not isinstance(value, _NUMBERS):
+            got = "a random key" if key else type(value).__name__
+            raise TypeError(f"reading: got {got} as {name!r}; allowed: an array")
 
 
 def prefixed(prefix: str, observable: Any) -> Observable:

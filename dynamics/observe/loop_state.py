@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from dynamics.types import Params, PyTree
@@ -36,7 +37,7 @@ def loop_state(params: Any, opt_state: Any = None, model_state: Any = None) -> L
         model_state: of a ``StatefulModel``; what ``params`` already holds need not be said.
 
     Raises:
-        TypeError: for leaves that are no arrays, or arrays that were donated.
+        TypeError: for leaves that are no arrays, or arrays that were donated or are traced.
     """
     nnx, equinox = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
     if nnx is not None and isinstance(params, nnx.Module):
@@ -48,18 +49,26 @@ def loop_state(params: Any, opt_state: Any = None, model_state: Any = None) -> L
         params, opt_state, model_state = _of_train_state(params, opt_state, model_state)
     if nnx is not None and isinstance(opt_state, nnx.Optimizer):
         opt_state = _of_nnx_optimizer(nnx, opt_state.opt_state, params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
-            raise TypeError(
-                f"params: got arrays that were donated (params{jax.tree_util.keystr(path)}); allowed: what the update "
-                "returned"
-            )
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, (int, float, complex)):
-            raise TypeError(
-                f"params: got {type(leaf).__name__} at params{jax.tree_util.keystr(path)}; allowed: a tree of arrays, "
-                "a flax TrainState, an nnx or an equinox module"
-            )
+    check_arrays("params", params, "a tree of arrays, a flax TrainState, an nnx or an equinox module")
+    if not jax.tree.leaves(params):
+        raise TypeError("params: got no arrays; allowed: those of the model")
+    check_arrays("opt_state", opt_state, "optax's state or an nnx.Optimizer")
+    check_arrays("model_state", model_state, "a tree of arrays")
     return LoopState(params, opt_state, () if model_state is None else model_state)
+
+
+def check_arrays(name: str, tree: PyTree, allowed: str, live: str = "what the update returned") -> None:
+    """Raises TypeError unless all leaves are numbers that can be read, in a sentence about ``name``."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        place = f"{name}{jax.tree_util.keystr(path)}"
+        if isinstance(leaf, Tracer):
+            raise TypeError(f"{name}: got a traced value ({place}); allowed: a call outside jit, grad, vmap and scan")
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise TypeError(f"{name}: got arrays that were donated ({place}); allowed: {live}")
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
+            raise TypeError(f"{name}: got {type(leaf).__name__} at {place}; allowed: {allowed}")
+        if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "OSUMm":
+            raise TypeError(f"{name}: got {leaf.dtype} at {place}; allowed: numbers")
 
 
 def _of_nnx_optimizer(nnx: Any, opt_state: PyTree, params: Params) -> PyTree:

@@ -175,12 +175,17 @@ def ntk_of_state(**readings: Any) -> Observable:
     """
     wanted = _checked(readings)
 
-    def update(memory: NtkMemory, view):
-        outputs = view.state.outputs
-        y = targets_like(outputs, view.batch.y) if wanted.labels or wanted.modes else outputs
-        return _read(wanted, memory, view.state.kernel, _rows(outputs), _rows(y))
+    def kernel_of(state: Any) -> Array:
+        if not hasattr(state, "kernel"):
+            raise TypeError(f"state: got {type(state).__name__}; allowed for ntk_of_state: kernel_descent's; or ntk()")
+        return state.kernel
 
-    return Observable(lambda view: _remember(wanted, view.state.kernel), update)
+    def update(memory: NtkMemory, view):
+        kernel, outputs = kernel_of(view.state), view.state.outputs
+        y = targets_like(outputs, view.batch.y) if wanted.labels or wanted.modes else outputs
+        return _read(wanted, memory, kernel, _rows(outputs), _rows(y))
+
+    return Observable(lambda view: _remember(wanted, kernel_of(view.state)), update)
 
 
 def _remember(wanted: NtkReadings, kernel: Array) -> NtkMemory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import operator
 import sys
 import threading
 import time
@@ -13,9 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dynamics.compiled import keep_compiled
-from dynamics.observe.loop_state import LoopState, loop_state, signature
+from dynamics.observe.compose import check_readings
+from dynamics.observe.loop_state import LoopState, check_arrays, loop_state, signature
 from dynamics.preconditioners import preconditioner_at, preconditioner_of
 from dynamics.record import RESERVED
 from dynamics.types import Dynamics, Objective, Observable, PyTree, Record, StatefulModel, View, check_objective
@@ -50,14 +53,21 @@ class Reader:
         self.steps: list[int] = []
         self.readings: list[dict[str, np.ndarray]] = []
         self.cost, self.at = Cost(), 0.0
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._say, self._memory, self._programs = say, None, {}
 
         def update(memory: PyTree, *at: Any) -> Any:
             memory, readings = pair.update(memory, view(*at))
-            if not isinstance(readings, Mapping):
-                got = "an array" if isinstance(readings, jax.Array) else type(readings).__name__
-                raise TypeError(f"observable: got {got} from it; allowed: a dictionary {{name: array}}")
-            self.names = list(readings)
+            check_readings(readings)
+            shapes = {name: jnp.shape(value) for name, value in readings.items()}
+            if not shapes:
+                raise TypeError("observable: got no reading from it; allowed: one at least")
+            if self.readings and shapes != self._shapes:
+                raise ValueError(
+                    f"observable: got readings of shapes {shapes}; allowed: those of its first ones, {self._shapes}; "
+                    "where the parameters change their shapes, a new watch"
+                )
+            self.names, self._shapes = list(shapes), shapes
             return memory, readings
 
         self._init, self._update = jax.jit(lambda *at: pair.init(view(*at))), jax.jit(update)
@@ -141,25 +151,29 @@ class Watch:
         self._readers, self._batch, self._every, self._budget = readers, batch, every, budget
         self._sinks, self._say = sinks, say
         self._step: int | None = None
-        self._began = 0.0
+        self._began, self._closed = 0.0, False
 
     def __call__(
         self, step: int, params: Any, opt_state: PyTree = None, model_state: PyTree = None
     ) -> dict[str, np.ndarray] | None:
-        """Reads what is due at ``step``, at the first call everything; None where nothing is.
+        """Reads what is due at ``step``: with ``every`` at its multiples, with a budget everything at the first call;
+        None where nothing is.
 
         Args:
-            step: updates done; increasing from call to call.
+            step: updates done, an integer; increasing from call to call.
             params: the parameters: a tree, a flax ``TrainState``, an nnx or an equinox module.
             opt_state: optax's state or an ``nnx.Optimizer``, for observables that need it.
             model_state: of a ``StatefulModel``, whose statistics are frozen at it; a ``TrainState`` and an nnx module
                 bring theirs.
 
         Raises:
-            ValueError: for a step that is not after the last one, or two readings of one name.
-            TypeError: for parameters that are none, or were donated to the update.
+            ValueError: for a step that is not after the last one, two readings of one name, readings that change their
+                shapes, or a call after ``close``.
+            TypeError: for parameters that are none, were donated to the update, or are traced.
         """
-        step = int(step)
+        step = _whole(step)
+        if self._closed:
+            raise ValueError(f"step: got {step} after close(); allowed: a new watch, which takes the folder up again")
         if self._step is not None and step <= self._step:
             raise ValueError(f"step: got {step}; allowed: above {self._step}, the last one")
         due = [reader for reader in self._readers if self._due(reader, step)]
@@ -169,6 +183,7 @@ class Watch:
         if not due:
             return None
         state = loop_state(params, opt_state, model_state)
+        check_arrays("batch", self._batch, "arrays", "arrays that no update is given to keep")
         jax.block_until_ready(state.params)  # what the loop has begun is the loop's time
         found: dict[str, np.ndarray] = {}
         for reader in due:
@@ -236,15 +251,25 @@ class Watch:
 
     def close(self, status: str = "finished") -> None:
         """Writes out what is left; nothing may be read after it. At the end of the process it happens by itself."""
-        sinks, self._sinks = self._sinks, []
-        for sink in sinks:
-            sink.close(status, {name: cost._asdict() for name, cost in self.costs.items()}, self.share)
+        sinks, self._sinks, self._closed = self._sinks, [], True
+        costs = {name: cost._asdict() for name, cost in self.costs.items()}
+        with contextlib.ExitStack() as stack:  # each of them, whatever another does
+            for sink in reversed(sinks):
+                stack.callback(sink.close, status, costs, self.share)
 
     def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self.close("finished" if kind is None else "interrupted")
+
+
+def _whole(step: Any) -> int:
+    with contextlib.suppress(TypeError):
+        if abs(whole := operator.index(step)) < 2**31:
+            return whole
+    got = "a traced value" if isinstance(step, Tracer) else repr(step)
+    raise ValueError(f"step: got {got}; allowed: an integer of 32 bits, outside jit")
 
 
 def _spread(value: np.ndarray, at: np.ndarray, count: int) -> np.ndarray:
@@ -277,7 +302,7 @@ def watch(
     Args:
         objective: L, which need not be what the loop descends on, but is what is read.
         observables: a list of them, or one.
-        batch: on which they read.
+        batch: on which they read; NumPy arrays are copied, since a loader may use theirs again.
         every: steps between two readings; 1 unless there is a budget.
         budget: share of the loop's wall time that readings may take, in (0, 1), instead of ``every``.
         optimizer: the optax transformation of the loop; ``preconditioned_sharpness`` needs it.
@@ -289,8 +314,9 @@ def watch(
         A ``Watch``: ``watch(step, params, opt_state)`` reads, ``watch.record`` is the Record so far.
 
     Raises:
-        TypeError: for what is no objective, observable or optimiser. ValueError: unless ``every >= 1``, ``0 < budget <
-            1``, and not both. With a folder, the errors of ``dynamics.runs.open_run``.
+        TypeError: for what is no objective, observable or optimiser, and a batch that is not of numbers. ValueError:
+            without an observable; unless ``every >= 1``, ``0 < budget < 1``, and not both. With a folder, the errors of
+            ``dynamics.runs.open_run``, and one for a folder with other files.
 
     Cost: that of the observables; one compilation of each. Between readings about a microsecond an observable.
 
@@ -316,11 +342,17 @@ def watch(
 
     def say(text: str) -> None:
         if not quiet and sys.stderr is not None:
-            with contextlib.suppress(OSError):
-                print(f"watch: {text}", file=sys.stderr, flush=True)
+            told = f"watch: {text}".encode(errors="backslashreplace").decode()
+            with contextlib.suppress(OSError, ValueError):
+                print(told, file=sys.stderr, flush=True)
 
     view = _viewer(objective, _dynamics(objective, optimizer))
-    given = observables if isinstance(observables, (list, tuple)) else [observables]
+    one = isinstance(observables, Observable) or not isinstance(observables, (list, tuple))
+    given = [observables] if one else observables
+    if not given:
+        raise ValueError("observables: got none; allowed: one at least")
+    check_arrays("batch", batch, "arrays", "arrays that no update is given to keep")
+    batch = jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf, batch)
     readers = [Reader(observable, view, say) for observable in given]
     settings = {"every": every, "budget": budget, "batch": jax.tree.map(lambda x: str(jnp.shape(x)), batch)}
     return Watch(readers, batch, every if budget else every or 1, budget, _sinks(to, settings, say), say)

@@ -113,3 +113,9 @@ def linearized_outputs(outputs: Callable[[Array], Any], theta: Array):
     """``(f, push, pull, shaped)``: outputs in the real view, ``J``, ``J^T`` and the inverse of that view."""
     _, shaped = real_view(jax.tree.map(jnp.zeros_like, jax.eval_shape(outputs, theta)))
     return *linearized(lambda v: real_view(outputs(v))[0], theta), shaped
+
+
+def is_function(value: Any) -> bool:
+    """Whether ``value`` is a function rather than a tree of numbers; an equinox module can be called and is a tree."""
+    whole = isinstance(value, jax.tree_util.Partial) or jax.tree_util.all_leaves([value])
+    return callable(value) and whole

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dynamics.record import Record
+from dynamics.runs.durable.files import printable
 
 STYLE: dict[Any, Any] = {
     "xtick.labelsize": 8,
@@ -82,13 +83,13 @@ def curves(runs: Mapping[str, Mapping[str, Record]], *, log: bool = False, most:
     last = max((int(np.max(step)) for held in found.values() for _, step, *_ in held), default=1)
     columns = min(3, max(1, len(names)))
     figure, axes = new_figure(-(-max(1, len(names)) // columns), columns, width=4.0, height=2.6)
-    panels = np.atleast_1d(axes).ravel()
+    panels, drawn_once = np.atleast_1d(axes).ravel(), {}
     for panel, name in zip(panels, names):
         for index, step, value, beside in found[name]:
             step, value = np.asarray(step), np.asarray(value, float).reshape(len(step))
-            label = list(runs)[index]
+            label = text(list(runs)[index])
             style = {"color": colour(index, max(len(runs), 2)), "linewidth": 1.2, "marker": ".", "markersize": 3}
-            panel.plot(step, value, label=label, **style)
+            drawn_once.setdefault(label, panel.plot(step, value, label=label, **style)[0])
             error, upper = (beside.get(f"{name}{end}") for end in ("_error", "_upper"))
             low, high = value, value
             if error is not None and np.size(error) == len(step):
@@ -97,7 +98,7 @@ def curves(runs: Mapping[str, Mapping[str, Record]], *, log: bool = False, most:
                 high = np.where(np.isfinite(np.reshape(upper, -1)), np.reshape(upper, -1), value)
             if high is not value:
                 panel.fill_between(step, low, high, color=style["color"], alpha=0.2, linewidth=0)
-        panel.set(xlabel="step", ylabel=name.replace("_", " "))
+        panel.set(xlabel="step", ylabel=text(name.replace("_", " ")))
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.set_xlim(-0.03 * max(last, 1), 1.03 * max(last, 1))
         if log:
@@ -105,8 +106,14 @@ def curves(runs: Mapping[str, Mapping[str, Record]], *, log: bool = False, most:
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     if len(runs) > 1 and names:
-        panels[0].legend(fontsize=7, frameon=False)
+        panels[0].legend(drawn_once.values(), drawn_once.keys(), fontsize=7, frameon=False)
     return figure
+
+
+def text(name: str) -> str:
+    """A name that others gave as a label: on one line, without mathematics, and shown whatever it begins with."""
+    plain = printable(name).replace("$", r"\$")
+    return f" {plain}" if plain.startswith("_") else plain
 
 
 def measured_style(index: int, count: int = 5) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,29 +16,74 @@ import jax
 import numpy as np
 
 from dynamics.record import Record
-from dynamics.runs.durable.errors import BadInput
+from dynamics.runs.durable.errors import BadInput, InUse
 from dynamics.runs.durable.files import json_text, plain
 from dynamics.runs.durable.journal import root
 from dynamics.runs.durable.load import load
 from dynamics.runs.durable.run import Run, open_directory
 from dynamics.runs.figures import curves, drawn
+from dynamics.runs.report.listing import MARKS
 from dynamics.runs.report.run_page import report_page
-from dynamics.runs.trackers import MAKERS, Tracker, log_record, made
+from dynamics.runs.trackers import MAKERS, Tracker, log_record
+from dynamics.runs.trackers import made as tracker_made
 
 COMMIT_SECONDS = 2.0
 
 
-class Folder:
+class Sink:
+    """A place where readings go, until it is closed or the process ends; a process forked off it writes nothing."""
+
+    def __init__(self) -> None:
+        self._owner, self._open = os.getpid(), True
+        atexit.register(self._at_exit)
+
+    @property
+    def writes(self) -> bool:
+        return self._open and os.getpid() == self._owner
+
+    def close(self, status: str, costs: Mapping[str, Any], share: float) -> None:
+        """Writes out what is left."""
+        if self.writes:
+            try:
+                self._finish(status, costs, share)
+            finally:
+                self.drop()
+
+    def drop(self) -> None:
+        """Lets go of the place, which stays as it is."""
+        atexit.unregister(self._at_exit)
+        self._open = False
+
+    def keep(self, name: str, step: int, readings: Mapping[str, np.ndarray]) -> None:
+        """Takes one reading of the observable whose first reading is called ``name``."""
+        raise NotImplementedError
+
+    def _finish(self, status: str, costs: Mapping[str, Any], share: float) -> None:
+        raise NotImplementedError
+
+    def _at_exit(self) -> None:
+        self.close("interrupted" if hasattr(sys, "last_value") else "finished", {}, float("nan"))
+
+
+class Folder(Sink):
     """A durable run of what a watch reads: a call for each observable, committed every few seconds."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> None:
+        _check_own(path)
         self._stack = contextlib.ExitStack()
         about = {"experiment": "observe.watch", "command": sys.argv}
-        self._run: Run = self._stack.enter_context(open_directory(path, plain(settings), None, about, {}))
+        try:
+            self._run: Run = self._stack.enter_context(open_directory(path, plain(settings), None, about, {}))
+        except InUse as error:
+            if f"PID {os.getpid()} " not in str(error):
+                raise
+            raise BadInput(
+                f"to: got {str(path)!r}, which another watch of this process writes to; allowed: after its close()"
+            ) from error
         self._say, self._last = say, time.perf_counter()
         self._fresh: dict[str, list[tuple[int, Mapping[str, np.ndarray]]]] = {}
         self._chain: dict[str, tuple[int, str]] = {}
-        atexit.register(self._at_exit)
+        super().__init__()
 
     def keep(self, name: str, step: int, readings: Mapping[str, np.ndarray]) -> None:
         """Takes one reading of the observable whose first reading is called ``name``.
@@ -45,6 +91,8 @@ class Folder:
         Raises:
             BadInput: for a step that the folder has already.
         """
+        if not self.writes:
+            return
         if name not in self._chain:
             self._chain[name] = self._taken_up(name, step)
             self._run.journal.set(status="running")
@@ -60,8 +108,7 @@ class Folder:
         if header is None:
             self._run.begin(name, {"dt": 1.0})
         elif chunks and chunks[-1].step >= step:
-            atexit.unregister(self._at_exit)
-            self._stack.close()  # what it holds stays as it is
+            self.drop()
             raise BadInput(
                 f"to: got {str(self._run.path)!r}, which holds {name} up to step {chunks[-1].step}, at step {step}; "
                 f"allowed: a later step, or another folder, such as {str(free(self._run.path))!r}"
@@ -81,53 +128,59 @@ class Folder:
                 self._chain[name] = number + 1, link
         self._fresh, self._last = {}, time.perf_counter()
 
-    def close(self, status: str, costs: Mapping[str, Any], share: float) -> None:
+    def drop(self) -> None:
+        super().drop()
+        self._stack.close()
+
+    def _finish(self, status: str, costs: Mapping[str, Any], share: float) -> None:
         """Commits, draws the figure and writes the report."""
-        atexit.unregister(self._at_exit)
-        with self._stack:
-            self.commit()
-            run = self._run
-            records = {label: record for label, record in load(run.path).records.items() if len(record.step)}
-            for name, data in drawn(curves({"": records})).items() if records else ():
-                run.write(name, data)
-            facts = {"status": status, "watch": {"share": share, "costs": costs}}
-            run.write("provenance.json", json_text({**run.journal.get("provenance"), **facts}))
-            run.write("report.html", report_page(run.path))
-            run.journal.set(status=status)
+        self.commit()
+        run = self._run
+        records = {label: record for label, record in load(run.path).records.items() if len(record.step)}
+        for name, data in drawn(curves({"": records})).items() if records else ():
+            run.write(name, data)
+        facts = {"status": status, "watch": {"share": share, "costs": costs}}
+        run.write("provenance.json", json_text({**run.journal.get("provenance"), **facts}))
+        run.write("report.html", report_page(run.path))
+        run.journal.set(status=status)
         self._say(f"{run.path / 'report.html'}")
 
-    def _at_exit(self) -> None:
-        self.close("interrupted" if hasattr(sys, "last_value") else "finished", {}, float("nan"))
 
-
-class ToTracker:
+class ToTracker(Sink):
     """A tracker as the place where readings go; one that fails is dropped, aloud."""
 
     def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
-        self._tracker: Tracker | None = tracker
-        self._say = say
-        atexit.register(self._at_exit)
+        self._tracker, self._say = tracker, say
+        super().__init__()
 
     def keep(self, name: str, step: int, readings: Mapping[str, np.ndarray]) -> None:
-        if self._tracker is None:
-            return
+        values = {key: np.asarray(value)[None] for key, value in readings.items()}
+        self._try(log_record, self._tracker, Record(np.array([step]), np.array([step]), values))
+
+    def _finish(self, status: str, costs: Mapping[str, Any], share: float) -> None:
+        self._try(self._tracker.close)
+
+    def _try(self, act: Callable[..., None], *args: Any) -> None:
         try:
-            values = {key: np.asarray(value)[None] for key, value in readings.items()}
-            log_record(self._tracker, Record(np.array([step]), np.array([step]), values))
+            if self.writes:
+                act(*args)
         except Exception as error:
-            self._tracker = None
+            self.drop()
             self._say(f"tracker dropped: {type(error).__name__}: {error}")
 
-    def close(self, status: str, costs: Mapping[str, Any], share: float) -> None:
-        atexit.unregister(self._at_exit)
-        if self._tracker is not None:
-            self._tracker.close()
 
-    def _at_exit(self) -> None:
-        self.close("finished", {}, float("nan"))
+def _check_own(path: Path) -> None:
+    """Raises BadInput for a folder in which other files lie, which a run would overwrite, or hide from ``list``."""
+    with contextlib.suppress(OSError):
+        held = sorted(name for name in os.listdir(path) if not name.startswith("."))
+        if held and not set(held) & set(MARKS):
+            raise BadInput(
+                f"to: got {str(path)!r}, a folder with {held[0]!r} in it; allowed: a new or an empty folder, such as "
+                f"{str(path / 'watch')!r}, or one that a watch has made"
+            )
 
 
-def sinks(to: Any, settings: Mapping[str, Any], say: Callable[[str], None]) -> list[Any]:
+def sinks(to: Any, settings: Mapping[str, Any], say: Callable[[str], None]) -> list[Sink]:
     """What ``observe.watch(to=)`` names; of several processes only the first one writes.
 
     Raises:
@@ -135,7 +188,15 @@ def sinks(to: Any, settings: Mapping[str, Any], say: Callable[[str], None]) -> l
         ImportError: for a tracker whose package is missing.
     """
     if isinstance(to, list):
-        return [sink for one in to for sink in sinks(one, settings, say)]
+        made: list[Sink] = []
+        try:
+            for one in to:
+                made += sinks(one, settings, say)
+        except BaseException:
+            for sink in made:
+                sink.drop()
+            raise
+        return made
     if jax.process_index():
         return []
     if isinstance(to, Tracker):
@@ -143,8 +204,8 @@ def sinks(to: Any, settings: Mapping[str, Any], say: Callable[[str], None]) -> l
     if isinstance(to, str) and to in MAKERS:
         folder = Path("runs") / "watch" / datetime.now().strftime("%Y-%m-%d-%H.%M.%S") / to
         say(f"{to} files go to {folder}")
-        return [ToTracker(made(to, folder, settings), say)]
-    if not isinstance(to, (str, Path)) or not str(to).strip():
+        return [ToTracker(tracker_made(to, folder, settings), say)]
+    if not isinstance(to, (str, Path)) or not str(to).strip() or "\0" in str(to):
         raise BadInput(
             f"to: got {to!r}; allowed: a folder, {', '.join(map(repr, MAKERS))}, a Tracker, or a list of these"
         )

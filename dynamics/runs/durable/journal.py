@@ -74,7 +74,8 @@ class Journal:
                 for part in () if str(path) == ":memory:" else (path, path.with_name(f"{path.name}-journal")):
                     if os.path.lexists(part):
                         os.close(open_file(part, os.O_RDWR))
-                self.db = _checked(sqlite3.connect(path, timeout=30, isolation_level=None), path)
+                writer: Any = {"timeout": 30, "isolation_level": None, "check_same_thread": False}  # one at a time
+                self.db = _checked(sqlite3.connect(path, **writer), path)
                 self.db.execute("PRAGMA synchronous=FULL")
                 check = self.db.execute("PRAGMA integrity_check(1)").fetchone()[0]
                 if check != "ok":

@@ -173,7 +173,7 @@ def open_directory(
     """The directory locked, its journal open and its settings checked."""
     if fork_of is not None and not (fork_of / "run.sqlite").is_file():
         raise BadInput(f"fork: got {str(fork_of)!r}; allowed: a run that exists (there is no run.sqlite)")
-    if (path / "grid.json").is_file():
+    if os.path.isfile(path / "grid.json"):
         require_run(path)
     with contextlib.ExitStack() as stack:
         try:

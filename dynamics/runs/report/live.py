@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from dynamics.runs.durable.errors import BadInput, RunError
-from dynamics.runs.durable.files import read_bytes
+from dynamics.runs.durable.files import printable, read_bytes
 from dynamics.runs.durable.load import LoadedRun, load
 from dynamics.runs.figures import curves, drawn
 from dynamics.runs.report.listing import run_folders
@@ -49,7 +49,7 @@ class Live:
     def runs(self) -> dict[str, Path]:
         """Folders by the names that the page gives them: their place under the root."""
         return {
-            path.name if path == self.root else str(path.relative_to(self.root)): path
+            printable(path.name if path == self.root else path.relative_to(self.root)): path
             for path in run_folders(self.root)
             if (path / "run.sqlite").is_file()
         }
@@ -122,7 +122,13 @@ def server(root: Path, port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            host = (self.headers.get("Host") or "").rpartition(":")[0]
+            try:
+                self._get()
+            except Exception as error:  # the page goes on; what it shows is what it says
+                self._answer(500, f"{type(error).__name__}: {error}".encode(errors="backslashreplace"), "text/plain")
+
+        def _get(self) -> None:
+            host = (self.headers.get("Host") or "").partition(":")[0]
             if host not in (ADDRESS, "localhost"):  # a page elsewhere that names this address as its own
                 return self._answer(403, b"forbidden", "text/plain")
             where = urlsplit(self.path)
@@ -158,10 +164,10 @@ def server(root: Path, port: int) -> ThreadingHTTPServer:
 def serve(root: Path, port: int) -> int:
     """Serves the live page until Ctrl-C; the command ``serve``."""
     with server(root, port) as made:
-        print(f"http://{ADDRESS}:{made.server_address[1]}/ shows {root} while it grows; Ctrl-C ends it", flush=True)
         thread = threading.Thread(target=made.serve_forever, daemon=True)
         thread.start()
         try:
+            print(f"http://{ADDRESS}:{made.server_address[1]}/ shows {root} while it grows; Ctrl-C ends it", flush=True)
             while thread.is_alive():
                 time.sleep(0.2)
         except KeyboardInterrupt:

@@ -28,7 +28,8 @@ def render(template: str, styles: Sequence[str], script: str, **values: Any) -> 
     style, code = "".join(map(_asset, styles)), _asset(script)
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(code)}'"
     made = PAGES.get_template(template)
-    return made.render(style=Markup(style), script=Markup(code), policy=policy, **values)
+    page = made.render(style=Markup(style), script=Markup(code), policy=policy, **values)
+    return page.encode(errors="backslashreplace").decode()  # names of files that are no text
 
 
 def shown(value: Any) -> str:
