@@ -228,7 +228,10 @@ def digits_claim(result: Result) -> list[Claim]:
 
 def recursion_claim(result: Result) -> Claim:
     cfg, (linear, theory) = result.config, (result.records[name] for name in ("linear", "theory"))
-    name, source = "linear network against its recursion: curvature x eta / 2, largest deviation", "identity: equation 5"
+    name, source = (
+        "linear network against its recursion: curvature x eta / 2, largest deviation",
+        "identity: equation 5",
+    )
     thrown = [i for i, ratio in enumerate(cfg.ratio) if 2 < ratio < 4]
     if not thrown:
         return Claim.not_applicable(name, source, "no eta lambda_0 between 2 and 4")

@@ -182,7 +182,10 @@ def powers(result: Result, found, theirs) -> list[Claim]:
     sigma, predicted = ((one["alpha"] - 2 + one["eps"]) / (one["alpha"] - 2) for one in (power, theory))
     name = "power of sigma that goes with alpha in the time of generalisation at a fixed learning rate"
     note = "the paper's collapse on sigma^2 alpha has 2: at these alpha and eps theory and network have it nearly"
-    return [*out, Claim.close(name, "collapse on sigma^2 alpha", sigma, predicted.mean(), 0.1, rivals=rivals, note=note)]
+    return [
+        *out,
+        Claim.close(name, "collapse on sigma^2 alpha", sigma, predicted.mean(), 0.1, rivals=rivals, note=note),
+    ]
 
 
 def spread(count: int, most: int) -> np.ndarray:

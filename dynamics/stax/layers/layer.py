@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from dynamics.stax.kernel.inputs import kernel_from_inputs
 from dynamics.stax.kernel.kernel import Kernel, unpair
@@ -17,6 +20,8 @@ from dynamics.stax.kernel.tiles import tile_limit
 from dynamics.stax.kernel.tokens import kernel_from_tokens
 from dynamics.stax.kernel.vectors import tiled_kernel
 from dynamics.types import Model
+
+_LONGEST = 1000  # operations of a kernel that is compiled as one program outside of jit
 
 
 class Needs(NamedTuple):
@@ -88,9 +93,36 @@ class KernelFn:
             raise ValueError(
                 "diagonal_batch: got False; allowed: True, None (cov1 and cov2 hold each input with itself)"
             )
+        plain = pattern is None and mask_constant is None and not (kwargs or self.needs.tokens)
         # The broadcasts of pairs with their sides are meant, whatever the user forbids in their own code.
         with jax.numpy_rank_promotion("allow"):
+            if plain and _are_values(x1_or_kernel, x2) and (get is None or isinstance(get, str | tuple | list)):
+                found = self._whole(x1_or_kernel, x2, get, diagonal_spatial)
+                if found is not None:
+                    return found
             return self._evaluated(x1_or_kernel, x2, get, pattern, mask_constant, diagonal_spatial, kwargs)
+
+    def _whole(self, x1, x2, get, diagonal_spatial):
+        """The kernel of arrays as one program, where that is not long: a call outside of jit would else compile one
+        program an operation. None for a network that is too long, whose layers repeat what is compiled."""
+        get = tuple(get) if isinstance(get, list) else get
+        leaves, structure = jax.tree.flatten((x1, x2))
+        key = get, diagonal_spatial, structure, tuple((x.shape, x.dtype) for x in leaves), jnp.result_type(float)
+        if key not in self._short:
+            jaxpr = self._program.trace(x1, x2, get, diagonal_spatial).jaxpr
+            self._short[key] = len(jaxpr.eqns) <= _LONGEST
+        return self._program(x1, x2, get, diagonal_spatial) if self._short[key] else None
+
+    @functools.cached_property
+    def _program(self):
+        def evaluated(x1, x2, get, diagonal_spatial):
+            return self._evaluated(x1, x2, get, None, None, diagonal_spatial, {})
+
+        return jax.jit(evaluated, static_argnums=(2, 3))
+
+    @functools.cached_property
+    def _short(self) -> dict[Any, bool]:
+        return {}
 
     def _evaluated(self, x1, x2, get, pattern, mask_constant, diagonal_spatial, kwargs):
         names = names_of(get)
@@ -114,6 +146,12 @@ class KernelFn:
                 mask_constant=mask_constant,
             )
         return read_out(_unpaired(self.propagate(kernel, **kwargs)), get)
+
+
+def _are_values(x1, x2) -> bool:
+    """Whether these are arrays with values, or lists of them: no Kernel, nothing traced, nothing masked."""
+    leaves = jax.tree.leaves((x1, x2), is_leaf=lambda x: isinstance(x, Kernel | MaskedArray))
+    return bool(leaves) and all(isinstance(x, jax.Array | np.ndarray) and not isinstance(x, Tracer) for x in leaves)
 
 
 def _or(value: Any, default: Any) -> Any:
