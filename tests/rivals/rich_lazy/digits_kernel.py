@@ -4,7 +4,7 @@ import numpy as np
 
 from rivals import replaced
 
-CONFIG = {"seeds": 3, "population": 500, "samples": (25, 50, 200)}
+CONFIG = {"seeds": 10, "population": 500, "samples": (25, 50, 200)}
 
 
 def wrong(result):
