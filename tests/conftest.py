@@ -1,14 +1,11 @@
 """Shared fixtures: float32 and float64, keys; jaxtyping annotations are checked with beartype under pytest only.
 
-Most of the suite's time is XLA's. What is compiled once is kept in ``.pytest_cache`` for all workers, for the processes
-that tests start and for the next run (its keys hold program, flags and versions), and the compiler is told to spend
-little on each program: two thirds of the CPU time, the same programs. The slow tests, the newest line, experiments and
-benchmarks compile as users do.
+What is compiled once is kept in ``.pytest_cache`` for all workers, for the processes that tests start and for the next
+run: most of the suite's time is XLA's. Its keys hold program, flags and versions. Benchmarks compile afresh.
 """
 
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,11 +13,6 @@ if not any("benchmark" in argument for argument in sys.argv):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
-    quick = "PYTEST_XDIST_WORKER" not in os.environ and not any("slow" in argument for argument in sys.argv)
-    if quick and version("jaxlib").startswith("0.10."):  # elsewhere a flag may be unknown, at which XLA aborts
-        fast = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {fast}".strip()
 
 import jax
 import pytest

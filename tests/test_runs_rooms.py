@@ -10,7 +10,10 @@ from dynamics.runs import cli
 
 ROOT = pathlib.Path(cli.__file__).parent
 ROOMS = ["command", "sweep", "report", "durable"]  # each imports those after it
-BESIDE = {"cli": "command", "figures": None, "progress": "durable", "trackers": None, "__main__": "command"}
+BESIDE = {
+    "cli": "command", "figures": None, "printable": None, "progress": "durable", "trackers": None,
+    "watch_sinks": "report", "__main__": "command",
+}  # fmt: skip
 
 
 def imports(path):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dynamics.record import Record
-from dynamics.runs.durable.files import printable
+from dynamics.runs.printable import printable
 
 STYLE: dict[Any, Any] = {
     "xtick.labelsize": 8,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from dynamics.runs.durable.errors import ERROR, HOLDS, BadInput, Interrupted, RunError, Unusable
-from dynamics.runs.durable.files import printable
+from dynamics.runs.printable import printable
 
 
 def ended(command: Callable[[], int]) -> int:

@@ -139,11 +139,6 @@ def require_run(path: Path) -> Path:
     raise Unusable(f"{path}: no run here (run.sqlite is missing)")
 
 
-def printable(text: Any) -> str:
-    """``text`` on one line, without what a terminal would obey."""
-    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in str(text))
-
-
 def plain(value: Any) -> Any:
     """``value`` as what strict JSON can say; a number that is not finite becomes null, with ``<key>_status`` beside it.
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from dynamics.runs.durable.errors import Unusable, understood
-from dynamics.runs.durable.files import plain, printable
+from dynamics.runs.durable.files import plain
 from dynamics.runs.durable.load import LoadedRun, damaged_files, load
 from dynamics.runs.durable.provenance import code_digest, config_difference
+from dynamics.runs.printable import printable
 from dynamics.runs.report.claim_words import claims_table
 from dynamics.types import Record
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from dynamics.runs.durable.errors import BadInput, Unusable
-from dynamics.runs.durable.files import printable
 from dynamics.runs.durable.load import LoadedRun, load
+from dynamics.runs.printable import printable
 from dynamics.runs.report.listing import half_written
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dynamics.runs.durable.errors import BadInput, Unusable, understood
-from dynamics.runs.durable.files import files_within, printable
+from dynamics.runs.durable.files import files_within
 from dynamics.runs.durable.journal import Journal
 from dynamics.runs.durable.lock import in_use
+from dynamics.runs.printable import printable
 
 MARKS = ("run.sqlite", "grid.json", "lock")
 """One of them is in every folder of a run, also of one that a kill left before its first entry."""

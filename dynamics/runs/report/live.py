@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from dynamics.runs.durable.errors import BadInput, RunError
-from dynamics.runs.durable.files import printable, read_bytes
+from dynamics.runs.durable.files import read_bytes
 from dynamics.runs.durable.load import LoadedRun, load
 from dynamics.runs.figures import curves, drawn
+from dynamics.runs.printable import printable
 from dynamics.runs.report.listing import run_folders
 from dynamics.runs.report.page import render
 from dynamics.runs.report.run_page import Picture, picture
