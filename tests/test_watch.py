@@ -384,6 +384,8 @@ def test_the_live_page_overlays_runs_and_shows_no_file(live, tmp_path):
     assert page.count(" checked") == 3
     assert "data:image/svg+xml" in page
     assert answer(f"{live}/report?run=one")[0] == 200
+    with urllib.request.urlopen(f"{live}/report?run=one", timeout=20) as page:
+        assert page.headers["Content-Security-Policy"] == "sandbox allow-scripts"  # it cannot read the other reports
     for path in (
         "secret.txt",
         "../secret.txt",

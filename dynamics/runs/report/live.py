@@ -136,14 +136,17 @@ def server(root: Path, port: int) -> ThreadingHTTPServer:
             asked = parse_qs(where.query)
             if where.path == "/report":
                 page = live.report(asked.get("run", [""])[0])
-                return self._answer(404, b"no such run", "text/plain") if page is None else self._answer(200, page)
+                if page is None:
+                    return self._answer(404, b"no such run", "text/plain")
+                return self._answer(200, page, policy="sandbox allow-scripts")  # a file of others: an origin of its own
             if where.path != "/":
                 return self._answer(404, b"not found", "text/plain")
             self._answer(200, live.page(asked.get("run", []), asked.get("scale") == ["log"]).encode())
 
-        def _answer(self, code: int, body: bytes, kind: str = "text/html") -> None:
+        def _answer(self, code: int, body: bytes, kind: str = "text/html", policy: str = "") -> None:
             self.send_response(code)
             for name, value in (
+                *[("Content-Security-Policy", policy)] * bool(policy),
                 ("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(body))),
                 ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"),
                 ("Referrer-Policy", "no-referrer"), ("Cross-Origin-Resource-Policy", "same-origin"),
