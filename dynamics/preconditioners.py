@@ -108,6 +108,11 @@ def preconditioner_at(known: Callable[[PyTree], Callable[[PyTree], PyTree]]) -> 
         if any(map(real_view.is_complex, jax.tree.leaves(params))):
             keep: Any = optax.GradientTransformation(lambda tree: tree, optax.identity().update)  # pyright: ignore
             held: Any = split_real_and_imaginary(keep).init(params)
+            if not hasattr(opt_state, "inner_state"):
+                raise ValueError(
+                    f"opt_state: got {type(opt_state).__name__} of complex parameters; allowed: that of "
+                    "optax.contrib.split_real_and_imaginary(optimizer), which moves both parts"
+                )
             found = known(held.inner_state)(opt_state.inner_state)
         else:
             found = known(params)(opt_state)

@@ -134,6 +134,7 @@ def test_noise_scale_on_digits_is_the_batch_at_which_a_step_pays_half():
         ({"gradients": jnp.ones((2, 3))}, "gradients"),
         ({"gradients": jnp.ones(())}, "gradients"),
         ({"gradients": {"a": jnp.ones((4, 3)), "b": jnp.ones((5, 3))}}, "gradients"),
+        ({"gradients": jnp.ones((9, 3), complex), "hessian": lambda v: v}, "gradients"),
         ({"gradients": jnp.ones((9, 3)), "batch_size": 0}, "batch_size"),
         ({"gradients": jnp.ones((9, 3)), "share": 1.0}, "share"),
     ],

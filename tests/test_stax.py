@@ -1,5 +1,6 @@
 """Analytic kernels: stored answers of neural-tangents, float32 against float64, gradients, Monte Carlo, bad input."""
 
+import importlib
 import importlib.util
 import pathlib
 import subprocess
@@ -295,3 +296,31 @@ def test_nesting_changes_no_kernel(key):
     x = jax.random.normal(key, (3, 6))
     flat, nested = stax.serial(*branches, last), stax.serial(stax.serial(*branches), last)
     np.testing.assert_allclose(nested.kernel(x, None, "ntk"), flat.kernel(x, None, "ntk"), rtol=1e-6)
+
+
+CALLS = [("nngp", True), ("ntk", False), (("nngp", "ntk"), True), (None, False)]
+
+
+@pytest.mark.parametrize(("get", "alone"), CALLS)
+def test_a_kernel_of_arrays_is_one_program_outside_of_jit(get, alone, monkeypatch):
+    """One compilation for a call and none for the next; a longer network goes operation by operation, to the same."""
+    layers = [stax.Conv(1, (3,), padding="SAME", b_std=0.1), stax.Relu(), stax.Flatten(), stax.Dense(1)]
+    x1, x2 = (jax.random.normal(jax.random.key(n), (n, 5, 2)) for n in (3, 4))
+    at = (x1, None if alone else x2, get)
+    kernel_fn, compiled = stax.serial(*layers).kernel, []
+
+    def heard(name, *_, **about):
+        if "backend_compile" in name:
+            compiled.append(about.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        found = kernel_fn(*at)
+        assert len(compiled) == 1, compiled
+        kernel_fn(*at)
+        assert len(compiled) == 1, compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    monkeypatch.setattr(importlib.import_module("dynamics.stax.layers.layer"), "_LONGEST", 0)
+    longer = stax.serial(*layers).kernel(*at)
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6), found, longer)

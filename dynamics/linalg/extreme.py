@@ -135,8 +135,8 @@ def certified_eigenvalue(
         matvec, start, num_matvecs, random_share, p: as there.
         certify: traced bool.
         certified_matvecs: at most so many products where ``certify``, at least ``num_matvecs``.
-        interval: ``(limit - value) / |value|`` at which to stop, looked at every gcd of both numbers
-            of products; 0 never stops early.
+        interval: ``(limit - value) / |value|`` at which to stop, looked at every ``g`` products, the greatest
+            common divisor of both numbers; 0 never stops early.
 
     Raises:
         ValueError: unless ``0 < p < 1``.

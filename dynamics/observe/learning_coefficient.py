@@ -44,7 +44,7 @@ class LocalLearningCoefficient(NamedTuple):
 
 @factory("local_learning_coefficient(L, params, batch, key)")
 def local_learning_coefficient(
-    L: Objective,
+    objective: Objective,
     params: Params,
     batch: Any,
     key: PRNGKeyArray,
@@ -68,8 +68,9 @@ def local_learning_coefficient(
         u <- u - (epsilon / 2) (n beta grad L_batch + gamma u) + sqrt(epsilon) N(0, I).
 
     Args:
-        L: its value is the mean negative log-likelihood a sample, in nats, penalty included: ``cross_entropy``;
-            ``half_mse / s^2`` at noise variance ``s^2``. A factor on L acts as one on beta (``mse``: twice).
+        objective: L, whose value is the mean negative log-likelihood a sample, in nats, penalty included:
+            ``cross_entropy``; ``half_mse / s^2`` at noise variance ``s^2``. A factor on L acts as one on beta (``mse``:
+            twice).
         params: ``w*``, at a minimum of L on the batch: elsewhere the value has the wrong zero, and may be negative.
         batch: as L takes it, samples on the leading axis.
         key: a PRNG key.
@@ -108,7 +109,7 @@ def local_learning_coefficient(
         >>> bool(abs(found.value - 0.75) < 3 * found.error), bool(found.error < 0.05)
         (True, True)
     """
-    check_objective(L)
+    check_objective(objective)
     rows = _rows(batch)
     n = rows if samples is None else samples
     counts = {"chains": (chains, 1), "draws": (draws, 4), "warmup": (warmup, 0 if step_size is not None else 1)}
@@ -126,9 +127,9 @@ def local_learning_coefficient(
         raise ValueError("step_size: got None with batch_size; allowed: epsilon of SGLD, small against 4 / (n beta h)")
     params = jax.tree.map(_widened, params)
     n_beta = n * (1 / math.log(n) if beta is None else beta)
-    static = L, chains, draws, warmup, leapfrog, batch_size
+    static = objective, chains, draws, warmup, leapfrog, batch_size
     try:
-        hash(L)
+        hash(objective)
         run = _compiled
     except TypeError:  # an objective that holds what cannot be hashed
         run = _run

@@ -58,7 +58,7 @@ def new_figure(
         return figure, figure.subplots(rows, cols, sharex=sharex, sharey=sharey)
 
 
-_BESIDE = ("_residual", "_upper", "_error", "_matvecs")
+_BESIDE = ("_residual", "_upper", "_lower", "_limit", "_error", "_matvecs")
 
 
 def curves(runs: Mapping[str, Mapping[str, Record]], *, log: bool = False, most: int = 24) -> Any:
@@ -105,6 +105,8 @@ def curves(runs: Mapping[str, Mapping[str, Record]], *, log: bool = False, most:
             panel.set_yscale("log")
     for panel in panels[len(names) :]:
         panel.set_visible(False)
+    if len(found) > most:
+        figure.supxlabel(f"the first {most} of {len(found)} readings", fontsize=8)
     if len(runs) > 1 and names:
         panels[0].legend(drawn_once.values(), drawn_once.keys(), fontsize=7, frameon=False)
     return figure

@@ -27,8 +27,6 @@ from dynamics.runs.report.run_page import report_page
 from dynamics.runs.trackers import MAKERS, Tracker, log_record
 from dynamics.runs.trackers import made as tracker_made
 
-COMMIT_SECONDS = 2.0
-
 
 class Sink:
     """A place where readings go, until it is closed or the process ends; a process forked off it writes nothing."""
@@ -71,7 +69,7 @@ class Folder(Sink):
     def __init__(self, path: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> None:
         _check_own(path)
         self._stack = contextlib.ExitStack()
-        about = {"experiment": "observe.watch", "command": sys.argv}
+        about = {"experiment": "observe.watch", "command": ["python", *sys.argv]}
         try:
             self._run: Run = self._stack.enter_context(open_directory(path, plain(settings), None, about, {}))
         except InUse as error:
@@ -80,7 +78,7 @@ class Folder(Sink):
             raise BadInput(
                 f"to: got {str(path)!r}, which another watch of this process writes to; allowed: after its close()"
             ) from error
-        self._say, self._last = say, time.perf_counter()
+        self._say = say
         self._fresh: dict[str, list[tuple[int, Mapping[str, np.ndarray]]]] = {}
         self._chain: dict[str, tuple[int, str]] = {}
         super().__init__()
@@ -97,7 +95,7 @@ class Folder(Sink):
             self._chain[name] = self._taken_up(name, step)
             self._run.journal.set(status="running")
         self._fresh.setdefault(name, []).append((step, readings))
-        if time.perf_counter() - self._last > COMMIT_SECONDS:
+        if self._run.budget.due(time.perf_counter()):
             self.commit()
 
     def _taken_up(self, name: str, step: int) -> tuple[int, str]:
@@ -119,6 +117,7 @@ class Folder(Sink):
 
     def commit(self) -> None:
         """All readings since the last commit, in one transaction."""
+        began = time.perf_counter()
         with self._run.journal.transaction():
             for name, held in self._fresh.items():
                 rows = {"step": np.array([step for step, _ in held], np.int32)}
@@ -126,7 +125,8 @@ class Folder(Sink):
                 number, link = self._chain[name]
                 link = self._run.commit(name, number, held[-1][0], False, "", rows, link)
                 self._chain[name] = number + 1, link
-        self._fresh, self._last = {}, time.perf_counter()
+        self._fresh = {}
+        self._run.budget.committed(began, time.perf_counter())
 
     def drop(self) -> None:
         super().drop()

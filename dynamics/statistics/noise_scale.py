@@ -83,6 +83,8 @@ def critical_batch(
     flat = [jnp.reshape(leaf, (n, -1)) for leaf in leaves]
     flat = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in flat]
     images = flat
+    if hessian is not None and any(map(jnp.iscomplexobj, flat)):
+        raise ValueError("gradients: got complex ones with a Hessian; allowed: real ones, of the real view")
     if hessian is not None:
         flat = [jnp.concatenate(flat, -1)]
         images = [jax.lax.map(hessian, flat[0])]

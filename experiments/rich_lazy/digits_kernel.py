@@ -185,10 +185,15 @@ def curve_claims(result: Result) -> list[Claim]:
     """Every n of each curve against its own error, while the digits are many against the training set, as the theory
     asks; then of all.
 
-    The eighth of the digits is no part of the theory. At n = 400 and 800 the theory is 8 % and a seventh off, some 4
-    and 5 standard errors of ten training sets, and the claim of every n fails: it takes all digits as alike, and on 500
-    of them the same equations with one kappa for each digit leave 1.03 of a deviation of 1.12 at n = 225. No claim is
-    made of the linear kernel, whose curve is .15 and .16 off at n = 50 and 100, beside its 64 modes.
+    Two things here are no part of the theory. The eighth of the digits was chosen after the curves. And the statistic
+    was changed after a failure: a bound of .08 on the largest deviation of the mean, also chosen after the curves,
+    failed at base seeds 100 and 200 (.104), where ten training sets leave an error of .07 at n = 25. What ten sets
+    cannot resolve, thirty do: over the three base seeds the theory is .025, .020, .023, .038 off at n = 25 to 200 for
+    the NTK (4.0 standard errors at the last), .04 to .07 for the others (4.8 and 5.1), so that with more sets these
+    claims fail too, as the large preset's will. It is growing with the share of digits that are drawn: .07 and .15 of
+    the NTK at n = 400 and 800, which ten sets do resolve, and the claim of every n fails. The theory takes all digits
+    as alike: on 500 of them the same equations with one kappa for each digit leave 1.03 of a deviation of 1.12 at n =
+    225. No claim is made of the linear kernel, whose curve is .15 and .16 off at n = 50 and 100, beside its 64 modes.
     """
     cfg, out, source = result.config, [], "Canatar et al. 2021, eqs. 3-5 and figure 2"
     few = np.asarray(cfg.samples) <= cfg.population / 8
@@ -205,7 +210,8 @@ def curve_claims(result: Result) -> list[Claim]:
         error = values["error"][0]
         off, flat, bias = (deviations(error, values[key][0])[used] for key in ("predicted", "flat", "bias"))
         ratio = error.mean(-1) / values["predicted"][0]
-        note = "measured over theory: " + ", ".join(f"{one:.3f}" for one in ratio)
+        spread = error.std(-1, ddof=1) / error.shape[-1] ** 0.5 / values["predicted"][0]
+        note = "measured over theory: " + ", ".join(f"{r:.3f} +- {s:.2f}" for r, s in zip(ratio, spread))
         rivals = {"targets alike on all modes": flat, "numerator alone": bias}
         out.append(Claim.cells(title, source, off, rivals=rivals, note=note))
     return out
