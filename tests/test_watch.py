@@ -427,7 +427,8 @@ def answer(address, **headers):
         with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=20) as page:
             return page.status, page.read().decode()
     except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+        with error:
+            return error.code, error.read().decode()
 
 
 def test_the_live_page_overlays_runs_and_shows_no_file(live, tmp_path):
