@@ -1,14 +1,23 @@
 """Shared fixtures: float32 and float64, keys; jaxtyping annotations are checked with beartype under pytest only.
 
-What is compiled once is kept in ``.pytest_cache`` for all workers, for the processes that tests start and for the next
-run: most of the suite's time is XLA's. Its keys hold program, flags and versions. Benchmarks compile afresh.
+Most of the suite's time is XLA's. So what is compiled once is kept in ``.pytest_cache`` for all workers, for the
+processes that tests start and for the next run (keys hold program, flags and versions), and the quick tests compile
+without most optimisations, which halves it. Slow tests, benchmarks and what the documents promise to the bit compile as
+users do; ``COMPILE=as_users`` makes all do.
 """
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if any(word in argument for argument in sys.argv for word in ("slow", "benchmark")):
+    os.environ.setdefault("COMPILE", "as_users")  # set once, for all workers
+if os.environ.setdefault("COMPILE", "quickly") == "quickly":
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones know no such flag
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 if not any("benchmark" in argument for argument in sys.argv):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -19,6 +28,13 @@ import pytest
 from jaxtyping import config, install_import_hook
 
 install_import_hook("dynamics", "numeric_tower.check")
+
+
+def users_environment() -> dict[str, str]:
+    """For a process that compiles as users do."""
+    return {
+        name: value for name, value in os.environ.items() if name not in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
+    }
 
 
 @pytest.fixture(params=["float32", "float64"])

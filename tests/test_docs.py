@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from conftest import users_environment
 from jaxtyping import TypeCheckError
 
 import dynamics
@@ -65,9 +66,8 @@ def run_own_file(command, folder):
     words = command.partition("#")[0].split()
     if len(words) < 2 or words[0] != "python" or not (folder / words[1]).is_file():
         return
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *words[1:]], cwd=folder, env=users_environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 

@@ -157,23 +157,22 @@ def certified_eigenvalue(
     if certified_matvecs == num_matvecs:
         return _bound(padded_tridiagonal(matvec, start, num_matvecs), target)
     stride = math.gcd(num_matvecs, certified_matvecs)
+    asked = jnp.where(certify, 1, 0)  # turns of a loop: a branch would run in every lane of a vmap
 
-    def far(_, least):
-        t, _ = least
-        theta, share, real, _ = _ritz(t)
-        top = jnp.max(jnp.where(share > 0.5, theta, -jnp.inf))
-        limit = _upper_limit(theta, share, t.offdiagonal, real, target)
-        return t, (t.steps < certified_matvecs) & (limit - top > interval * jnp.abs(top))
+    def short(t: Tridiagonal) -> Ritz:
+        ritz = _ritz(Tridiagonal(t.diagonal[:num_matvecs], t.offdiagonal[:num_matvecs], t.basis, t.steps))
+        return jax.tree.map(lambda a: jnp.pad(a, (0, certified_matvecs - num_matvecs)), ritz)
 
-    # Loops of one turn or none: a branch would run in every lane of a vmap.
-    asked = jnp.where(certify, 1, 0)
+    def step(carry):
+        t = stepped(matvec, carry[0], stride)
+        found = _extreme(jax.lax.fori_loop(0, asked, lambda *_: _ritz(t), short(t)), t.offdiagonal, target)
+        far = (t.steps < certified_matvecs) & (found.limit - found.value > interval * jnp.abs(found.value))
+        return t, found, (t.steps < num_matvecs) | (far & (asked > 0))
 
-    def going(t: Tridiagonal):
-        return (t.steps < num_matvecs) | jax.lax.fori_loop(0, asked, far, (t, jnp.bool_(False)))[1]
-
-    t = jax.lax.while_loop(going, lambda t: stepped(matvec, t, stride), padded_start(start, certified_matvecs))
-    short = Tridiagonal(t.diagonal[:num_matvecs], t.offdiagonal[:num_matvecs], t.basis, jnp.int32(num_matvecs))
-    return jax.lax.fori_loop(0, asked, lambda *_: _bound(t, target), _bound(short, target))
+    t, zero = padded_start(start, certified_matvecs), jnp.zeros((), start.dtype)
+    nothing = Extreme(zero, zero, zero, jnp.zeros_like(t.diagonal))
+    t, found, _ = jax.lax.while_loop(lambda carry: carry[2], step, (t, nothing, jnp.bool_(True)))
+    return _with_vector(found, t)
 
 
 def log_inverse_delta(start: Float[Array, " P"], random_share: Any, p: float) -> Float[Array, ""]:
@@ -183,30 +182,49 @@ def log_inverse_delta(start: Float[Array, " P"], random_share: Any, p: float) ->
     return -jnp.log(jnp.asarray(p * (jnp.pi / (2 * start.shape[0])) ** 0.5, start.dtype) * random_share)
 
 
-def _ritz(t: Tridiagonal) -> tuple[Array, Array, Array, Array]:
-    """Ritz values ``theta [m]``, ``share [m]`` (1 for one of them, 0 for padding), ``t.real()``, their coordinates."""
+class Ritz(NamedTuple):
+    """Ritz values; 1 for one of them and 0 for padding; ``Tridiagonal.real``; coordinates, ``[m, m]``."""
+
+    theta: Array
+    share: Array
+    real: Array
+    s: Array
+
+
+class Extreme(NamedTuple):
+    """``Bound`` with the coordinates ``[m]`` of its vector in the basis."""
+
+    value: Array
+    residual: Array
+    limit: Array
+    coordinates: Array
+
+
+def _ritz(t: Tridiagonal) -> Ritz:
     theta, s = jnp.linalg.eigh(t.matrix())
     real = t.real()
-    return theta, jnp.where(real, 1, 0).astype(theta.dtype) @ s**2, real, s
+    return Ritz(theta, jnp.where(real, 1, 0).astype(theta.dtype) @ s**2, real, s)
 
 
 def _bound(t: Tridiagonal, log_inverse_delta: Array, sign: float = 1.0) -> Bound:
-    theta, share, real, s = _ritz(t)
-    index, last = jnp.argmax(jnp.where(share > 0.5, sign * theta, -jnp.inf)), jnp.sum(real) - 1
-    limit = sign * _upper_limit(sign * theta, share, t.offdiagonal, real, log_inverse_delta)
-    vector = combine(s[:, index], t.basis, t.steps)
-    rounding = 10 * jnp.finfo(theta.dtype).eps * jnp.max(jnp.abs(theta))
-    residual = jnp.maximum(t.offdiagonal[last] * jnp.abs(s[last, index]), rounding)
-    return Bound(theta[index], residual, limit, vector / norm(vector), t.steps)
+    return _with_vector(_extreme(_ritz(t), t.offdiagonal, log_inverse_delta, sign), t)
 
 
-def _upper_limit(theta: Array, share: Array, betas: Array, real: Array, log_inverse_delta: Array) -> Array:
-    """The x of ``extreme_eigenvalues`` by bisection on ``log(x - max theta)``."""
-    finfo = jnp.finfo(theta.dtype)
-    scale = jnp.maximum(jnp.max(jnp.abs(theta)), finfo.tiny / finfo.eps)
-    floor = finfo.eps * scale
+def _with_vector(found: Extreme, t: Tridiagonal) -> Bound:
+    vector = combine(found.coordinates, t.basis, t.steps)
+    return Bound(found.value, found.residual, found.limit, vector / norm(vector), t.steps)
+
+
+def _extreme(ritz: Ritz, betas: Array, log_inverse_delta: Array, sign: float = 1.0) -> Extreme:
+    """The top Ritz value and its limit: the x of ``extreme_eigenvalues`` by bisection on ``log(x - max theta)``."""
+    theta, share, real, s = ritz
+    theta, finfo = sign * theta, jnp.finfo(theta.dtype)
+    found = jnp.where(share > 0.5, theta, -jnp.inf)
+    index, last, top = jnp.argmax(found), jnp.sum(real) - 1, jnp.max(found)
+    size = jnp.max(jnp.abs(theta))
+    residual = jnp.maximum(betas[last] * jnp.abs(s[last, index]), 10 * finfo.eps * size)
+    floor = finfo.eps * jnp.maximum(size, finfo.tiny / finfo.eps)
     target = jnp.sum(jnp.where(real, jnp.log(jnp.maximum(betas, floor)), 0)) + log_inverse_delta
-    top = jnp.max(jnp.where(share > 0.5, theta, -jnp.inf))
     gaps = jnp.maximum(top - theta, 0)
 
     def halve(_, bracket):
@@ -218,4 +236,5 @@ def _upper_limit(theta: Array, share: Array, betas: Array, real: Array, log_inve
     # prod (x - theta_i) >= (x - top)^rank bounds x from above.
     high = jnp.maximum(target / jnp.sum(share), jnp.log(floor))
     _, excess = jax.lax.fori_loop(0, 40, halve, (jnp.minimum(jnp.log(floor), high), high))
-    return top + jnp.exp(excess) + 10 * floor
+    limit = top + jnp.exp(excess) + 10 * floor
+    return Extreme(sign * top, residual, sign * limit, s[:, index])

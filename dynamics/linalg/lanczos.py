@@ -34,13 +34,14 @@ class Tridiagonal(NamedTuple):
 
     def matrix(self) -> Float[Array, "m m"]:
         """``T`` as a dense ``[m, m]`` matrix."""
-        inner = jnp.where(jnp.arange(1, self.diagonal.shape[0]) < self.steps, self.offdiagonal[:-1], 0)
-        return jnp.diag(self.diagonal) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
+        i = jnp.arange(self.diagonal.shape[0])
+        right = jnp.where((i[:, None] + 1 == i) & (i < self.steps), self.offdiagonal[:, None], 0)
+        return jnp.where(i[:, None] == i, self.diagonal, 0) + right + right.T
 
     def real(self) -> Bool[Array, " m"]:
         """``[m]`` bool: which entries are not padding."""
-        unbroken = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(self.offdiagonal[:-1] > 0).astype(bool)])
-        return unbroken & (jnp.arange(self.diagonal.shape[0]) < self.steps)
+        i = jnp.arange(self.diagonal.shape[0])
+        return ~jnp.any((i < i[:, None]) & ~(self.offdiagonal > 0), 1) & (i < self.steps)
 
 
 def tridiagonalize(matvec: Matvec, start: Float[Array, " P"], num_matvecs: int, steps: Any = None) -> Tridiagonal:
@@ -133,13 +134,18 @@ def orthogonal(w: Array, basis: Array, count: Any) -> tuple[Array, Array, Array]
     Once more where much was taken off: then orthogonal to rounding. Rows past ``count`` must be 0.
     """
 
-    def project(_, carry):
-        w, taken = orthogonalize(carry[0], basis, count)
-        return w, norm(w), carry[2] + taken
+    def project(carry):
+        w, size, _, taken, turn = carry
+        w, more = orthogonalize(w, basis, count)
+        return w, norm(w), size, taken + more, turn + 1
 
-    size = norm(w)
-    once = project(0, (w, size, jnp.zeros(basis.shape[0], w.dtype)))
-    return jax.lax.fori_loop(0, jnp.where(once[1] < 0.7 * size, 1, 0), project, once)
+    def again(carry):
+        _, size, before, _, turn = carry
+        return (turn == 0) | ((turn == 1) & (size < 0.7 * before))
+
+    size, nothing = norm(w), jnp.zeros(basis.shape[0], w.dtype)
+    w, size, _, taken, _ = jax.lax.while_loop(again, project, (w, size, size, nothing, jnp.int32(0)))
+    return w, size, taken
 
 
 def orthogonalize(w: Array, basis: Array, count: Any) -> tuple[Array, Array]:
@@ -164,16 +170,11 @@ def orthogonalize(w: Array, basis: Array, count: Any) -> tuple[Array, Array]:
 
 
 def norm(v: Float[Array, "*v"]) -> Float[Array, ""]:
-    """``|v|`` over any range: once more, scaled, where squares of tiny or huge entries vanish or overflow."""
-
-    def scaled():
-        top = jnp.max(jnp.abs(v))
-        scale = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
-        return scale * jnp.linalg.norm(v / scale)
-
-    length, finfo = jnp.linalg.norm(v), jnp.finfo(v.dtype)
-    safe = (length > (v.size * finfo.tiny / finfo.eps) ** 0.5) & (length < finfo.max**0.5)
-    return jax.lax.cond(safe, lambda: length, scaled)
+    """``|v|`` over any range: scaled where squares of tiny or huge entries would vanish or overflow."""
+    top, finfo = jnp.max(jnp.abs(v)), jnp.finfo(v.dtype)
+    safe = (top > (v.size * finfo.tiny / finfo.eps) ** 0.5) & (top < (finfo.max / v.size) ** 0.5)
+    scale = jnp.where(safe | (top == 0) | ~jnp.isfinite(top), 1, top)
+    return scale * jnp.linalg.norm(v / scale)
 
 
 def key_of(start: Array) -> Array:
@@ -188,15 +189,12 @@ def fresh_direction(key: Array, number: Any, size: int, dtype: Any) -> Array:
     return z / jnp.linalg.norm(z)
 
 
-def unit(start: Array, key: Array | None = None) -> Array:
-    """``start / |start|``; for zero, a random direction."""
+def unit(start: Array) -> Array:
+    """``start / |start|``; for zero, the direction of Weyl's sequence ``i (sqrt(5) - 1) / 2 mod 1``."""
+    weyl = jnp.arange(start.shape[0], dtype=jnp.uint32) * jnp.uint32(2654435769)
+    weyl = jax.lax.bitcast_convert_type(weyl + jnp.uint32(1), jnp.int32).astype(start.dtype) * 2.0**-31
     length = norm(start)
-    key = key_of(start) if key is None else key
-    return jax.lax.cond(
-        length == 0,
-        lambda: fresh_direction(key, 0, start.shape[0], start.dtype),
-        lambda: start / length,
-    )
+    return jnp.where(length == 0, weyl / jnp.linalg.norm(weyl), start / jnp.where(length == 0, 1, length))
 
 
 def working(matvec: Matvec, start: Array) -> tuple[Matvec, Array]:

@@ -39,7 +39,7 @@ class State(NamedTuple):
 def first(start: Array, m: int, k: int, key: Array) -> State:
     size, dtype = start.shape[0], start.dtype
     zeros, none, no = jnp.zeros((m, m), dtype), jnp.full(m, -jnp.inf, dtype), jnp.bool_(False)
-    first = unit(start, key) + TAU * fresh_direction(key, 0, size, dtype)
+    first = unit(start) + TAU * fresh_direction(key, 0, size, dtype)
     return State(
         basis=jnp.zeros((padded_rows(m + 1), size), dtype).at[0].set(first / norm(first)),
         projected=zeros,

@@ -4,7 +4,7 @@ import numpy as np
 
 from rivals import replaced
 
-CONFIG = {"units": 16, "rank": (1, 16), "seeds": 4, "iterations": 300, "linear_rank": (2, 20), "tasks": 8}
+CONFIG = {"units": 16, "rank": (1, 16), "seeds": 4, "iterations": 300, "linear_rank": (2, 20), "tasks": 16}
 
 
 def wrong(result):
