@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
 from dynamics.claims import Claim
+from dynamics.precision import full_precision
 from dynamics.record import Estimate, Record
 
 Array = jax.Array
@@ -318,8 +319,10 @@ def factory(line: str, *, needs_f: bool = False) -> Callable[[Callable], Callabl
                 )
             return function(*args, **kwargs)
 
+        returns = str(signature.return_annotation)
+        made = full_precision(made) if returns in ("Observable", "Operator") else made
         made.needs_f = needs_f  # type: ignore[attr-defined]
-        made.makes_observable = str(signature.return_annotation) == "Observable"  # type: ignore[attr-defined]
+        made.makes_observable = returns == "Observable"  # type: ignore[attr-defined]
         return made
 
     return mark

@@ -13,6 +13,7 @@ import jax
 from dynamics.empirical.axes import arrange, check_shapes, output_axes, traced_size
 from dynamics.empirical.dispatch import Axes, Moving, Parts, Request, check_real, ntk_parts, ntk_plans
 from dynamics.empirical.tile_plan import DEFAULT_BUDGET
+from dynamics.precision import full_precision
 from dynamics.program.forward import pushed
 from dynamics.types import Array, Params, PyTree
 
@@ -35,6 +36,7 @@ def record_of(name: str, fields: tuple[str, ...]) -> type:
 EmpiricalKernel = record_of("EmpiricalKernel", ("nngp", "ntk"))
 
 
+@full_precision
 def empirical_ntk_fn(
     f: Callable[..., PyTree],
     trace_axes: Axes = (-1,),
@@ -126,6 +128,7 @@ def empirical_ntk_plan(
     return ntk_plans(f, f, x1, x2, params, Request(trace_axes, diagonal_axes, memory=memory, mixing=mixing))
 
 
+@full_precision
 def empirical_nngp_fn(
     f: Callable[..., PyTree], trace_axes: Axes = (-1,), diagonal_axes: Axes = ()
 ) -> Callable[..., PyTree]:
@@ -156,6 +159,7 @@ def empirical_nngp_fn(
     return nngp_fn
 
 
+@full_precision
 def empirical_kernel_fn(
     f: Callable[..., PyTree],
     trace_axes: Axes = (-1,),
@@ -189,6 +193,7 @@ def empirical_kernel_fn(
     return kernel_fn
 
 
+@full_precision
 def empirical_ntk_vp_fn(
     f: Callable[..., PyTree], x1: PyTree, x2: PyTree | None, params: Params, **kwargs: Any
 ) -> Callable[[PyTree], PyTree]:

@@ -16,6 +16,7 @@ from dynamics.empirical.dispatch import Axes, Job, Moving, Request, compute, ntk
 from dynamics.empirical.one_tile import Side, open_tile, sides
 from dynamics.empirical.tile_plan import DEFAULT_BUDGET
 from dynamics.empirical.tiles import Task, from_opened, unit_cotangents
+from dynamics.precision import full_precision
 from dynamics.program.views import rearrange
 from dynamics.types import Array, Params, PyTree
 
@@ -35,6 +36,7 @@ class KernelAndGradient(NamedTuple):
     pull: Callable[[Array], Params]
 
 
+@full_precision
 def empirical_ntk_and_vjp_fn(
     f: Callable[[Params, PyTree], Array],
     trace_axes: Axes = (-1,),

@@ -14,10 +14,12 @@ from dynamics.empirical.functions import empirical_ntk_fn
 from dynamics.empirical.passes import Passes
 from dynamics.empirical.tile_plan import DEFAULT_BUDGET, Plan
 from dynamics.linalg import Eigenpairs, Estimate, Operator, eigenpairs, mean_and_error, spectral_density, trace
+from dynamics.precision import full_precision
 from dynamics.program.real_view import Where, flat, linearized_outputs
 from dynamics.types import Array, Params, PyTree
 
 
+@full_precision
 def ntk_operator(
     f: Callable[[Params, PyTree], Array],
     params: Params,
@@ -67,6 +69,7 @@ def ntk_operator(
     return Operator(matvec, output.size, dtype, lambda v: jnp.reshape(v, output.shape))
 
 
+@full_precision
 def ntk_eigenpairs(
     f: Callable[[Params, PyTree], Array],
     params: Params,
@@ -120,11 +123,13 @@ def flat_kernel(kernel: Float[Array, ...]) -> Float[Array, "nc nc"]:
     return jnp.reshape(jnp.transpose(kernel, (*axes[::2], *axes[1::2])), (rows, -1))
 
 
+@full_precision
 def ntk_trace(operator: Operator, key: PRNGKeyArray, probes: int = 32) -> Estimate:
     """``tr Theta`` with its standard error, by Hutchinson's probes (one product each)."""
     return trace(operator.matvec, key, operator.size, probes, dtype=operator.dtype).trace
 
 
+@full_precision
 def ntk_label_alignment(
     operator: Operator, y: Shaped[Array, "n ..."], key: PRNGKeyArray, *, probes: int = 32, centre: bool = True
 ) -> Estimate:
@@ -160,6 +165,7 @@ def ntk_label_alignment(
     return Estimate(value, value * norm.error / norm.value, norm.n)
 
 
+@full_precision
 def ntk_effective_dimension(
     operator: Operator, ridge: float | Float[Array, ""], key: PRNGKeyArray, *, probes: int = 8, steps: int = 32
 ) -> Estimate:

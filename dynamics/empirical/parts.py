@@ -11,9 +11,11 @@ from jaxtyping import Float, Shaped
 
 from dynamics.empirical.dispatch import Axes, Parts, Request, ntk_parts
 from dynamics.empirical.tile_plan import DEFAULT_BUDGET
+from dynamics.precision import full_precision
 from dynamics.types import Array, Params, PyTree
 
 
+@full_precision
 def empirical_ntk_parts_fn(
     f: Callable[..., PyTree],
     group: Callable[[str], str | None] = lambda path: path,

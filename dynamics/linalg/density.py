@@ -10,6 +10,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from dynamics.linalg.lanczos import Matvec, padded_tridiagonal, three_term, working
 from dynamics.linalg.trace import Estimate, mean_and_error
+from dynamics.precision import full_precision
 from dynamics.types import Array
 
 
@@ -27,6 +28,7 @@ class Density(NamedTuple):
     size: int
 
 
+@full_precision
 def spectral_density(
     matvec: Matvec,
     key: PRNGKeyArray,

@@ -30,6 +30,7 @@ from dynamics.linalg.thick_restart import (
     rayleigh_ritz,
     restarted,
 )
+from dynamics.precision import full_precision
 from dynamics.types import Array
 
 _STRIDE = 4  # matvecs between two checks of convergence while it is far, then 1
@@ -58,6 +59,7 @@ class Eigenpairs(NamedTuple):
     limit: Float[Array, ""] | None = None
 
 
+@full_precision
 def eigenpairs(
     matvec: Matvec,
     start: Float[Array, " P"],

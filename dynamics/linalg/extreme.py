@@ -19,6 +19,7 @@ from dynamics.linalg.lanczos import (
     stepped,
     working,
 )
+from dynamics.precision import full_precision
 from dynamics.types import Array
 
 
@@ -56,6 +57,7 @@ def warm_start(
     return u, tau / jnp.linalg.norm(u)
 
 
+@full_precision
 def extreme_eigenvalues(
     matvec: Matvec,
     start: Float[Array, " P"],
@@ -115,6 +117,7 @@ def extreme_eigenvalues(
     return _bound(t, target), _bound(t, target, -1.0)
 
 
+@full_precision
 def certified_eigenvalue(
     matvec: Matvec,
     start: Float[Array, " P"],

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from dynamics.precision import full_precision
 from dynamics.types import Array
 
 Matvec = Callable[[Array], Array]
@@ -44,6 +45,7 @@ class Tridiagonal(NamedTuple):
         return ~jnp.any((i < i[:, None]) & ~(self.offdiagonal > 0), 1) & (i < self.steps)
 
 
+@full_precision
 def tridiagonalize(matvec: Matvec, start: Float[Array, " P"], num_matvecs: int, steps: Any = None) -> Tridiagonal:
     """Lanczos with full reorthogonalisation from ``start``, repeated where it takes much off.
 
@@ -238,6 +240,7 @@ def padded_rows(count: int) -> int:
     return -(-count // _ROWS) * _ROWS
 
 
+@full_precision
 def three_term(
     matvec: Matvec, start: Float[Array, " P"], num_matvecs: int
 ) -> tuple[Float[Array, " m"], Float[Array, " m-1"]]:

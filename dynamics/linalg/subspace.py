@@ -7,9 +7,11 @@ from jaxtyping import Float
 
 from dynamics.linalg.eigen import Eigenpairs
 from dynamics.linalg.lanczos import Matvec, working
+from dynamics.precision import full_precision
 from dynamics.types import Array
 
 
+@full_precision
 def refine(matvec: Matvec, vectors: Float[Array, "k P"], depth: int = 3) -> Eigenpairs:
     """The best k eigenpairs, largest first, in ``span{V, A V, ..., A^(depth-1) V}``.
 

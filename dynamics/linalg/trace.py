@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from dynamics.linalg.lanczos import Matvec, working
+from dynamics.precision import full_precision
 from dynamics.types import Array, Estimate
 
 
@@ -19,6 +20,7 @@ class TraceEstimate(NamedTuple):
     frobenius: Estimate
 
 
+@full_precision
 def trace(
     matvec: Matvec, key: PRNGKeyArray, size: int, probes: int, *, dtype=None, batch_size: int = 1
 ) -> TraceEstimate:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from dynamics.precision import full_precision
 from dynamics.stax.kernel.inputs import kernel_from_inputs
 from dynamics.stax.kernel.kernel import Kernel, unpair
 from dynamics.stax.kernel.masks import MaskedArray, any_masked, cleared, is_masked, masked
@@ -57,6 +58,7 @@ class KernelFn:
     propagate: Callable[..., Any]
     needs: Needs
 
+    @full_precision
     def __call__(
         self,
         x1_or_kernel,

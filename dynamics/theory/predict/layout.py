@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
+from dynamics.precision import full_precision
 from dynamics.types import Array, ArrayLike
 
 Axes = int | Sequence[int]
@@ -18,8 +19,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def broadcasting(fn: _F) -> _F:
-    """``fn``, and what function it returns, whose broadcasts are meant whatever ``jax_numpy_rank_promotion`` says."""
+    """``fn``, and what function it returns, whose broadcasts are meant whatever ``jax_numpy_rank_promotion`` says.
 
+    Its products are at full precision.
+    """
+
+    @full_precision
     @functools.wraps(fn)
     def call(*args, **kwargs):
         with jax.numpy_rank_promotion("allow"):

@@ -1,0 +1,91 @@
+"""No certificate, operator, kernel or prediction multiplies float32 numbers at less than their precision.
+
+Read from the programs, so that no GPU is needed: there a product without a precision is done in TF32.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from test_properties import OBSERVABLES, L, batch_of, params_of, reader
+from test_stax_table import LISTED, NETWORKS
+
+from dynamics import empirical, linalg, operators, predict
+from dynamics.precision import full_precision
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def rounded_products(jaxpr):
+    """Products of floats in a program, and in the programs within, that say no precision."""
+    found = []
+    for equation in jaxpr.eqns:
+        said = equation.params.get("precision", HIGHEST)
+        floats = any(
+            jnp.issubdtype(one.aval.dtype, jnp.floating) for one in equation.invars if hasattr(one.aval, "dtype")
+        )
+        if equation.primitive.name in ("dot_general", "conv_general_dilated") and floats:
+            found += [] if said in (HIGHEST, (HIGHEST, HIGHEST)) else [str(equation)]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda one: hasattr(one, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            found += rounded_products(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+def check(fn, *args):
+    found = rounded_products(jax.make_jaxpr(fn)(*args).jaxpr)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", OBSERVABLES)
+def test_observables(name, key):
+    init, update = reader(name, key)
+    check(lambda params: update(init(params), params)[1], params_of(key))
+
+
+@pytest.mark.parametrize("name", ["hessian", "gauss_newton", "fisher", "gradient_covariance", "ntk"])
+def test_operators(name, key):
+    params, batch = params_of(key), batch_of(key)
+
+    def product(params, batch):
+        matvec, size, dtype, _ = getattr(operators, name)(L, params, batch)
+        return matvec(jnp.ones(size, dtype))
+
+    check(product, params, batch)
+
+
+def test_linear_algebra(key):
+    a, v = jnp.eye(20), jnp.ones(20)
+    product = lambda v: a @ v  # noqa: E731
+    check(lambda v: linalg.tridiagonalize(product, v, 5), v)
+    check(lambda v: linalg.three_term(product, v, 5), v)
+    check(lambda v: linalg.extreme_eigenvalues(product, v, 5), v)
+    check(lambda v: linalg.certified_eigenvalue(product, v, 4, True, 8), v)
+    check(lambda v: linalg.eigenpairs(product, v, 2), v)
+    check(lambda k: linalg.spectral_density(product, k, 20, steps=4), key)
+    check(lambda k: linalg.trace(product, k, 20, 4), key)
+    check(lambda v: linalg.refine(product, jnp.stack([v, v.at[0].set(0)])), v)
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_analytic_kernels(name):
+    case = NETWORKS[name]
+    model = case.model(8)
+    check(lambda x: model.kernel(x, None, ("nngp", "ntk"), **(case.kernel or {})), case.x)
+
+
+def test_empirical_kernels_and_predictions(key):
+    params, batch = params_of(key), batch_of(key)
+    check(lambda p, x: empirical.empirical_ntk_fn(L.apply)(x, x[:2], p), params, batch.x)
+    check(lambda p, x: empirical.empirical_nngp_fn(L.apply)(x, None, p), params, batch.x)
+    k, y = jnp.eye(8), batch.y
+    check(lambda k, y: predict.gradient_descent_mse(k, y)(3.0, 0.0, 0.0, k[:2]), k, y)
+    check(lambda k, y: predict.gradient_descent_mse_steps(k, y, learning_rate=0.1)(3, 0.0, 0.0, k[:2]), k, y)
+    check(lambda k, y: predict.leave_one_out(k, y), k, y)
+
+
+def test_the_user_s_precision_is_respected_and_a_rounded_product_is_seen():
+    a = jnp.eye(3)
+    assert rounded_products(jax.make_jaxpr(lambda a: a @ a)(a).jaxpr)
+    assert not rounded_products(jax.make_jaxpr(full_precision(lambda a: a @ a))(a).jaxpr)
+    with jax.default_matmul_precision("bfloat16"):
+        assert rounded_products(jax.make_jaxpr(full_precision(lambda a: a @ a))(a).jaxpr)
