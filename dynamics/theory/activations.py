@@ -22,8 +22,8 @@ def moments_of(activation: Activation) -> Callable[[Array, Array], tuple[Array, 
 
     Args:
         activation: a layer of ``stax`` that acts entry by entry, or a vectorised continuous function (128 Hermite
-            polynomials on 576 nodes; a kink at 0 costs nothing), differentiable but for points; of a function that
-            jumps, gap and slope are NaN.
+            polynomials on 576 nodes; a kink at 0 costs the moments nothing), differentiable but for points; of a
+            function that jumps, gap and slope are NaN.
 
     Returns:
         A function of ``q [...]`` and ``gap [...] = q (1 - c)``, differentiable; gaps as in ``stax.Kernel``.
@@ -59,7 +59,8 @@ def _series(fn: Callable[..., Array]) -> Callable[[Array, Array], tuple[Array, A
 
     The coefficients are those of the slope, ``a_n = sqrt(q / n) b_{n-1}`` (integration by parts), and what the cut
     leaves of ``E phi'^2 = sum b_n^2`` counts as one more term, so that ``d gap / dc`` is ``-q E phi'(u) phi'(v)`` and
-    ``chi_1`` the slope of the correlation map at c = 1, to rounding, for kinks too.
+    ``chi_1`` the slope of the correlation map at c = 1, to rounding, for kinks too. What a kink adds to the map's
+    curvature at ``1 - c < 1/128`` is not resolved.
     """
 
     def slope_fn(x):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from dynamics.stax.activations.quadrature import gaussian_panels
 from dynamics.stax.layers.weights import Haar, LowRank, Sparse, WeightLaw, check_law
@@ -41,7 +41,7 @@ class FiniteWidth(NamedTuple):
 
 def finite_width(
     activation: Activation,
-    widths: Sequence[float] | Float[Array, " depth"],
+    widths: Sequence[float] | Real[ArrayLike, " depth"],
     W_std: ArrayLike = 1.0,
     b_std: ArrayLike = 0.0,
     *,
