@@ -1,8 +1,8 @@
 """On the edge of chaos inputs merge as a power of depth, and the activation's smoothness picks the power.
 
 With c the correlation of two inputs after l critical layers, ReLU has ``1 - c ~ 9 pi^2 / (2 l^2)`` and an activation
-with two derivatives ``1 - c ~ beta / l``, ``beta = 2 E phi'^2 / (q E phi''^2)`` at the fixed point q of the length. Off
-the edge the approach is exponential. The maps are iterated and laid over networks of width 1000.
+with two derivatives ``1 - c ~ beta / l``, ``beta = 2 E phi'^2 / (q E phi''^2)`` at the fixed point q of the length.
+Off the edge the approach is exponential. The maps are iterated and laid over networks of width 1000.
 
 Run time: about 30 s for the quick preset on two CPU cores.
 """

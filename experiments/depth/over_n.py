@@ -1,8 +1,8 @@
 """Depth over width: fluctuations of a random network grow with L/n, at a rate that activation and weights decide.
 
-The length ``G_L`` of one input after L layers of width n is random. For ReLU its logarithm is a random walk of variance
-5L/n (Gaussian weights), 3L/n (orthogonal), ``(3 + 2n/r) L/n`` (rank r), exactly known at every n and L; critical tanh
-has 2/3 (L/n). A residual network with branches scaled by ``1/sqrt(L)`` has 2.675/n: width alone, no L.
+The length ``G_L`` of one input after L layers of width n is random. For ReLU its logarithm is a random walk of
+variance 5L/n (Gaussian weights), 3L/n (orthogonal), ``(3 + 2n/r) L/n`` (rank r), exactly known at every n and L;
+critical tanh has 2/3 (L/n). A residual network with branches scaled by ``1/sqrt(L)`` has 2.675/n: width alone, no L.
 
 Run time: about 15 s for the quick preset on two CPU cores.
 """
