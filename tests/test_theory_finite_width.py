@@ -13,7 +13,7 @@ LAWS = {"gaussian": None, "haar": stax.Haar(), "low rank": stax.LowRank(4), "spa
 
 
 def test_tanh_and_relu_are_two_classes(x64):
-    """tanh at (1, 0): K -> 1/(2l), V/K^2 -> 2l/3, G^{1}/K -> -l/3 (PDLT section 5.3.3, to O(log l / l)); ReLU at
+    """tanh at (1, 0): K -> 1/(2l), V/K^2 -> 2l/3, G^{1}/K -> -l/3 (PDLT chapter 5, to O(log l / l)); ReLU at
     (sqrt 2, 0): 5l exactly, no shift."""
     depth = 2000
     tanh = finite_width(jnp.tanh, jnp.ones(depth))

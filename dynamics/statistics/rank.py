@@ -51,7 +51,7 @@ def isometry_gap(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
         A number >= 0, unchanged by scale and rotation. Differentiable where the values are positive.
 
     Reference: Meterez et al. 2023, 'Towards training without depth limits: batch normalization without gradient
-    explosion', definition 1.
+    explosion'.
 
     Example:
         >>> import jax.numpy as jnp

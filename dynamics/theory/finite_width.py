@@ -67,7 +67,7 @@ def finite_width(
 
     Cost: three quadratures a layer.
 
-    Reference: Roberts, Yaida & Hanin 2022, eqs. 4.60-4.61 and 4.70 (one input).
+    Reference: Roberts, Yaida & Hanin 2022, chapters 4 and 5 (one input).
 
     Example:
         >>> import jax.numpy as jnp
@@ -91,9 +91,9 @@ def finite_width(
         return new, new
 
     zero = jnp.zeros((), jnp.result_type(float))
-    start = (zero + start, zero, zero)
-    _, path = jax.lax.scan(layer, start, jnp.asarray(widths, zero.dtype))
-    return FiniteWidth(*(jnp.concatenate([first[None], rest]) for first, rest in zip(start, path, strict=True)))
+    first = (zero + start, zero, zero)
+    _, path = jax.lax.scan(layer, first, jnp.asarray(widths, zero.dtype))
+    return FiniteWidth(*(jnp.concatenate([one[None], rest]) for one, rest in zip(first, path, strict=True)))
 
 
 def _fourth_moment(activation: Activation):

@@ -183,7 +183,7 @@ def isometry_claims(result: Result) -> list[Claim]:
     """The first gap is allowed beside the error: what the linear law leaves out."""
     cfg, name = result.config, "gap near isometry: mean contraction a layer against d/(d+2)"
     if few(cfg):
-        return [Claim.not_applicable(name, "derived here (theorem 1 bounds)", FEW)]
+        return [Claim.not_applicable(name, "derived here (the paper has a bound)", FEW)]
     values = {k: np.asarray(v, float)[0] for k, v in result.records["contraction"].values.items()}
     d = np.asarray(cfg.size, float)
     mean, error = values["ratio"].mean(-1), values["ratio"].std(-1, ddof=1) / cfg.seeds**0.5
@@ -192,7 +192,9 @@ def isometry_claims(result: Result) -> list[Claim]:
     rivals = {key: (mean - value) / error for key, value in wrong.items()}
     note = "; ".join(f"d = {size}: {value:.4f}" for size, value in zip(cfg.size, mean))
     return [
-        Claim.cells(name, "derived here (theorem 1 bounds)", (mean - d / (d + 2)) / error, rivals=rivals, note=note)
+        Claim.cells(
+            name, "derived here (the paper has a bound)", (mean - d / (d + 2)) / error, rivals=rivals, note=note
+        )
     ]
 
 
@@ -235,7 +237,7 @@ def growth_claims(result: Result) -> list[Claim]:
     cfg = result.config
     names = "Haar: log gradient growth by depth, slope in L/100", "Gaussian: the same"
     if few(cfg):
-        return [Claim.not_applicable(name, "theorem 2", FEW) for name in names]
+        return [Claim.not_applicable(name, "gradients do not explode", FEW) for name in names]
     rows = np.asarray(result.records["growth"].values["growth"], float)[0]  # [law, depths, seed]
     depths = np.asarray(cfg.depths, float) / 100
     centred = depths - depths.mean()
@@ -243,8 +245,12 @@ def growth_claims(result: Result) -> list[Claim]:
     note = "log growth by depth: " + ", ".join(f"{v:.2f}" for v in rows[0].mean(-1))
     gauss_note = "log growth by depth: " + ", ".join(f"{v:.2f}" for v in rows[1].mean(-1))
     return [
-        Claim.close(names[0], "theorem 2", haar_slope, 0, 0.05, rivals={"Gaussian": gauss_slope}, note=note),
-        Claim.at_least(names[1], "theorem 2", gauss_slope, 0.5, rivals={"Haar": haar_slope}, note=gauss_note),
+        Claim.close(
+            names[0], "gradients do not explode", haar_slope, 0, 0.05, rivals={"Gaussian": gauss_slope}, note=note
+        ),
+        Claim.at_least(
+            names[1], "gradients do not explode", gauss_slope, 0.5, rivals={"Haar": haar_slope}, note=gauss_note
+        ),
     ]
 
 

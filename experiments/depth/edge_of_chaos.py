@@ -152,7 +152,7 @@ def claims(result: Result) -> list[Claim]:
 
 def map_claims(result: Result) -> list[Claim]:
     """Slopes over the last two thirds of log depth, coefficients at a third of the depth (ReLU: at its end)."""
-    cfg, rows, source = result.config, result.records["map"].values["versine"], "propositions 1-3"
+    cfg, rows, source = result.config, result.records["map"].values["versine"], "rates on the edge of chaos"
     names = (
         "ReLU: log slope of 1 - c",
         "smooth activations: log slope of 1 - c, worst of them",
@@ -188,7 +188,7 @@ def network_claim(result: Result) -> Claim:
     """Against the iterated map, not its law, which is 20 % off at 100 layers of ReLU."""
     cfg, name = result.config, f"networks of width {result.config.width}: 1 - c against the map, every depth"
     if cfg.seeds * cfg.nets < 40 or cfg.width < 500:
-        return Claim.not_applicable(name, "section 3", "needs some 40 networks of width 500")
+        return Claim.not_applicable(name, "mean-field maps", "needs some 40 networks of width 500")
     rows, at = merged(result.records["networks"].values["versine"]), np.asarray(cfg.depth)
     order = [tuple(ACTIVATIONS).index(name) for name in DRAWN]
     exact, off = (result.records[key].values["versine"][at][:, order].T for key in ("map", "off"))
@@ -196,7 +196,7 @@ def network_claim(result: Result) -> Claim:
     asymptotic = laws[:, :1] / at ** laws[:, 1:]
     wrong = {"the other activation": exact[::-1], "W_std 5 % below the edge": off, "the law alone": asymptotic}
     rivals = {key: mean_z(rows, value) for key, value in wrong.items()}
-    return Claim.cells(name, "section 3", mean_z(rows, exact), rivals=rivals)
+    return Claim.cells(name, "mean-field maps", mean_z(rows, exact), rivals=rivals)
 
 
 def figure(result: Result):

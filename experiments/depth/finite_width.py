@@ -120,7 +120,7 @@ def tanh_claims(result: Result) -> list[Claim]:
     names = "tanh: n Var G / K^2 against V / K^2", "tanh: n (E G / K - 1) against G^1 / K"
     over_n, right = np.asarray(cfg.depth) / n, (n >= 32) & (np.asarray(cfg.depth) <= n / 4)
     if cfg.seeds * cfg.nets < 8000 or not right.any():
-        return [Claim.not_applicable(name, "eqs. 5.78, 5.95", FEW) for name in names]
+        return [Claim.not_applicable(name, "chapter 5", FEW) for name in names]
     K, V, G1 = (result.records["tanh theory"].values[name] for name in ("K", "V", "G1"))
     share = merged(result.records["tanh"].values["length"]) / K[0][:, None]
     relative, shift = V / K**2 / n, G1 / K / n
@@ -137,9 +137,9 @@ def tanh_claims(result: Result) -> list[Claim]:
         return mean_z(share - 1, theory, over_n * shift)[right]
 
     return [
-        Claim.cells(names[0], "eq. 5.78", against(relative), rivals={key: against(v) for key, v in wrong.items()}),
+        Claim.cells(names[0], "chapter 5", against(relative), rivals={key: against(v) for key, v in wrong.items()}),
         Claim.cells(
-            names[1], "eq. 5.95", shifted(shift), rivals={"no shift": shifted(0 * shift), "up": shifted(-shift)}
+            names[1], "chapter 5", shifted(shift), rivals={"no shift": shifted(0 * shift), "up": shifted(-shift)}
         ),
     ]
 
@@ -190,7 +190,7 @@ def class_claims(result: Result) -> list[Claim]:
     cfg = result.config
     names = "odd smooth activations: V / (K^2 l), worst of three", "ReLU and leaky ReLU: V / (K^2 l) over its value"
     if cfg.solver_depth < 2000:
-        return [Claim.not_applicable(name, "eqs. 5.78, 5.61", "needs 2000 layers of the map") for name in names]
+        return [Claim.not_applicable(name, "chapter 5", "needs 2000 layers of the map") for name in names]
     slope = result.records["slopes"].values["V"][-1] / cfg.solver_depth
     limit = np.array([c for *_, c in CLASSES.values()])
     worst = slope[:3][np.argmax(np.abs(slope[:3] - 2 / 3))]
@@ -198,8 +198,8 @@ def class_claims(result: Result) -> list[Claim]:
     ratio = ratio[np.argmax(np.abs(ratio - 1))]
     one = {"one class: the other's 2/3": slope[3] / (2 / 3), "ReLU's 5 for both": slope[4] / 5}
     return [
-        Claim.close(names[0], "eq. 5.78", worst, 2 / 3, 0.01, rivals={"one class: ReLU": slope[3]}),
-        Claim.close(names[1], "eq. 5.61", ratio, 1, 0.001, rivals=one),
+        Claim.close(names[0], "chapter 5", worst, 2 / 3, 0.01, rivals={"one class: ReLU": slope[3]}),
+        Claim.close(names[1], "chapter 5", ratio, 1, 0.001, rivals=one),
     ]
 
 

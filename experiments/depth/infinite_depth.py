@@ -114,7 +114,10 @@ def claims(result: Result) -> list[Claim]:
         "n Var log |phi_1|/|phi_0|, worst n",
     )
     if cfg.seeds * cfg.nets < 10_000 or not {3, 4} <= set(cfg.width) or cfg.depth < 100:
-        return [Claim.not_applicable(name, "theorem 3", "needs n = 3, 4, 10^4 networks, L >= 100") for name in names]
+        return [
+            Claim.not_applicable(name, "the limiting diffusion", "needs n = 3, 4, 10^4 networks, L >= 100")
+            for name in names
+        ]
     rows = merged(np.asarray(result.records["networks"].values["log_ratio"], float)[..., None])[:, 0]
     theory = result.records["theory"].values["mean"][0]
     allowed = 1 / cfg.depth
@@ -134,9 +137,9 @@ def claims(result: Result) -> list[Claim]:
     rivals_of_v = {"one variance for all": one[np.argmax(np.abs(one - exact))], "2/n": worst / 2}
     note = "; ".join(f"{size}: {value:.3f}" for size, value in zip(cfg.width, scaled))
     return [
-        Claim.cells(names[0], "theorem 3", mean_z(rows, theory, allowed), rivals=rivals),
-        Claim.at_least(names[1], "theorem 3", four, 0.0, rivals={"n = 3": three}),
-        Claim.at_most(names[2], "theorem 3", three, 0.0, rivals={"n = 4": four, "infinite width": 0.25}),
+        Claim.cells(names[0], "the limiting diffusion", mean_z(rows, theory, allowed), rivals=rivals),
+        Claim.at_least(names[1], "the limiting diffusion", four, 0.0, rivals={"n = 3": three}),
+        Claim.at_most(names[2], "the limiting diffusion", three, 0.0, rivals={"n = 4": four, "infinite width": 0.25}),
         Claim.close(names[3], "derived here", worst, float(exact[0]), 0.08, rivals=rivals_of_v, note=f"by n {note}"),
     ]
 

@@ -108,7 +108,10 @@ def claims(result: Result) -> list[Claim]:
     cfg, name = result.config, "length over the curve's, every curve, width and depth"
     names = name, f"n = {min(cfg.width)}: log of the length at the last depth over the first"
     if cfg.seeds * cfg.nets < 2000 or len(cfg.depth) < 3:
-        return [Claim.not_applicable(name, "theorem 1.1", "needs 2000 networks, three depths") for name in names]
+        return [
+            Claim.not_applicable(name, "expected length of a curve", "needs 2000 networks, three depths")
+            for name in names
+        ]
     rows, exact = merged(result.records["networks"].values["ratio"]), result.records["theory"].values["ratio"][0]
     layers = np.asarray(cfg.depth) - cfg.depth[0]
     first = exact[:, :1]
@@ -122,8 +125,12 @@ def claims(result: Result) -> list[Claim]:
     shrink = np.log(blocks[:, -1] / blocks[:, 0])
     exact_shrink = np.log(exact[np.argmin(cfg.width)][-1] / exact[np.argmin(cfg.width)][0])
     return [
-        Claim.cells(names[0], "theorem 1.1", mean_z(rows, np.broadcast_to(exact, rows.shape[:-1])), rivals=rivals),
-        Claim.close(names[1], "theorem 1.1", shrink, exact_shrink, 0.05, rivals={"preserved": 0 * shrink}),
+        Claim.cells(
+            names[0], "expected length of a curve", mean_z(rows, np.broadcast_to(exact, rows.shape[:-1])), rivals=rivals
+        ),
+        Claim.close(
+            names[1], "expected length of a curve", shrink, exact_shrink, 0.05, rivals={"preserved": 0 * shrink}
+        ),
     ]
 
 

@@ -139,7 +139,7 @@ def walk_claims(result: Result) -> list[Claim]:
     for i, law in enumerate(LAWS[:3]):
         names = f"{law}: variance of log length, every n and L", f"{law}: mean of log length, every n and L"
         if few(result):
-            out += [Claim.not_applicable(name, "Hanin & Nica 2020, theorem 1", FEW) for name in names]
+            out += [Claim.not_applicable(name, "Hanin & Nica 2020", FEW) for name in names]
             continue
         other = LAWS[(i + 1) % 3]
         wrong = exact["variance"][0, (i + 1) % 3], exact["mean"][0, (i + 1) % 3]
@@ -150,7 +150,7 @@ def walk_claims(result: Result) -> list[Claim]:
             against = against | {f"law of {other}": wrong[now == "mean"], "critical tanh": 2 / 3 * over_n}
             against.pop("critical tanh" if now == "mean" else "", None)
             rivals = {key: z(rows[i], value) for key, value in against.items()}
-            out.append(Claim.cells(name, "Hanin & Nica 2020, theorem 1", z(rows[i], exact[now][0, i]), rivals=rivals))
+            out.append(Claim.cells(name, "Hanin & Nica 2020", z(rows[i], exact[now][0, i]), rivals=rivals))
     return out
 
 
@@ -159,14 +159,14 @@ def tanh_claim(result: Result) -> Claim:
     cfg, name = result.config, "tanh: Var G / K^2, n >= 32, L <= n/4"
     at = np.ix_(np.asarray(cfg.width) >= 32, np.asarray(cfg.ratio) <= 0.25)
     if few(result) or not np.any(np.asarray(cfg.ratio) <= 0.25):
-        return Claim.not_applicable(name, "eq. 5.78", FEW)
+        return Claim.not_applicable(name, "chapter 5", FEW)
     mean_, expected = (result.records["lengths theory"].values[key][0, 3] for key in ("mean", "variance"))
     share = np.exp(merged(result.records["lengths"].values["log_length"])[3] - mean_[..., None])[at]
     over_n = np.broadcast_to(cfg.ratio, expected.shape)[at]
     allowed = over_n**2 * expected[at]
     rivals = {"ReLU's 5 L/n": 5 * over_n, "infinite width": 0 * over_n}
     rivals = {key: variance_z(share, value, allowed) for key, value in rivals.items()}
-    return Claim.cells(name, "eq. 5.78", variance_z(share, expected[at], allowed), rivals=rivals)
+    return Claim.cells(name, "chapter 5", variance_z(share, expected[at], allowed), rivals=rivals)
 
 
 def residual_claims(result: Result) -> list[Claim]:

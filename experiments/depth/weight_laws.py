@@ -131,7 +131,7 @@ def claims(result: Result) -> list[Claim]:
         if isinstance(every[name], stax.Sparse):
             continue
         if few:
-            out += [Claim.not_applicable(one, "theorem 1 (same kernel), derived here", few) for one in names]
+            out += [Claim.not_applicable(one, "derived here", few) for one in names]
             continue
         logs = np.log(np.where(rows[i] > 0, rows[i], np.nan))
         for one, z, key in ((names[0], variance_z, "variance"), (names[1], mean_z, "mean")):
@@ -145,11 +145,11 @@ def kernel_claim(result: Result, rows: np.ndarray, few: str) -> Claim:
     """``E G_L = G_0`` for every law to L = 4; beyond, the mean lives in a tail that few networks show."""
     cfg, name = result.config, "every law has the Gaussian kernel: E G to L = 4"
     if few:
-        return Claim.not_applicable(name, "theorem 1", few)
+        return Claim.not_applicable(name, "the same Gaussian process", few)
     right, depths = np.asarray(cfg.depth) <= 4, np.asarray(cfg.depth)
     unscaled = (max(cfg.rank) / cfg.width) ** (depths - 1.0)
     rivals = {"low rank without the factor n/r": mean_z(rows, unscaled + 0 * rows[..., 0])[2:3, right]}
-    return Claim.cells(name, "theorem 1", mean_z(rows, 1 + 0 * rows[..., 0])[:, right], rivals=rivals)
+    return Claim.cells(name, "the same Gaussian process", mean_z(rows, 1 + 0 * rows[..., 0])[:, right], rivals=rivals)
 
 
 def square_claims(result: Result, rows: np.ndarray, few: str) -> list[Claim]:

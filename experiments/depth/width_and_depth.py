@@ -105,7 +105,8 @@ def claims(result: Result) -> list[Claim]:
     )
     if cfg.seeds * cfg.nets < 400 or len(cfg.width) < 3 or len(cfg.depth) < 3:
         return [
-            Claim.not_applicable(name, "theorem 1", "needs 400 networks, three widths and depths") for name in names
+            Claim.not_applicable(name, "the limits commute", "needs 400 networks, three widths and depths")
+            for name in names
         ]
     gram = merged(result.records["residual"].values["gram"])  # [width, depth, 3, nets]
     theory = {name: value[0] for name, value in result.records["theory"].values.items()}
@@ -127,9 +128,9 @@ def claims(result: Result) -> list[Claim]:
     rivals_of_log = {"plain network, 5 L/n": against(5 * depths / n), "infinite width": against(0 * depths / n)}
     limit = product(cfg.correlation)
     return [
-        Claim.cells(names[0], "theorem 1", mean_z(q, theory["q"] * shape), rivals=rivals),
-        Claim.close(names[1], "theorem 1", flat, 0, float(np.log(1.15)), rivals={"plain network": grows}),
-        Claim.close(names[2], "theorem 1", power, -0.5, 0.05, rivals={"1/n": power - 0.5, "no n": 0 * power}),
+        Claim.cells(names[0], "the limits commute", mean_z(q, theory["q"] * shape), rivals=rivals),
+        Claim.close(names[1], "the limits commute", flat, 0, float(np.log(1.15)), rivals={"plain network": grows}),
+        Claim.close(names[2], "the limits commute", power, -0.5, 0.05, rivals={"1/n": power - 0.5, "no n": 0 * power}),
         Claim.cells(names[3], "derived here", against(expected), rivals=rivals_of_log),
         Claim.close(
             names[4],

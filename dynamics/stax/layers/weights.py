@@ -20,7 +20,7 @@ class Haar(NamedTuple):
 
     A square layer keeps lengths exactly. Cost: one QR of ``[N, smaller side]``.
 
-    Reference: Saxe, McClelland & Ganguli 2013, section 3.1.
+    Reference: Saxe, McClelland & Ganguli 2013.
 
     Example:
         >>> import jax, jax.numpy as jnp
