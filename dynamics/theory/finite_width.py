@@ -2,7 +2,7 @@
 
 ``G_l`` is the variance of layer l + 1's preactivations given layer l, ``G_{l+1} = (C_W / n) sum_i phi(h_i)^2 + C_b``
 with ``h_i ~ N(0, G_l)`` (``C_W = W_std^2``): a random number whose infinite-width value is ``K_{l+1} = g(K_l)``, the
-length map. To first order in 1/n its variance and mean follow from g alone; for ReLU its logarithm is a random walk.
+length map. To first order in 1/n its variance and mean follow from g and ``E phi^4``; ReLU has a random walk in log G.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float, Real
 
 from dynamics.stax.activations.quadrature import gaussian_panels
@@ -75,7 +76,7 @@ def finite_width(
         >>> print(f"K = {found.K[-1]:.3f}, Var G / K^2 = {found.relative[-1]:.4f}")
         K = 0.128, Var G / K^2 = 0.0241
     """
-    if not isinstance(widths, jax.core.Tracer) and np.any(np.asarray(widths) <= 0):
+    if not isinstance(widths, Tracer) and np.any(np.asarray(widths) <= 0):
         raise ValueError(f"widths: got {widths}; allowed: positive numbers")
     g, fourth = length_map(activation, W_std, b_std), _fourth_moment(activation)
     shift = jnp.square(b_std)

@@ -5,7 +5,7 @@ lambda = 1 the features span a dozen directions to the cut of 1e-8, and eight ti
 10 they gain five orders of magnitude. The floor here is that of the numerical rank, a stand-in for the paper's bound:
 with weights in a band a fast target needs coefficients that no precision carries.
 
-Run time: about 15 s for the quick preset on two CPU cores.
+Run time: about 40 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from experiments.depth._draws import drawn
 SOURCE = (
     "Li, Sonoda, Cao, Wang & Liang 2023, 'How powerful are shallow neural networks with bandlimited random weights?'"
 )
-SECONDS = 15
+SECONDS = 40
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ and G1 follow from the infinite-width map K alone. There are two classes: ``V / 
 activations at criticality, ``(6 (1 + a^4)/(1 + a^2)^2 - 1) l`` for leaky ReLU of slope a (5 l for ReLU). For ReLU all
 of log G is known, so that one sees where first order ends: at L/n of a quarter.
 
-Run time: about 30 s for the quick preset on two CPU cores.
+Run time: about 15 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dynamics.types import Claim, Record
 from experiments.depth._draws import drawn, lengths, mean, mean_z, merged, variance, variance_z
 
 SOURCE = "Roberts, Yaida & Hanin 2022, 'The Principles of Deep Learning Theory'"
-SECONDS = 30
+SECONDS = 15
 
 
 @dataclasses.dataclass(frozen=True)

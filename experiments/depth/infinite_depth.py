@@ -5,7 +5,7 @@ grows. Of k active units, ``d log|phi| = dB/sqrt(n) + (k/2 - 1)/n dt``; the acti
 that some unit starts alive ``E log |phi_1|/|phi_0| = 1/(4 (1 - 2^-n)) - 1/n``: negative up to n = 3, positive from n =
 4, and 1/4 at infinite width. One unit is geometric Brownian motion.
 
-Run time: about 30 s for the quick preset on two CPU cores.
+Run time: about 20 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dynamics.types import Claim, Record
 from experiments.depth._draws import drawn, mean, mean_z, merged, variance
 
 SOURCE = "Hayou 2022, 'On the infinite-depth limit of finite-width neural networks'"
-SECONDS = 30
+SECONDS = 20
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ On the sphere of R^n the kernel of random features has eigenvalues ``mu_k`` on t
 bound where the decay is slower than ``k^-(n+2/3)``: so for the sign, not for ReLU. Drawn networks on the circle have
 this spectrum; their gradients have another.
 
-Run time: about 20 s for the quick preset on two CPU cores.
+Run time: about 40 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dynamics.types import Claim, Record
 from experiments.depth._draws import drawn, mean, mean_z, merged
 
 SOURCE = "Takhanov 2024, 'Multi-layer random features and the approximation power of neural networks'"
-SECONDS = 20
+SECONDS = 40
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ The length ``G_L`` of one input after L layers of width n is random. For ReLU it
 variance 5L/n (Gaussian weights), 3L/n (orthogonal), ``(3 + 2n/r) L/n`` (rank r), exactly known at every n and L;
 critical tanh has 2/3 (L/n). A residual network with branches scaled by ``1/sqrt(L)`` has 2.675/n: width alone, no L.
 
-Run time: about 15 s for the quick preset on two CPU cores.
+Run time: about 30 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from experiments.depth._draws import drawn, lengths, mean_z, merged, variance, v
 from experiments.depth._residual import log_variance, residual
 
 SOURCE = "Roberts, Yaida & Hanin 2022, 'The Principles of Deep Learning Theory'; Hanin & Nica 2020"
-SECONDS = 15
+SECONDS = 30
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ can go on. Snake, ``x + sin(a x)^2 / a``, keeps oscillating, but fixed random fe
 frequencies are those drawn. Trained by Adam at this size its error in the next period is 0.5, where ReLU has 3 and
 predicting 0 gives 0.7: better, and far from the paper's networks, which train longer.
 
-Run time: about 40 s for the quick preset on two CPU cores.
+Run time: about 50 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dynamics.types import Batch, Claim, Objective, Observable, Record
 from experiments.depth._draws import drawn
 
 SOURCE = "Ziyin, Hartwig & Ueda 2020, 'Neural networks fail to learn periodic functions and how to fix it'"
-SECONDS = 40
+SECONDS = 50
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ Gaussian with the kernel K, and along a curve x(s) they change sign ``n/pi int s
 m = dK/ds', r = d^2K/ds ds'``: curve, interval and biases decide, not the number of neurons alone. The paper finds more
 regions on a tractrix than on a circle; here, on |t| <= 3 and with biases of deviation 1/2, there are fewer.
 
-Run time: about 40 s for the quick preset on two CPU cores.
+Run time: about 20 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from experiments.depth._curves import CURVES, curve
 from experiments.depth._draws import drawn, mean_z, merged
 
 SOURCE = "Tiwari & Konidaris 2022, 'Effects of data geometry in early deep learning'; Hanin & Rolnick 2019"
-SECONDS = 40
+SECONDS = 20
 
 
 @dataclasses.dataclass(frozen=True)

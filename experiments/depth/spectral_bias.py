@@ -5,7 +5,7 @@ k^-2``: under gradient descent ``r_k(t) = (1 - eta mu_k)^t r_k(0)``. Wide networ
 target with amplitudes ``1/k`` the residual peaks at ``k* ~ t^(1/2)``, with height ``1/k*``; training the readout alone
 has ``mu_k ~ k^-4`` and ``k* ~ t^(1/4)``. Without biases odd frequencies above 1 are not learned at all.
 
-Run time: about 40 s for the quick preset on two CPU cores.
+Run time: about 15 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dynamics.runs.figures import colour, measured_style, new_figure, rival_styl
 from dynamics.types import Batch, Claim, Objective, Observable, Record
 
 SOURCE = "Basri, Jacobs, Kasten & Kritchman 2019; Rahaman et al. 2019, 'On the spectral bias of neural networks'"
-SECONDS = 40
+SECONDS = 15
 
 
 @dataclasses.dataclass(frozen=True)
