@@ -44,7 +44,7 @@ ARGUMENTS = {
     "operator": operators.hessian,
     "optimizer": optax.adam(1e-2),
     "outputs": 2,
-    "preactivations": lambda params, x: {"hidden": x @ params["w"]},
+    "preactivations": lambda params, x: {"hidden": x * weight_norm(params)},
     "phi": jnp.tanh,
     "prefix": "a",
     "read": lambda start, params, batch: {"moved": weight_norm(jax.tree.map(jnp.subtract, params, start))},
