@@ -295,6 +295,7 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
 
 
 SHORT = {
+    "depth": "--seeds 2 --nets 20 --width 16 --ratio 0.125 0.25 --residual-depth 8",
     "edge_of_stability": "--seeds 1 --eta 0.2 --samples 40 --width 8 --depth 1 --steps 60 --record-every 20"
     " --flow-steps 40",
     "grokking": "--seeds 1 --alpha 0.2 0.4 --samples 40 --window 20 --dimension 12 --width 20 --steps 100"

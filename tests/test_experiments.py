@@ -12,7 +12,7 @@ from dynamics.config import Range, allowed_range
 from dynamics.runs.command.discover import gallery
 
 GALLERY = gallery()
-FAST = ("rich_lazy.saddle_to_saddle",)
+FAST = ("depth.length", "rich_lazy.saddle_to_saddle")
 TINY = {"grokking.compare": {"pace": 0.001}}  # what no integer and no axis makes small
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics.losses import half_mse
-from dynamics.observe import end_to_end, joined, movement, prefixed, weight_ranks
-from dynamics.statistics import effective_rank, stable_rank, weight_norm
+from dynamics.observe import end_to_end, joined, layer_gradients, movement, prefixed, weight_ranks
+from dynamics.statistics import effective_rank, isometry_gap, stable_rank, weight_norm
 from dynamics.types import Batch, Objective, View
 
 
@@ -66,3 +66,24 @@ def test_movement_compares_with_the_start(precision, key):
     np.testing.assert_allclose(read["net_weight_change"], 0.5, rtol=1e-6)
     np.testing.assert_allclose(read["net_weight_norm"], 1.5 * weight_norm(start), rtol=1e-6)
     assert float(read["net_zero"]) == 0
+
+
+def test_isometry_gap_is_that_of_the_gram_matrix(x64, key):
+    """``log tr(G)/d - log det(G)/d`` of ``G = X X^T``; 0 for an isometry, unchanged by scale and rotation."""
+    x = jax.random.normal(key, (4, 7))
+    gram = x @ x.T
+    expected = jnp.log(jnp.trace(gram) / 4) - jnp.linalg.slogdet(gram)[1] / 4
+    np.testing.assert_allclose(isometry_gap(jnp.linalg.svd(x, compute_uv=False)), expected, rtol=1e-12)
+    np.testing.assert_allclose(isometry_gap(jnp.full(5, 3.0)), 0, atol=1e-15)
+    assert isometry_gap(jnp.array([1.0, 0.0])) == np.inf
+
+
+def test_layer_gradients_are_those_of_the_whole(key):
+    """Squares add up to ``|grad L|^2``."""
+    params = {"w": jax.random.normal(key, (3, 4)), "v": jnp.zeros((4, 1))}
+    L = Objective(lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], half_mse)
+    batch = Batch(jax.random.normal(key, (5, 3)), jnp.ones((5, 1)))
+    _, found = layer_gradients().update((), View(params, batch, L))
+    total = sum(value**2 for name, value in found.items() if name.startswith("gradient_norm"))
+    np.testing.assert_allclose(total, weight_norm(jax.grad(L)(params, batch)) ** 2, rtol=1e-5)
+    assert found["relative_gradient/v"] == 0  # of zeros

@@ -28,6 +28,7 @@ L = Objective(network, half_mse)
 # What a required parameter of this name is given, whoever has it: a new export needs a line here only for a new word.
 ARGUMENTS = {
     "batch_size": 2,
+    "curve": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3),
     "dt": 0.1,
     "field": lambda state, data: jax.tree.map(jnp.negative, state),
     "interval": 1,
@@ -43,6 +44,7 @@ ARGUMENTS = {
     "operator": operators.hessian,
     "optimizer": optax.adam(1e-2),
     "outputs": 2,
+    "preactivations": lambda params, x: {"hidden": x * weight_norm(params)},
     "phi": jnp.tanh,
     "prefix": "a",
     "read": lambda start, params, batch: {"moved": weight_norm(jax.tree.map(jnp.subtract, params, start))},

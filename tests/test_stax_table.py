@@ -37,6 +37,11 @@ def activation(layer):
     return Case(lambda n: stax.serial(stax.Dense(n, 1.2, 0.3), layer, stax.Dense(4, 1.1, 0.2)))
 
 
+def readout(law):
+    """A law of the readout's weights: entries of covariance 1, so that both kernels are unbiased."""
+    return Case(lambda n: stax.serial(stax.Dense(n, 1.2, 0.3), stax.Relu(), stax.Dense(4, 1.1, 0.2, weights=law)))
+
+
 def positions(*layers, x=SEQUENCES, **options):
     """A layer on the activations of a convolution."""
     size = (2,) * (x.ndim - 2)
@@ -110,12 +115,14 @@ NETWORKS = {
         lambda n: stax.GlobalSelfAttention(n, attention_mechanism="RELU", **ATTENTION), width=128, draws=100
     ),
     "GlobalSumPool": positions(lambda n: stax.GlobalSumPool()),
+    "Haar": readout(stax.Haar()),
     "Hermite": Case(lambda n: stax.serial(stax.Dense(n, 1.0), stax.Hermite(2), stax.Dense(4, 1.1, 0.2)), UNIT),
     "ImageResize": positions(lambda n: stax.ImageResize((-1, 3, -1), "linear")),
     "Index": positions(lambda n: stax.Index(stax.Slice[:, 1:3])),
     "Identity": activation(stax.Identity()),
     "LayerNorm": activation(stax.LayerNorm())._replace(**WIDE),
     "LeakyRelu": activation(stax.LeakyRelu(0.2)),
+    "LowRank": readout(stax.LowRank(3)),
     "Monomial": activation(stax.Monomial(2)),
     "Polynomial": activation(stax.Polynomial([0.2, 0.5, -0.3])),
     "RMSNorm": activation(stax.RMSNorm())._replace(**WIDE),
@@ -134,6 +141,7 @@ NETWORKS = {
     "Silu": activation(stax.Silu()),
     "Sin": activation(stax.Sin(1.1, 0.8, 0.4)),
     "Softplus": activation(stax.Softplus()),
+    "Sparse": readout(stax.Sparse(0.3)),
     "SumPool": positions(stax.SumPool((2,), (2,), "CIRCULAR")),
     "Tanh": activation(stax.Tanh()),
     "parallel": branches(stax.FanInSum()),

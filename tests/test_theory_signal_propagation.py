@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dynamics import stax
+from dynamics.theory.activations import moments_of
 from dynamics.theory.signal_propagation import (
     correlation_map,
     critical_line,
@@ -111,3 +112,31 @@ def test_derivative_to_an_activation_parameter(x64):
 def test_bad_input_is_named(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+def test_the_edge_of_a_function_with_a_kink(x64):
+    """ELU: ``E phi'^2 = 1/2 + e^{2q} Phi(-2s)``, ``E phi^2 = q/2 + e^{2q} Phi(-2s) - 2 e^{q/2} Phi(-s) + 1/2``; on the
+    edge the correlation map has slope 1 at c = 1 to the series' last digits, so that nothing stalls."""
+    q = 1.5
+    s, below = q**0.5, jax.scipy.stats.norm.cdf
+    slope = 0.5 + np.exp(2 * q) * below(-2 * s)
+    square = q / 2 + slope - 2 * np.exp(q / 2) * below(-s)
+    edge = critical_line(jax.nn.elu, q)
+    np.testing.assert_allclose([edge.W_std**2, edge.b_std**2], [1 / slope, q - square / slope], rtol=1e-9)
+    gap = moments_of(jax.nn.elu)(jnp.array(q), jnp.array(1e-7))[1]
+    np.testing.assert_allclose(gap / 1e-7 / slope, 1, rtol=1e-7)
+    _, gap, slope = moments_of(jnp.sign)(jnp.array(q), jnp.array(0.1))
+    assert np.isnan([gap, slope]).all()  # a jump: chi_1 is infinite
+
+
+def test_an_edge_that_depth_does_not_reach_is_marked(x64):
+    """GELU at q = 1.5 has length slope 1.0426 by a difference of the map; the length leaves q, on tanh's edge it does
+    not."""
+    q = 1.5
+    for phi, stable in ((jax.nn.gelu, False), (jnp.tanh, True), (stax.Relu(), True)):
+        edge = critical_line(phi, q)
+        step = length_map(phi, edge.W_std, edge.b_std)
+        numeric = (step(q + 1e-5) - step(q - 1e-5)) / 2e-5  # rounding 1e-11
+        np.testing.assert_allclose(edge.length_slope, numeric, rtol=1e-8)
+        assert edge.stable == stable
+    assert abs(float(critical_line(jax.nn.gelu, q).length_slope) - 1.0426) < 1e-4

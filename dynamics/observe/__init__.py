@@ -8,6 +8,7 @@ from dynamics.observe.compose import joined, prefixed, since_start
 from dynamics.observe.density import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
 from dynamics.observe.directions import random_direction
 from dynamics.observe.eigenvalues import eigenvalues, hessian_eigenvalues, layer_eigenvalues
+from dynamics.observe.gradients import breakpoints, layer_gradients
 from dynamics.observe.learning_coefficient import LocalLearningCoefficient, local_learning_coefficient
 from dynamics.observe.loss import accuracy, loss, scores
 from dynamics.observe.matching import weight_matching
@@ -34,6 +35,7 @@ __all__ = [
     "Watch",
     "accuracy",
     "batch_sharpness",
+    "breakpoints",
     "cka",
     "density",
     "eigenvalues",
@@ -46,6 +48,7 @@ __all__ = [
     "joined",
     "layer_densities",
     "layer_eigenvalues",
+    "layer_gradients",
     "local_learning_coefficient",
     "loss",
     "movement",

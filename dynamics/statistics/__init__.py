@@ -15,7 +15,7 @@ from dynamics.statistics.fourier import frequency_power, frequency_share, gini, 
 from dynamics.statistics.groups import Components, component_power, component_share, irreducible_components
 from dynamics.statistics.noise_scale import CriticalBatch, critical_batch
 from dynamics.statistics.power_laws import PowerLaw, mean_interval, power_law
-from dynamics.statistics.rank import effective_rank, stable_rank, weight_norm
+from dynamics.statistics.rank import effective_rank, isometry_gap, stable_rank, weight_norm
 from dynamics.statistics.tails import SpectralTail, spectral_tail
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "frequency_share",
     "gini",
     "irreducible_components",
+    "isometry_gap",
     "kernel_alignment",
     "kernel_distance",
     "label_alignment",

@@ -41,6 +41,27 @@ def stable_rank(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
     return jnp.sum(singular_values**2, -1) / jnp.where(top == 0, 1, top) ** 2
 
 
+def isometry_gap(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
+    """``log mean_i s_i^2 - mean_i log s_i^2``: 0 for an isometry (all equal), inf where one vanishes.
+
+    Args:
+        singular_values: of a batch's representations ``X [n, d]`` (``min(n, d)`` of them) or of a Jacobian.
+
+    Returns:
+        A number >= 0, unchanged by scale and rotation. Differentiable where the values are positive.
+
+    Reference: Meterez et al. 2023, 'Towards training without depth limits: batch normalization without gradient
+    explosion'.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(isometry_gap(jnp.array([1.0, 2.0]))), 5)  # log(5/2) - log(4)/2
+        0.22314
+    """
+    squares = jnp.abs(singular_values) ** 2
+    return jnp.log(jnp.mean(squares, -1)) - jnp.mean(jnp.log(squares), -1)
+
+
 def weight_norm(params: Params) -> Float[Array, ""]:
     """``|theta|_2`` over all leaves."""
     return jnp.sqrt(sum((jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(params)), start=jnp.zeros(())))

@@ -44,6 +44,7 @@ from dynamics.stax.layers.linear import Aggregate, DotGeneral, ImageResize, Inde
 from dynamics.stax.layers.norm import Dropout, LayerNorm, RMSNorm
 from dynamics.stax.layers.pooling import AvgPool, Flatten, GlobalAvgPool, GlobalSumPool, SumPool
 from dynamics.stax.layers.rnn import Rnn
+from dynamics.stax.layers.weights import Haar, LowRank, Sparse
 
 __all__ = [
     "ABRelu",
@@ -76,6 +77,7 @@ __all__ = [
     "GlobalAvgPool",
     "GlobalSelfAttention",
     "GlobalSumPool",
+    "Haar",
     "Hermite",
     "Identity",
     "ImageResize",
@@ -83,6 +85,7 @@ __all__ = [
     "Kernel",
     "LayerNorm",
     "LeakyRelu",
+    "LowRank",
     "MaskedArray",
     "Monomial",
     "Padding",
@@ -101,6 +104,7 @@ __all__ = [
     "Sin",
     "Slice",
     "Softplus",
+    "Sparse",
     "SumPool",
     "Tanh",
     "batch",

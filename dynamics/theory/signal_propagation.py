@@ -8,8 +8,8 @@ preactivations and the correlation c of two inputs,
 with Gaussian u, v of variance q and correlation c. ``chi_1 = W_std^2 E phi'(sqrt(q*) z)^2`` multiplies squared
 gradients and small distances: below 1 inputs merge (order), above 1 they part (chaos).
 
-An activation is any layer of ``stax`` that acts entry by entry, or a function, expanded in 128 Hermite polynomials by a
-rule with 256 nodes: resolved while ``stax.hermite_series(fn, sqrt(q), 128, 256).tail`` is small.
+An activation is any layer of ``stax`` that acts entry by entry, or a continuous function, expanded in 128 Hermite
+polynomials (``theory.activations.moments_of``); NaN where a function jumps, since chi_1 is then infinite.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from dynamics.theory.activations import Activation, moments_of
 from dynamics.theory.fixed_point import bisect, implicit
@@ -56,11 +56,23 @@ class SignalPropagation(NamedTuple):
 
 
 class Critical(NamedTuple):
-    """A point of the edge of chaos: ``chi_1 = 1`` at the fixed point ``q``."""
+    """A point of the edge of chaos: ``chi_1 = 1`` at the fixed point ``q``.
+
+    Attributes:
+        W_std, b_std: standard deviations of weights and biases. q: the fixed point.
+        length_slope: ``dq'/dq`` there. Above 1 the fixed point is unstable: rounding and finite width take the variance
+            away from q, and ``chi_1`` from 1 (GELU at q = 1.5: 1.0425). See ``stable``.
+    """
 
     W_std: Float[Array, "*shape"]
     b_std: Float[Array, "*shape"]
     q: Float[Array, "*shape"]
+    length_slope: Float[Array, "*shape"]
+
+    @property
+    def stable(self) -> Bool[Array, "*shape"]:
+        """Whether depth leads to q: ``length_slope <= 1``, up to rounding (ReLU: 1, every length is kept)."""
+        return self.length_slope <= 1 + 64 * jnp.finfo(self.length_slope.dtype).eps
 
 
 def length_map(activation: Activation, W_std: ArrayLike, b_std: ArrayLike = 0.0) -> Callable[[ArrayLike], Array]:
@@ -198,7 +210,8 @@ def critical_line(activation: Activation, q: ArrayLike) -> Critical:
         activation: see the module. q: ``[...]``, > 0.
 
     Returns:
-        A ``Critical``; ``b_std`` is NaN where ``b_std^2`` would be negative. Differentiable. Cost: one quadrature.
+        A ``Critical``; ``b_std`` is NaN where ``b_std^2`` would be negative, ``stable`` says where depth leads to q.
+        Differentiable. Cost: two quadratures.
 
     Reference: Poole et al. 2016, section 2.2; Schoenholz et al. 2017, figure 1.
 
@@ -213,7 +226,7 @@ def critical_line(activation: Activation, q: ArrayLike) -> Critical:
     small = 64 * jnp.finfo(q.dtype).eps * q
     positive = bias > small
     b_std = jnp.where(positive, jnp.sqrt(jnp.where(positive, bias, 1.0)), jnp.where(bias < -small, jnp.nan, 0.0))
-    return Critical(jnp.sqrt(weight), b_std, q)
+    return Critical(jnp.sqrt(weight), b_std, q, _length_slope(activation, weight, q))
 
 
 def critical_point(activation: Activation, b_std: ArrayLike) -> Critical:
@@ -258,14 +271,21 @@ def _critical_point(activation: Activation, b_std: Array) -> Critical:
     q = jnp.where(found, implicit(excess, root, b_std), jnp.nan)
     q = jnp.where(b_std == 0, grid.reshape(-1)[0], q)
     missing = jnp.isnan(q)
-    W_std = jnp.sqrt(_critical(activation, jnp.where(missing, 1.0, q))[0])
-    return Critical(jnp.where(missing, jnp.nan, W_std), jnp.where(missing, jnp.nan, b_std), q)
+    at = jnp.where(missing, 1.0, q)
+    weight = _critical(activation, at)[0]
+    found = jnp.sqrt(weight), b_std, q, _length_slope(activation, weight, at)
+    return Critical(*(jnp.where(missing, jnp.nan, value) for value in found))
 
 
 def _critical(activation: Activation, q: Array) -> tuple[Array, Array]:
     """``W_std^2`` and ``b_std^2`` (of either sign) that make q a fixed point with ``chi_1 = 1``."""
     variance, _, slope = moments_of(activation)(q, jnp.zeros_like(q))
     return 1 / slope, q - variance / slope
+
+
+def _length_slope(activation: Activation, weight: Array, q: Array) -> Array:
+    """``dq'/dq`` at q for ``W_std^2 = weight``."""
+    return jax.jvp(length_map(activation, jnp.sqrt(weight)), (q,), (jnp.ones_like(q),))[1]
 
 
 @partial(jax.jit, static_argnames=("activation", "start"))

@@ -10,6 +10,7 @@ from dynamics.stax.kernel.kernel import Kernel, channels, deviations
 from dynamics.stax.kernel.masks import whole_positions
 from dynamics.stax.layers.layer import Needs, layer
 from dynamics.stax.layers.scaling import along, resized, scaling
+from dynamics.stax.layers.weights import WeightLaw, check_law
 from dynamics.types import ArrayLike, Model
 
 
@@ -21,6 +22,7 @@ def Dense(
     channel_axis: int = -1,
     parameterization: str = "ntk",
     s: tuple[int, int] = (1, 1),
+    weights: WeightLaw | None = None,
 ) -> Model:
     """A fully connected layer ``W x + b`` along ``channel_axis``.
 
@@ -38,16 +40,21 @@ def Dense(
         batch_axis, channel_axis: axes of the input.
         parameterization: 'ntk', 'standard' or 'mup'.
         s: width multipliers ``(input, output)`` of the 'standard' parameterization.
+        weights: the law of the initial W where its entries are not independent and normal: ``stax.Haar()``,
+            ``stax.LowRank(rank)`` or ``stax.Sparse(density)``, of the same variance and kernels.
+            ``theory.finite_width`` tells what they change at finite width.
 
     Reference: Jacot et al. 2018, section 2; Sohl-Dickstein et al. 2020 ('standard'); Yang, Simon & Bernstein 2023
     ('mup').
     """
     scaled = scaling(parameterization, W_std, b_std, out_dim, s, "out_dim")
+    check_law(weights)
 
     def init(rng, input_shape):
         fan_in = input_shape[channel_axis]
         weight_rng, bias_rng = jax.random.split(rng)
-        weight = jax.random.normal(weight_rng, (fan_in, scaled.units))
+        shape = fan_in, scaled.units
+        weight = jax.random.normal(weight_rng, shape) if weights is None else weights.draw(weight_rng, *shape)
         bias = None
         if b_std is not None:
             bias = jax.random.normal(bias_rng, along(len(input_shape), channel_axis, scaled.units))

@@ -1,0 +1,73 @@
+"""Gradients by layer, and where a network bends along a curve of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Shaped
+
+from dynamics.observe.rank import path_name
+from dynamics.types import Array, Observable, factory
+
+
+@factory("layer_gradients()")
+def layer_gradients() -> Observable:
+    """Gradient norm of every leaf, and that relative to the leaf: where a deep network's signal dies or explodes.
+
+    Returns:
+        An observable with ``gradient_norm/<leaf>`` = |dL/dW| and ``relative_gradient/<leaf>`` = |dL/dW| / |W| (0 for a
+        leaf of zeros), where ``<leaf>`` is the leaf's path in the parameters. Cost: one gradient.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dynamics.types import Objective, View
+        >>> L = Objective.of(lambda p, batch: 3.0 * p["a"] + 4.0 * p["b"])
+        >>> _, read = layer_gradients().update((), View({"a": jnp.float32(2.0), "b": jnp.float32(1.0)}, None, L))
+        >>> float(read["gradient_norm/b"]), float(read["relative_gradient/a"])
+        (4.0, 1.5)
+    """
+
+    def read(view):
+        slopes = jax.grad(view.loss("layer_gradients"))(view.params, view.batch)
+        readings = {}
+        for (path, slope), leaf in zip(jax.tree.leaves_with_path(slopes), jax.tree.leaves(view.params), strict=True):
+            norm, size = (jnp.sqrt(jnp.sum(jnp.abs(value) ** 2)) for value in (slope, leaf))
+            readings[f"gradient_norm/{path_name(path)}"] = norm
+            relative = norm / jnp.where(size > 0, size, 1)
+            readings[f"relative_gradient/{path_name(path)}"] = jnp.where(size > 0, relative, 0)
+        return readings
+
+    return Observable.of_view(read)
+
+
+@factory("breakpoints(preactivations, curve)")
+def breakpoints(preactivations: Callable[..., Mapping[str, Array]], curve: Shaped[Any, "n ..."]) -> Observable:
+    """Sign changes of each layer's preactivations along a curve: the kinks of a ReLU network on it.
+
+    Args:
+        preactivations: ``(params, x) -> {name: [n, ...]}``.
+        curve: ``[n, ...]`` inputs in order; two crossings between successive points are not seen.
+
+    Returns:
+        An observable with ``breakpoints/<name>``, a number: of all units together. Cost: one forward pass.
+        ``theory.regions.expected_breakpoints`` is its mean at infinite width.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dynamics.types import View
+        >>> count = breakpoints(lambda w, x: {"hidden": x @ w}, jnp.array([[-1.0], [1.0], [2.0]]))
+        >>> float(count.update((), View(jnp.array([[1.0, -2.0]]), None))[1]["breakpoints/hidden"])
+        2.0
+    """
+
+    def read(view):
+        def count(h):
+            positive = jnp.reshape(h, (len(h), -1)) > 0
+            return jnp.sum(positive[1:] != positive[:-1]).astype(float)
+
+        return {f"breakpoints/{name}": count(h) for name, h in preactivations(view.params, curve).items()}
+
+    return Observable.of_view(read)
