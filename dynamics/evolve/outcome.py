@@ -41,14 +41,14 @@ def outcome_map(
     points: int = 256,
     levels: int = 1,
     zoom: int = 4,
-    candidates: int = 4,
+    candidates: int = 3,
     parallel: int = 4096,
 ) -> tuple[OutcomeMap, ...]:
     """The label of every pixel ``(x, y)`` of a square grid, and again ``zoom`` times closer where labels meet most.
 
     Each level but the first shows one of the ``zoom x zoom`` tiles of the level before: of the ``candidates`` that hold
-    most 2 x 2 blocks of more than one label, that which holds most of them when seen closer (on half the points an
-    axis), so that a rough boundary is found beside a smooth one. All is computed in float64, whatever the settings.
+    most 2 x 2 blocks of more than one label, that which holds most of them when seen closer (on a quarter of the points
+    an axis, or 32), so that a rough boundary is found beside a smooth one. All is in float64, whatever the settings.
 
     Args:
         outcome: ``(x, y, *arguments) -> label`` or ``-> (label, shade)`` of one pixel, scalars both: a function that
@@ -69,7 +69,7 @@ def outcome_map(
             in float64.
         TypeError: where ``outcome`` gives no scalars.
 
-    Cost: ``r^2`` outcomes, and ``(1 + candidates/4) r^2`` for each further level.
+    Cost: ``r^2`` outcomes, and ``(1 + candidates/16) r^2`` for each further level.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,13 +104,13 @@ def outcome_map(
             grid = np.meshgrid(*centres, indexing="ij")
             return _picture(_pixels(outcome, min(parallel, points**2), *grid, arguments), centres)
 
-        found, here = [seen(spans, points)], spans
+        found, here, look = [seen(spans, points)], spans, min(points, max(points // 4, 32))
         while len(found) < levels and (edge := boundary(found[-1].label)).any():
             tiles = [
                 [(low + width * at / zoom, width / zoom) for (low, width), at in zip(here, tile)]
                 for tile in _fullest(edge, points, zoom, candidates)
             ]
-            looks = [boundary(seen(tile, max(points // 2, 2)).label).sum() for tile in tiles] if len(tiles) > 1 else [1]
+            looks = [boundary(seen(tile, look).label).sum() for tile in tiles] if len(tiles) > 1 else [1]
             here = tiles[int(np.argmax(looks))]
             found.append(seen(here, points))
     return tuple(found)

@@ -68,8 +68,9 @@ def pair_dimension(label: Shaped[Array | np.ndarray, "r c"], *, base: int = 2) -
     differ (the uncertainty exponent).
 
     Pairs lie along both axes, at ``e = 1, base, base^2, ...`` up to an eighth of the picture, with middles that are the
-    same at every distance; D is 2 minus the median slope between neighbouring distances. It weighs the boundary by the area beside it, where boxes weigh it by its own
-    extent, so that the two agree for a set of one dimension and differ for a mixture.
+    same at every distance; D is 2 minus the median slope between neighbouring distances. It weighs the boundary by the
+    area beside it, where boxes weigh it by its own extent, so that the two agree for a set of one dimension and differ
+    for a mixture.
 
     Args:
         label: of each pixel, any dtype that compares.
