@@ -124,7 +124,9 @@ def layers_of(apply: Callable[..., Any], params: Params, x: Any) -> tuple[Any, t
     inputs, of_x = jax.tree.flatten(x)
 
     def flat(*values):
-        return apply(jax.tree.unflatten(structure, values[: len(leaves)]), jax.tree.unflatten(of_x, values[len(leaves) :]))
+        return apply(
+            jax.tree.unflatten(structure, values[: len(leaves)]), jax.tree.unflatten(of_x, values[len(leaves) :])
+        )
 
     program = jaxpr.trace(flat, *leaves, *inputs)
     reader = Reader([len(jaxpr.shape(variable)) >= 2 for variable in program.jaxpr.invars[: len(leaves)]])
