@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal
+from jaxtyping import Float
 
 from dynamics.program import jaxpr
 from dynamics.types import Array, Params
@@ -23,8 +25,9 @@ class Layer(NamedTuple):
         leaves: numbers of the parameter leaves in the weight.
         fan_in, fan_out: numbers that an output sums over (1 for a lookup), and of outputs.
         sources: numbers of the layers whose outputs reach this one's input through no other layer.
-        weight, data, product: the operands and the result; ``data`` None for a lookup.
-        output: the result with the scale and bias that follow it.
+        weight, data: the operands; ``data`` None for a lookup.
+        output: the result, with the scale and bias that follow it.
+        scale: by how much what follows multiplies the result, in root mean square.
     """
 
     leaves: tuple[int, ...]
@@ -33,8 +36,8 @@ class Layer(NamedTuple):
     sources: tuple[int, ...]
     weight: Array
     data: Array | None
-    product: Array
     output: Array
+    scale: Any
 
 
 class Seen(NamedTuple):
@@ -83,15 +86,25 @@ class Reader:
         follows = len(results) == len(moving) == 1 and equation.primitive.name in AFFINE
         place = moving[0].output_of if follows else None
         if place is not None:
-            self.layers[place] = self.layers[place]._replace(output=results[0])
+            scale = self.layers[place].scale
+            if equation.primitive.name in ("mul", "div"):
+                scale = scale * root_mean_square(results[0]) / root_mean_square(moving[0].value)
+            self.layers[place] = self.layers[place]._replace(output=results[0], scale=scale)
         return [Seen(result, frozenset(), True, sources, place) for result in results]
 
-    def layer(self, sizes, weight: Seen, data: Seen, product, lookup: bool) -> Seen:
+    def layer(self, sizes: tuple[int, int], weight: Seen, data: Seen, product, lookup: bool) -> Seen:
         leaves = tuple(sorted(leaf for leaf in weight.leaves if self.weights[leaf]))
         held = None if lookup else data.value
         number = len(self.layers)
-        self.layers.append(Layer(leaves, *sizes, tuple(sorted(data.sources)), weight.value, held, product, product))
+        self.layers.append(
+            Layer(leaves, sizes[0], sizes[1], tuple(sorted(data.sources)), weight.value, held, product, 1.0)
+        )
         return Seen(product, frozenset(), True, frozenset({number}), number)
+
+
+def root_mean_square(array: Float[Array, ...]) -> Float[Array, ""]:
+    """``sqrt(mean |a|^2)``, half precision widened."""
+    return jnp.sqrt(jnp.mean(jnp.abs(array).astype(jnp.result_type(float)) ** 2))
 
 
 def meeting(equation: JaxprEqn, side: int) -> tuple[int, int] | None:

@@ -88,7 +88,7 @@ def pair_dimension(label: Shaped[Array | np.ndarray, "r c"], *, base: int = 2) -
 
     Example:
         >>> import numpy as np
-        >>> float(pair_dimension(np.indices((64, 64))[0] > 30).value)
+        >>> round(float(pair_dimension(np.indices((64, 64))[0] > 30).value), 6)
         1.0
     """
     label = _pixels("label", label)

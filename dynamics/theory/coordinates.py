@@ -1,4 +1,4 @@
-"""How activations and their changes scale with width, layer by layer, from the sizes of weights and of their updates."""
+"""How activations and their changes scale with width, layer by layer, from sizes of weights and of their updates."""
 
 from __future__ import annotations
 

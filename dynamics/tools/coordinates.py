@@ -16,6 +16,7 @@ from dynamics.losses import half_mse
 from dynamics.models import from_equinox, from_flax
 from dynamics.observe.rank import path_name
 from dynamics.program.layers import Layer, layers_of
+from dynamics.program.layers import root_mean_square as size
 from dynamics.statistics import PowerLaw, power_law
 from dynamics.theory.coordinates import SCHEMES, Coordinates, LayerScaling, coordinate_exponents, scheme_exponents
 from dynamics.types import Array, Batch, Model, StatefulModel
@@ -110,8 +111,7 @@ def coordinate_check(
         >>> from dynamics import stax
         >>> from dynamics.types import Batch
         >>> def make(width):
-        ...     dense = [stax.Dense(width), stax.Relu(), stax.Dense(width), stax.Relu(), stax.Dense(1)]
-        ...     return stax.serial(*dense), optax.sgd(0.1)
+        ...     return stax.serial(stax.Dense(width), stax.Relu(), stax.Dense(1)), optax.sgd(0.1)
         >>> batch = Batch(jnp.sin(jnp.arange(12.0)).reshape(3, 4), jnp.ones((3, 1)))
         >>> coordinate_check(make, (64, 256, 1024), batch, seeds=3).verdict
         'NTK'
@@ -125,7 +125,7 @@ def coordinate_check(
     if not hasattr(data, "x") or not hasattr(data, "y"):
         raise TypeError(f"data: got {type(data).__name__}; allowed: Batch(x, y)")
     keys = jax.random.split(jax.random.key(0) if key is None else key, seeds)
-    found = [_of_width(make, width, data, steps, loss, keys) for width in widths]
+    found = [_of_width(make, width, data, steps, loss, keys, first=width == widths[0]) for width in widths]
     first = found[0]
     for width, one in zip(widths, found):
         if one.names != first.names or one.sources != first.sources:
@@ -185,7 +185,7 @@ class _OfWidth(NamedTuple):
     loss: np.ndarray
 
 
-def _of_width(make, width: int, data: Batch, steps: int, loss, keys) -> _OfWidth:
+def _of_width(make, width: int, data: Batch, steps: int, loss, keys, first: bool) -> _OfWidth:
     made = make(width)
     if not isinstance(made, tuple) or len(made) != 2 or not hasattr(made[1], "update"):
         raise TypeError(f"make: got {type(made).__name__} at width {width}; allowed: (model, optimizer), one of optax")
@@ -241,22 +241,17 @@ def _of_width(make, width: int, data: Batch, steps: int, loss, keys) -> _OfWidth
     return _OfWidth(
         _names([paths[layer.leaves[0]] for layer in layers]), tuple(layer.sources for layer in layers),
         np.array([[layer.fan_in, layer.fan_out] for layer in layers]),
-        "adaptive" if float(twice(params)) < 1.5 else "gradient", tuple(paths[leaf] for leaf in sorted(missed)),
+        ("adaptive" if float(twice(params)) < 1.5 else "gradient") if first else "",
+        tuple(paths[leaf] for leaf in sorted(missed)),
         {name: np.moveaxis(sizes[..., i], 0, -1) for i, name in enumerate(READ)}, losses.T,
     )  # fmt: skip
 
 
 def _sizes(now: Layer, start: Layer) -> Float[Array, " 6"]:
     """Root mean squares in the order of ``READ``; what is of the start alone is so at every step."""
-    activation, product = (_rms(one - jnp.mean(one, 0)) for one in (start.output, start.product))
-    scale = activation / jnp.where(product > 0, product, jnp.nan)  # a bias is the same for all samples
-    data = jnp.ones(()) if start.data is None else _rms(start.data)
-    moved = _rms(now.weight - start.weight), _rms(now.output - start.output)
-    return jnp.stack([_rms(start.output), scale, data, _rms(start.weight), *moved])
-
-
-def _rms(array: Array) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.mean(jnp.abs(array).astype(jnp.result_type(float)) ** 2))
+    data = jnp.ones(()) if start.data is None else size(start.data)
+    moved = size(now.weight - start.weight), size(now.output - start.output)
+    return jnp.stack([size(start.output), jnp.asarray(start.scale), data, size(start.weight), *moved])
 
 
 def _norm(tree: Any) -> Float[Array, ""]:
