@@ -4,7 +4,7 @@ import numpy as np
 
 from rivals import replaced
 
-CONFIG = {"seeds": 40, "levels": 5, "points": 64, "steps": 300}
+CONFIG = {"points": 64}
 
 
 def wrong(result):
