@@ -27,6 +27,7 @@ FLOORS = (
     ("interop", "observe"),
     ("evolve", "theory"),
     ("runs",),
+    ("tools",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 APART = {("observe", "models"), ("observe", "stax"), ("evolve", "models"), ("evolve", "stax"), ("evolve", "tasks")}

@@ -9,6 +9,7 @@ from dynamics.observe.density import density, gauss_newton_density, hessian_dens
 from dynamics.observe.directions import random_direction
 from dynamics.observe.eigenvalues import eigenvalues, hessian_eigenvalues, layer_eigenvalues
 from dynamics.observe.gradients import breakpoints, layer_gradients
+from dynamics.observe.functional_dimension import FunctionalDimension, functional_dimension
 from dynamics.observe.learning_coefficient import LocalLearningCoefficient, local_learning_coefficient
 from dynamics.observe.loss import accuracy, loss, scores
 from dynamics.observe.matching import weight_matching
@@ -28,6 +29,7 @@ from dynamics.observe.watch import Watch, watch
 from dynamics.types import gone
 
 __all__ = [
+    "FunctionalDimension",
     "LocalLearningCoefficient",
     "NtkReadings",
     "Slice",
@@ -40,6 +42,7 @@ __all__ = [
     "density",
     "eigenvalues",
     "end_to_end",
+    "functional_dimension",
     "gauss_newton_density",
     "gradient_noise",
     "hessian_density",

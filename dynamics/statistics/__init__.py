@@ -11,6 +11,7 @@ from dynamics.statistics.alignment import (
 )
 from dynamics.statistics.chains import ChainMean, chain_mean
 from dynamics.statistics.crossings import first_step, time_ratio, value_at
+from dynamics.statistics.dimension import boundary, box_dimension, pair_dimension
 from dynamics.statistics.fourier import frequency_power, frequency_share, gini, sum_components, top_frequency
 from dynamics.statistics.groups import Components, component_power, component_share, irreducible_components
 from dynamics.statistics.noise_scale import CriticalBatch, critical_batch
@@ -24,6 +25,8 @@ __all__ = [
     "CriticalBatch",
     "PowerLaw",
     "SpectralTail",
+    "boundary",
+    "box_dimension",
     "centred",
     "chain_mean",
     "cka",
@@ -43,6 +46,7 @@ __all__ = [
     "kernel_distance",
     "label_alignment",
     "mean_interval",
+    "pair_dimension",
     "power_law",
     "spectral_tail",
     "stable_rank",

@@ -1,0 +1,108 @@
+"""How many directions of parameter space move the function: the rank of its Jacobian, with the gap that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Float, Int
+
+from dynamics.program.real_view import flat
+from dynamics.types import Array, Params, check_apply
+
+
+class FunctionalDimension(NamedTuple):
+    """The rank of a Jacobian.
+
+    Attributes:
+        rank: int, singular values above the cut.
+        gap: log10 of the smallest value above the cut over the largest below it; infinite where one of the two is
+            missing or zero. Below 2 the rank is a matter of the cut.
+        parameters: their number D, the largest rank possible.
+        singular_values: ``[D]``, descending, of the Jacobian with columns of length one.
+    """
+
+    rank: Int[Array, ""]
+    gap: Float[Array, ""]
+    parameters: int
+    singular_values: Float[Array, " D"]
+
+
+def functional_dimension(
+    apply: Callable[..., Array], params: Params, x: Float[Array, "n ..."], *, cut: float = 1e-9, batch_size: int = 256
+) -> FunctionalDimension:
+    """The rank of ``df(x_i)/dtheta`` over samples and outputs: parameters less the symmetries of the function there.
+
+    Computed in float64 whatever the configuration. Columns are scaled to length one first, so that a parameter's unit
+    does not matter; those that move nothing stay zero. Samples are taken up piece by piece (``R <- qr([R; J_piece])``),
+    so memory does not grow with them. Samples that miss a region of a piecewise linear network see too small a rank:
+    double them until it stops growing.
+
+    Args:
+        apply: ``(params, x) -> f [n, c]``.
+        params: the point.
+        x: ``[n, ...]``, as many as there are parameters at least.
+        cut: singular values below this share of the largest count as zero.
+        batch_size: samples in a piece.
+
+    Raises:
+        TypeError: for a model where its function belongs, and where values are traced in float32.
+        ValueError: for a cut outside (0, 1), or a batch size below 1.
+
+    Cost: n c gradients, and ``n c D^2`` FLOPs.
+
+    Reference: Grigsby, Lindsey & Rolnick 2023, 'Hidden symmetries of ReLU networks', definition 3.1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> params, x = (jnp.array([[2.0, -1.0]]), jnp.array([[3.0], [1.0]])), jax.random.normal(jax.random.key(0), (20, 1))
+        >>> found = functional_dimension(lambda p, x: jax.nn.relu(x @ p[0]) @ p[1], params, x)
+        >>> int(found.rank), found.parameters  # a unit's scale is one symmetry each
+        (2, 4)
+    """
+    check_apply(apply)
+    if not 0 < cut < 1:
+        raise ValueError(f"cut: got {cut!r}; allowed: 0 < cut < 1")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size!r}; allowed: an integer >= 1")
+    leaves = [*jax.tree.leaves(params), x]
+    if any(isinstance(leaf, Tracer) for leaf in leaves) and not jax.config.jax_enable_x64:  # type: ignore
+        raise TypeError("params: got values traced in float32; allowed: concrete ones, or tracing under jax_enable_x64")
+    with jax.enable_x64(True):
+        params, x = jax.tree.map(_double, (params, x))
+        theta, _, merge = flat(params)
+        triangle = _triangle(apply, merge, theta, x, batch_size)
+        length = jnp.sqrt(jnp.sum(triangle**2, 0))
+        values = jnp.linalg.svd(triangle / jnp.where(length > 0, length, 1), compute_uv=False)
+        above = values > cut * values[0]
+        rank = jnp.sum(above)
+        least = jnp.min(jnp.where(above, values, jnp.inf))
+        most = jnp.max(jnp.where(above, 0.0, values))
+        return FunctionalDimension(rank, jnp.log10(least / most), theta.size, values)
+
+
+def _double(leaf: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return leaf.astype(jnp.complex128)
+    return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _triangle(apply, merge, theta: Array, x: Array, batch_size: int) -> Array:
+    """R ``[D, D]`` of the Jacobian."""
+    n, D = x.shape[0], theta.size
+    batch_size = min(batch_size, n)
+    pieces = -(-n // batch_size)
+    padded = jnp.concatenate([x, jnp.repeat(x[:1], pieces * batch_size - n, 0)])  # a row twice changes no rank
+
+    def rows(one):
+        return jax.jacrev(lambda v: apply(merge(v), one[None])[0])(theta).reshape(-1, D)
+
+    def take(R, piece):
+        J = jax.vmap(rows)(piece).reshape(-1, D)
+        return jnp.linalg.qr(jnp.concatenate([R, J]), mode="r"), None
+
+    return jax.lax.scan(take, jnp.zeros((D, D)), padded.reshape(pieces, batch_size, *x.shape[1:]))[0]

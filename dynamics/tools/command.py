@@ -1,0 +1,146 @@
+"""``python -m dynamics.tools COMMAND``: commands on a user's own files."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from dynamics.config import field_help
+from dynamics.runs.command.ending import ended
+from dynamics.runs.durable.errors import CLAIM_FAILS, HOLDS, BadInput
+from dynamics.runs.figures import drawn
+from dynamics.tools.coordinates import coordinate_check
+from dynamics.tools.figure import coordinate_figure
+
+COMMANDS = ("coordinate-check",)
+
+
+@dataclasses.dataclass(frozen=True)
+class CoordinateCheckOptions:
+    """Exponents of activations and of their changes with width, and whose they are: standard, NTK, muP or u-muP."""
+
+    target: Any
+    """MODULE:FUNCTION or FILE.py:FUNCTION; the function takes nothing and returns the arguments of coordinate_check"""
+    widths: tuple[int, ...] = ()
+    """widths, three or more, in place of the function's"""
+    steps: int | None = None
+    """updates, in place of the function's"""
+    seeds: int | None = None
+    """initialisations, in place of the function's"""
+    expect: str | None = None
+    """scheme that the verdict must be; otherwise the exit code is 5"""
+    figure: str | None = None
+    """file to draw to, ending in .png or .svg"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command of ``argv``; returns the exit code."""
+    import tyro
+
+    words = CoordinateCheckOptions.__doc__ or ""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: python -m dynamics.tools COMMAND ...\n\ncoordinate-check  {words}")
+        return HOLDS
+    if argv[0] not in COMMANDS:
+        raise BadInput(f"command: got {argv[0]!r}; allowed: {', '.join(COMMANDS)}")
+    options = tyro.cli(
+        _described(CoordinateCheckOptions), args=argv[1:], prog="python -m dynamics.tools coordinate-check",
+        description=f"{words} Exit codes: 0; 2 bad input; {CLAIM_FAILS} another verdict than --expect.",
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes), use_underscores=False,
+    )  # fmt: skip
+    return run_coordinate_check(options)
+
+
+def run_coordinate_check(options: Any) -> int:
+    """The check of ``options.target``: prints its table, draws its figure."""
+    suffix = Path(options.figure or "x.png").suffix
+    if suffix not in (".png", ".svg"):
+        raise BadInput(f"--figure: got {options.figure!r}; allowed: a file that ends in .png or .svg")
+    given = loaded(options.target)()
+    if not isinstance(given, Mapping) or not {"make", "data"} <= given.keys():
+        got = sorted(given) if isinstance(given, Mapping) else type(given).__name__
+        raise BadInput(
+            f"{options.target}: got {got}; allowed: dict(make=..., data=..., widths=..., loss=...), the arguments of "
+            "dynamics.tools.coordinate_check"
+        )
+    given = dict(given)
+    for name in ("widths", "steps", "seeds"):
+        if getattr(options, name):
+            given[name] = getattr(options, name)
+    given.setdefault("widths", (64, 128, 256, 512))
+    try:
+        check = coordinate_check(**given)
+    except (TypeError, ValueError) as error:
+        if "; allowed" not in str(error):
+            raise
+        raise BadInput(str(error)) from error
+    print(check)
+    if options.figure:
+        Path(options.figure).write_bytes(drawn(coordinate_figure(check))[f"figure{suffix}"])
+        print(f"figure: {options.figure}")
+    if options.expect and options.expect not in check.schemes:
+        raise BadInput(f"--expect: got {options.expect!r}; allowed: {', '.join(check.schemes)}")
+    return HOLDS if options.expect in (None, check.verdict) else CLAIM_FAILS
+
+
+def loaded(target: str) -> Callable[..., Any]:
+    """The function of ``MODULE:FUNCTION``; modules of the current folder too.
+
+    Raises:
+        BadInput: where there is none.
+    """
+    module, colon, name = target.rpartition(":")
+    if not colon or not module or not name:
+        raise BadInput(f"target: got {target!r}; allowed: MODULE:FUNCTION or FILE.py:FUNCTION")
+    if module.endswith(".py"):
+        if not Path(module).is_file():
+            raise BadInput(f"target: got {module!r}, which is no file; allowed: FILE.py:FUNCTION")
+        spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+        assert spec is not None
+        assert spec.loader is not None
+        held = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = held
+        spec.loader.exec_module(held)
+    else:
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            held = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name and not module.startswith(error.name):
+                raise
+            raise BadInput(f"target: got {module!r}, which is no module here; allowed: MODULE:FUNCTION") from None
+    function = getattr(held, name, None)
+    if not callable(function):
+        raise BadInput(f"target: got {name!r} of {module}; allowed: a function there")
+    return function
+
+
+def _described(options: type) -> Any:
+    """The options with their strings as help, the target by its place."""
+    import tyro
+
+    helps = field_help(options)
+    fields = []
+    for field in dataclasses.fields(options):
+        says = tyro.conf.arg(help=helps[field.name], metavar=field.name.upper(), help_behavior_hint="")
+        kind = {
+            "target": tyro.conf.Positional[str],
+            "widths": tuple[int, ...],
+            "steps": int | None,
+            "seeds": int | None,
+        }
+        hint = kind.get(field.name, str | None)
+        default = dataclasses.MISSING if field.name == "target" else field.default
+        made = dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)
+        fields.append((field.name, Annotated[hint, says], made))
+    return dataclasses.make_dataclass(options.__name__, fields, frozen=True)
+
+
+def tools_main(argv: list[str]) -> int:
+    """``main`` with every refusal as one sentence on stderr and its exit code."""
+    return ended(lambda: main(argv))
