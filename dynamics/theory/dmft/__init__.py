@@ -5,5 +5,6 @@ the lazy-to-rich grokking model, whose growing direction is kept as a coherent v
 """
 
 from dynamics.theory.dmft.committee import committee
+from dynamics.theory.dmft.proportional import Inputs, draw_inputs, inputs_of, proportional, seed_share
 
-__all__ = ["committee"]
+__all__ = ["Inputs", "committee", "draw_inputs", "inputs_of", "proportional", "seed_share"]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from dynamics.theory.dmft.order import Order, advance, after, injected, start
+from dynamics.theory.dmft.order import advance, after, injected, start
 from dynamics.types import Array, ArrayLike, Record
 
 RISE = 2.0  # of the train loss over its smallest so far: such a lane has failed
@@ -26,8 +26,8 @@ def committee(
     *,
     loss: Callable[..., Array],
     learning_rate: ArrayLike,
-    overlaps: Float[ArrayLike, "k m"],
-    covariance: Float[ArrayLike, "k k"],
+    overlaps: Float[Array, "k m"],
+    covariance: Float[Array, "units units"],
     ridge: ArrayLike = 0.0,
     dim: ArrayLike | None = None,
 ) -> Record:
@@ -72,9 +72,10 @@ def committee(
     Reference: Mignacco, Krzakala, Urbani & Zdeborova 2020; Celentano, Cheng & Montanari 2021 (discrete steps).
 
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
+        >>> start = {"overlaps": jnp.zeros((1, 1)), "covariance": jnp.zeros((1, 1))}
         >>> record = committee(lambda h, y: h - y, lambda z, e: z, 2.0, 3, jax.random.key(0), 200,
-        ...     loss=lambda h, y: (h[0] - y[0])**2, learning_rate=0.5, overlaps=[[0.0]], covariance=[[0.0]])
+        ...                    loss=lambda h, y: (h[0] - y[0]) ** 2, learning_rate=0.5, **start)
         >>> [round(float(m), 1) for m in record.values["overlaps"][:, 0, 0]]
         [0.0, 0.5, 0.7, 0.8]
     """

@@ -30,15 +30,13 @@ def start(steps: int, gram: Float[Array, "c c"]) -> Order:
     return Order(zero.at[0, :, 0].set(gram), zero.at[0, :, 0].set(jnp.eye(c, dtype=gram.dtype)))
 
 
-def after(R_row: Float[Array, "c t c"], t: Any) -> Float[Array, "c t-1 c"]:
+def after(R_row: Float[Array, "c t c"], t: Any) -> Float[Array, "c past c"]:
     """``R(t, s + 1)`` for ``s < t``, zero beyond: how a kick at step s is remembered at step t."""
     moved = R_row[:, 1:]
     return jnp.where((jnp.arange(moved.shape[1]) < t)[:, None], moved, 0)
 
 
-def advance(
-    order: Order, t: Any, K: Float[Array, "c t-1 c"], N: Float[Array, "c t-1 c"], decay: Any = 1.0
-) -> Order:
+def advance(order: Order, t: Any, K: Float[Array, "c past c"], N: Float[Array, "c past c"], decay: Any = 1.0) -> Order:
     """``y(t+1) = decay y(t) - sum_{s<=t} K(t, s) y(s) + n(t)`` with ``<n n> = N``, in its second moments.
 
         R(t+1, s) = decay R(t, s) - sum_u K(t, u) R(u, s),                    R(t+1, t+1) = 1
