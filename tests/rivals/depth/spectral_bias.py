@@ -12,6 +12,7 @@ def wrong(result):
     yield "twice the rate", replaced(result, "theory", mu=2 * mu)
     yield "modes exchanged", replaced(result, "theory", mu=mu[..., ::-1])
     amplitude = np.asarray(result.records["trained"].values["amplitude"])
-    yield "biases change nothing", replaced(result, "trained", amplitude=amplitude[:, [1, 1]])
+    yield "biases change nothing", replaced(result, "trained", amplitude=amplitude[:, :, [1, 1]])
+    yield "targets exchanged", replaced(result, "trained", amplitude=amplitude[:, ::-1])
     front = result.records["front"].values["mu"]
     yield "kernels exchanged", replaced(result, "front", mu=front[:, ::-1])
