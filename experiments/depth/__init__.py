@@ -1,0 +1,3 @@
+"""Depth and width: what initialisation alone decides, exactly."""
+
+FLAGSHIP = "over_n"
