@@ -115,6 +115,10 @@ def of_equinox(width):
     return lambda key: eqx.nn.MLP(4, 1, width, 2, key=key), optax.adam(2**-13)
 
 
+def of_module(width):
+    return eqx.nn.MLP(4, 1, width, 2, key=jax.random.key(0)), optax.sgd(0.1)
+
+
 class Net(nnx.Module):
     def __init__(self, width, rngs):
         self.a, self.b = nnx.Linear(4, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
@@ -194,6 +198,7 @@ def test_what_the_command_line_refuses_is_said_in_a_sentence(tmp_path, capsys, m
         (lambda width: (nn.Dropout(0.5), optax.sgd(0.1)), {}, "make: got a module with statistics or dropout"),
         (lambda width: (StatefulModel(*[None] * 3), optax.sgd(0.1)), {}, "make: got a StatefulModel; allowed"),
         (lambda width: (3, optax.sgd(0.1)), {}, "make: got the model int; allowed: a Model"),
+        (of_module, {}, "make: got the module MLP; allowed: a function of a key that builds it"),
         (
             lambda width: (
                 Model(lambda key, shape: (shape, jnp.ones(3)), lambda w, x: x[:, :1] * w[0]),

@@ -58,7 +58,8 @@ def functional_dimension(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> params, x = (jnp.array([[2.0, -1.0]]), jnp.array([[3.0], [1.0]])), jax.random.normal(jax.random.key(0), (20, 1))
+        >>> params = jnp.array([[2.0, -1.0]]), jnp.array([[3.0], [1.0]])
+        >>> x = jax.random.normal(jax.random.key(0), (20, 1))
         >>> found = functional_dimension(lambda p, x: jax.nn.relu(x @ p[0]) @ p[1], params, x)
         >>> int(found.rank), found.parameters  # a unit's scale is one symmetry each
         (2, 4)
@@ -96,13 +97,17 @@ def _triangle(apply, merge, theta: Array, x: Array, batch_size: int) -> Array:
     n, D = x.shape[0], theta.size
     batch_size = min(batch_size, n)
     pieces = -(-n // batch_size)
-    padded = jnp.concatenate([x, jnp.repeat(x[:1], pieces * batch_size - n, 0)])  # a row twice changes no rank
+    padded = jnp.concatenate([x, jnp.repeat(x[:1], pieces * batch_size - n, 0)])
+    counts = (jnp.arange(pieces * batch_size) < n).astype(theta.dtype).reshape(pieces, batch_size)
 
     def rows(one):
         return jax.jacrev(lambda v: apply(merge(v), one[None])[0])(theta).reshape(-1, D)
 
     def take(R, piece):
-        J = jax.vmap(rows)(piece).reshape(-1, D)
+        some, counts = piece
+        J = (jax.vmap(rows)(some) * counts[:, None, None]).reshape(-1, D)
         return jnp.linalg.qr(jnp.concatenate([R, J]), mode="r"), None
 
-    return jax.lax.scan(take, jnp.zeros((D, D)), padded.reshape(pieces, batch_size, *x.shape[1:]))[0]
+    return jax.lax.scan(
+        take, jnp.zeros((D, D), theta.dtype), (padded.reshape(pieces, batch_size, *x.shape[1:]), counts)
+    )[0]

@@ -277,21 +277,21 @@ def _started(model: Any, data: Batch, keys: Any) -> tuple[Callable[..., Array], 
         return model.apply, jax.vmap(lambda key: model.init(key, shape)[1])(keys)
     if isinstance(model, StatefulModel):
         raise TypeError("make: got a StatefulModel; allowed: a model without batch statistics and dropout")
-    if _is_flax(model):
+    if _is_of("flax", model):
         return _started(_plain(from_flax(model, dtype=dtype)), data, keys)
     if not callable(model):
         raise TypeError(
             f"make: got the model {type(model).__name__}; allowed: a Model, a flax module, or key -> module"
         )
-    if _is_flax(model(keys[0])):
+    if not _is_of("equinox", model) and _is_of("flax", model(keys[0])):
         each = [_plain(from_flax(model(key), dtype=dtype)) for key in keys]
         params = [one.init(key, shape)[1] for one, key in zip(each, keys)]
         return each[0].apply, jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     return _started(from_equinox(model, dtype=dtype), data, keys)
 
 
-def _is_flax(module: Any) -> bool:
-    return any(base.__module__.startswith("flax.") for base in type(module).__mro__)
+def _is_of(package: str, module: Any) -> bool:
+    return any(base.__module__.startswith(f"{package}.") for base in type(module).__mro__)
 
 
 def _plain(model: Any) -> Model:

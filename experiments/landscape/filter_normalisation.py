@@ -192,8 +192,8 @@ def claims(result: Result) -> list[Claim]:
             note="but for rounding",
         ),
         Claim.at_least(
-            "by filter: log10 of a slice's change when units are rescaled", "not the paper's", logs["filter units"], -1.0,
-            rivals={"by weight": logs["weight units"], "layers rescaled": logs["filter layers"]},
+            "by filter: log10 of a slice's change when units are rescaled", "not the paper's", logs["filter units"],
+            -1.0, rivals={"by weight": logs["weight units"], "layers rescaled": logs["filter layers"]},
         ),
         Claim.cells(
             "mean curvature along filter-normalised directions against sum_f |theta_f|^2 tr H_ff / m_f",
