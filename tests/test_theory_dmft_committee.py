@@ -224,8 +224,8 @@ def test_proportional_refuses(key):
 def test_share_of_the_seed():
     """``D along_beta`` is ``beta^T (M - wbar wbar^T) beta/D`` of the same training set while the spike is small.
 
-    Eight steps, D = 240, eight sets: the mean ratio within four standard errors and .05 (order 1/sqrt(D) of 1). The rival
-    that counts beta's own right direction alone, the share ``seed_share`` of the power, fails.
+    Eight steps, D = 240, eight sets: the mean ratio within four standard errors and .05 (order 1/sqrt(D) of 1). The
+    rival that counts beta's own right direction alone, the share ``seed_share`` of the power, fails.
     """
     steps, dim, ratios, alone = 8, 240, [], []
     for seed in range(8):

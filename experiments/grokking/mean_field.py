@@ -272,56 +272,71 @@ def few_samples(result: Result) -> Iterator[Claim]:
 
 
 def figure(result: Result) -> Any:
-    """Losses of the data's draws under the theory's; the scatter of single runs; the delay against D; few samples."""
-    cfg, records = result.config, result.records
-    page, (loss, single, delay, few) = new_figure(1, 4, width=3.6, height=3.6)
-    step = np.asarray(records["data"].step)
-    for i, name in enumerate(LOSSES):
-        of_theory, of_data = pair(result)[name]
-        style = measured_style(2 * i, 3)
-        low, high = (of_theory.mean(-1) + sign * of_theory.std(-1) for sign in (-1, 1))
-        loss.fill_between(step, low, high, color=style["color"], alpha=0.25, linewidth=0)
-        loss.plot(step, of_theory.mean(-1), **theory_style(0), label=None if i else "theory, band: its draws")
-        shown = slice(None, None, max(1, cfg.steps // 30))
-        label = f"{name.split('_')[0]}, {of_data.shape[-1]} training sets"
-        loss.errorbar(step[shown], of_data.mean(-1)[shown], of_data.std(-1)[shown], ms=4, lw=0.7, label=label, **style)
-        loss.plot(step, pair(result, "bath")[name][0].mean(-1), **rival_style(0), label=None if i else "u in the bath")
-        loss.plot(step, records["seedless"].values[name], **rival_style(1), label=None if i else "no seed")
-    title = f"D = {cfg.dimension[-1]}, P = {round(cfg.kappa * cfg.dimension[-1])}"
-    loss.set(yscale="log", ylim=(3e-3, 1.3), xlabel="step", ylabel="loss", title=title)
-    of_theory, of_data = pair(result)["test_loss"]
-    for i, at in enumerate((cfg.steps // 4, cfg.steps // 2, cfg.steps)):
-        single.plot(of_theory[at], of_data[at], **measured_style(i, 3), label=f"step {at}")
-    single.axline((0.5, 0.5), slope=1, **theory_style())
-    single.set(xlabel="test loss, theory of the labels", ylabel="test loss of that run", title="single training sets")
-    for name in ("data", "theory"):
-        times = fall(records[name])
-        style = measured_style(0, 3) if name == "data" else theory_style(1) | {"marker": "+"}
-        delay.errorbar(cfg.dimension, times.mean(-1), times.std(-1) / max(1, cfg.seeds) ** 0.5, label=name, **style)
-    limit = fall(records["limit"])
-    delay.plot(cfg.limit, limit, **theory_style(0), label="theory, without noise")
-    if len(limit) > 1:
-        line = np.interp(np.log(cfg.limit), np.log(cfg.limit[:2]), limit[:2])
-        line += (
-            np.maximum(0, np.log(cfg.limit) - np.log(cfg.limit[1]))
-            * np.diff(limit[:2])
-            / np.diff(np.log(cfg.limit[:2]))
-        )
-        delay.plot(cfg.limit, line, **rival_style(0), label="linear in log D")
-    delay.set(
-        xscale="log",
-        title="delay against D",
-        xlabel="dimension D",
-        ylabel=f"step at which test loss < {FALL:g} of its start",
-    )
-    for i, kappa in enumerate(cfg.few):
-        of_theory, of_data = pair(result, "few theory", "few data", i)["test_loss"]
-        few.plot(step[::2], of_data.mean(-1)[::2], ms=4, label=f"kappa = {kappa:g}", **measured_style(i, len(cfg.few)))
-        few.plot(step, of_theory.mean(-1), **theory_style(0))
-    few.set(xlabel="step", ylabel="test loss", title=f"few samples, D = {cfg.dimension[-1]}")
-    for panel in (loss, single, delay, few):
+    """Losses of the data's draws under the theory's; single training sets; the delay against D; few samples."""
+    page, panels = new_figure(1, 4, width=3.6, height=3.6)
+    for panel, draw in zip(panels, (losses, single, against_dimension, few)):
+        draw(panel, result)
         panel.legend(fontsize=7, frameon=False)
     return page
+
+
+def middle(draws: np.ndarray, statistic=np.mean) -> np.ndarray:
+    """A statistic over the last axis; NaN without draws."""
+    return statistic(draws, axis=-1) if draws.shape[-1] else np.full(draws.shape[:-1], np.nan)
+
+
+def losses(panel, result: Result) -> None:
+    """Bands and bars: standard deviations of the draws."""
+    cfg, step = result.config, np.asarray(result.records["data"].step)
+    for i, name in enumerate(LOSSES):
+        theory, data = pair(result)[name]
+        style, centre, spread = measured_style(2 * i, 3), middle(theory), middle(theory, np.std)
+        panel.fill_between(step, centre - spread, centre + spread, color=style["color"], alpha=0.25, linewidth=0)
+        panel.plot(step, centre, **theory_style(), label=None if i else "theory, band: its draws")
+        shown, label = (
+            slice(None, None, max(1, cfg.steps // 30)),
+            f"{name.split('_')[0]}, {data.shape[-1]} training sets",
+        )
+        bars = middle(data, np.std)[shown]
+        panel.errorbar(step[shown], middle(data)[shown], bars, ms=4, lw=0.7, label=label, **style)
+        bath, seedless = middle(pair(result, "bath")[name][0]), result.records["seedless"].values[name]
+        panel.plot(step, bath, **rival_style(0), label=None if i else "u in the bath")
+        panel.plot(step, seedless, **rival_style(1), label=None if i else "no seed")
+    title = f"D = {cfg.dimension[-1]}, P = {round(cfg.kappa * cfg.dimension[-1])}"
+    panel.set(yscale="log", ylim=(3e-3, 1.3), xlabel="step", ylabel="loss", title=title)
+
+
+def single(panel, result: Result) -> None:
+    theory, data = pair(result)["test_loss"]
+    for i, at in enumerate((result.config.steps // 4, result.config.steps // 2, result.config.steps)):
+        panel.plot(theory[at], data[at], **measured_style(i, 3), label=f"step {at}")
+    panel.axline((0.5, 0.5), slope=1, **theory_style())
+    panel.set(xlabel="test loss, theory of the labels", ylabel="test loss of that run", title="single training sets")
+
+
+def against_dimension(panel, result: Result) -> None:
+    """The step at which test loss falls, with standard errors, where every draw's does."""
+    cfg, limit = result.config, fall(result.records["limit"])
+    for name, style in (("data", measured_style(0, 3)), ("theory", {**theory_style(1), "marker": "+"})):
+        times = fall(result.records[name])
+        times = np.where(np.isfinite(times).all(-1, keepdims=True), times, np.nan)
+        panel.errorbar(cfg.dimension, times.mean(-1), times.std(-1) / cfg.seeds**0.5, label=name, **style)
+    panel.plot(cfg.limit, limit, **theory_style(), label="theory, without noise")
+    if len(limit) > 1 and np.isfinite(limit[:2]).all():
+        x = np.log(cfg.limit)
+        line = limit[0] + (limit[1] - limit[0]) * (x - x[0]) / (x[1] - x[0])
+        panel.plot(cfg.limit, line, **rival_style(), label="linear in log D")
+    label = f"step of test loss < {FALL:g} of its start"
+    panel.set(xscale="log", title="delay against D", xlabel="dimension D", ylabel=label)
+
+
+def few(panel, result: Result) -> None:
+    cfg, step = result.config, np.asarray(result.records["data"].step)
+    for i, kappa in enumerate(cfg.few):
+        theory, data = pair(result, "few theory", "few data", i)["test_loss"]
+        panel.plot(step[::2], middle(data)[::2], ms=4, label=f"kappa = {kappa:g}", **measured_style(i, len(cfg.few)))
+        panel.plot(step, middle(theory), **theory_style())
+    panel.set(xlabel="step", ylabel="test loss", title=f"few samples, D = {cfg.dimension[-1]}")
 
 
 if __name__ == "__main__":
