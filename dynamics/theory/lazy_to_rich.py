@@ -1,8 +1,7 @@
 """The lazy-to-rich grokking model, reduced exactly to the mean and second moment of its weights.
 
 The reduction is exact on given data, at any width; averaged over draws of the data it is the theory curve. The
-dynamical mean field theory of the proportional limit (P/D fixed) would remove that average: its cavity equations are
-unstable over the long runs in which this network groks, so it is not offered here.
+proportional limit (P/D fixed) removes that average: ``theory.dmft.proportional``.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def seconds(steps, samples, repeats=2):
 
 def test_cost_table():
     """``T^p S^q``: T^3 in arithmetic, T^2 where the derivatives' array is read once a step; S, and S^2 of the noise."""
-    steps, samples = (20, 40, 80), (324, 648, 1296, 2592)
+    steps, samples = (20, 40, 80), (324, 648, 1296)
     table = np.array([[seconds(T, S) for S in samples] for T in steps])
     print("\nCPU s        " + "".join(f"S = {S:<8}" for S in samples))
     for T, row in zip(steps, table):
@@ -40,9 +40,9 @@ def test_cost_table():
     assert table[-1, 1] < 40
 
 
-@pytest.mark.parametrize("samples", [180, 648])
-def test_lanes_hold_to_the_end(samples):
+def test_lanes_hold_to_the_end():
     """T = 80: the share of 16 draws that fail by their own diagnostics, and the spread of those that do not."""
+    samples = 648
     runs = [proportional(5.0, 80, jax.random.key(seed), samples, **MODEL).values for seed in range(16)]
     lost = np.array([bool(run["lane_failed"][-1]) for run in runs])
     test = np.array([float(run["test_loss"][-1]) for run in runs])[~lost]

@@ -172,8 +172,9 @@ def _read(model: Model, at: Samples, orders: Orders, memory: Memory, t, in_bath:
     trace, of_beta = scale * (tau + grown + spike + mean - 1 - seed) - 1, scale * grown - 1
     power = of_beta**2 + scale**2 * (spike**2 + mean**2 + 2 * cross**2) + 2 * of_beta * scale * (mu**2 + mc**2)
     terms = {"test_mean": trace**2 / 4, "test_power": power / 2, "test_linear": model.alpha**2 * mean}
+    share = L**2 * seed / B if in_bath else L**2 / (L**2 + B)
     spread = jnp.maximum(at.mean(d**4) - at.mean(d**2) ** 2, 0) * jnp.sum(at.w**2)
-    train = {"train_loss": at.mean(d**2), "train_error": jnp.sqrt(spread), "seed_share": L**2 / (L**2 + B)}
+    train = {"train_loss": at.mean(d**2), "train_error": jnp.sqrt(spread), "seed_share": share}
     return {
         **train,
         "test_loss": jnp.sum(jnp.stack([*terms.values()])),
