@@ -27,7 +27,7 @@ define reference
 	fi
 endef
 
-.PHONY: run test test-slow test-newest benchmark lint types gallery clean
+.PHONY: run test test-slow test-gpu test-newest benchmark lint types gallery clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m experiments.grokking
@@ -37,6 +37,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not benchmark" $(PYTEST_ARGS)
+
+# On a machine with a GPU, once `pip install 'jax[cuda13]'` has made JAX see it; JAX_PLATFORMS=cpu tries the tests themselves.
+test-gpu: $(VENV)/.test
+	JAX_PLATFORMS="$${JAX_PLATFORMS-cuda,cpu}" $(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest -m benchmark tests/benchmarks --benchmark-enable -s $(PYTEST_ARGS)

@@ -37,6 +37,15 @@ def users_environment() -> dict[str, str]:
     }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_given_back():
+    """Compiled programs of hundreds of tests take some 6 GB; on the disk they stay."""
+    yield
+    pages = Path("/proc/self/statm")
+    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 3e9:
+        jax.clear_caches()
+
+
 @pytest.fixture(params=["float32", "float64"])
 def precision(request):
     """Runs the test once in float32 and once in float64; the value is the dtype's name."""
