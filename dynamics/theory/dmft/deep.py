@@ -100,7 +100,8 @@ def deep(
             features (A = B = 0), and ``delayed``, B without its equal-time term ``<phi''(h) z>``.
 
     Returns:
-        A ``DeepLimit``. Under ``vmap`` or ``jit`` learning rate, gamma, targets, inputs and key may be lanes.
+        A ``DeepLimit``. Under ``vmap``, learning rate, gamma, targets, inputs and key may be lanes of one program; it
+        runs them one after another.
 
     Raises:
         ValueError: for a wrong shape, a number out of its range, a jump in the activation, or too few samples.
@@ -141,11 +142,15 @@ def deep(
 
 @functools.partial(jax.jit, static_argnames=("phi", "depth", "steps", "samples", "draws", "responses"))
 def _monte_carlo(phi, x, y, weights, hyper, key, depth, steps, samples, draws, responses) -> DeepLimit:
-    def one(key):
-        sites = monte_carlo(key, samples, depth, steps + 1, len(y))
-        return _limit(phi, x, y, weights, hyper, sites, responses)
+    # lanes one after another: batched factorisations beside each other can lock XLA's threads on few CPU cores
+    @jax.custom_batching.sequential_vmap
+    def all_draws(key, x, y, weights, hyper):
+        def one(key):
+            return _limit(phi, x, y, weights, hyper, monte_carlo(key, samples, depth, steps + 1, len(y)), responses)
 
-    found, failed, residual = jax.lax.map(one, jax.random.split(key, draws))
+        return jax.lax.map(one, jax.random.split(key, draws))
+
+    found, failed, residual = all_draws(key, x, y, weights, hyper)
     kept, n = ~failed, jnp.sum(~failed)
 
     def estimate(values):
