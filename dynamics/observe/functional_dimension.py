@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, Int
 
@@ -23,12 +24,14 @@ class FunctionalDimension(NamedTuple):
             missing or zero. Below 2 the rank is a matter of the cut.
         parameters: their number D, the largest rank possible.
         singular_values: ``[D]``, descending, of the Jacobian with columns of length one.
+
+    NumPy's numbers, in float64; arrays of JAX where values are traced.
     """
 
-    rank: Int[Array, ""]
-    gap: Float[Array, ""]
+    rank: Int[Array | np.ndarray, ""]
+    gap: Float[Array | np.ndarray, ""]
     parameters: int
-    singular_values: Float[Array, " D"]
+    singular_values: Float[Array | np.ndarray, " D"]
 
 
 def functional_dimension(
@@ -82,7 +85,8 @@ def functional_dimension(
         rank = jnp.sum(above)
         least = jnp.min(jnp.where(above, values, jnp.inf))
         most = jnp.max(jnp.where(above, 0.0, values))
-        return FunctionalDimension(rank, jnp.log10(least / most), theta.size, values)
+        found = FunctionalDimension(rank, jnp.log10(least / most), theta.size, values)
+    return found if isinstance(rank, Tracer) else jax.device_get(found)  # float64 that lives on outside of x64
 
 
 def _double(leaf: Any) -> Array:

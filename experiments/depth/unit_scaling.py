@@ -100,8 +100,9 @@ def run(config: Config, study=in_memory) -> Result:
 
     def check(lane):
         made = functools.partial(perceptron, lane.scheme)
-        found = coordinate_check(made, config.width, batch, seeds=config.seeds, key=kc)
-        return {name: found.sizes[name][0] for name in ("activation", "change")}
+        some = sorted({*config.width, *((8, 12, 16) if len(config.width) < 3 else ())})  # three, for its fit
+        found, kept = coordinate_check(made, some, batch, seeds=config.seeds, key=kc), np.isin(some, config.width)
+        return {name: found.sizes[name][0][..., kept] for name in ("activation", "change")}
 
     records = {
         "check": study({"scheme": list(RATES)}, check, None, [drawn], steps=0, data=(), key=key, label="coordinates")

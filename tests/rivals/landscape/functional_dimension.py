@@ -2,7 +2,7 @@
 
 from rivals import replaced
 
-CONFIG = {"seeds": 60, "samples": 20}
+CONFIG = {"seeds": 80}
 
 
 def wrong(result):
