@@ -77,7 +77,7 @@ def committee(
         >>> record = committee(lambda h, y: h - y, lambda z, e: z, 2.0, 3, jax.random.key(0), 200,
         ...                    loss=lambda h, y: (h[0] - y[0]) ** 2, learning_rate=0.5, **start)
         >>> [round(float(m), 1) for m in record.values["overlaps"][:, 0, 0]]
-        [0.0, 0.5, 0.7, 0.8]
+        [0.0, 0.5, 0.6, 0.7]
     """
     m, C = jnp.asarray(overlaps, jnp.result_type(float)), jnp.asarray(covariance, jnp.result_type(float))
     _check(steps, samples, m, C)
