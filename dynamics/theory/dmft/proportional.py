@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PRNGKeyArray
 
 from dynamics.theory.dmft.two_channels import causal_pass
 from dynamics.types import Array, ArrayLike, Record
@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
     norms: Float[Array, " P"]
 
 
-def draw_inputs(key: Array, kappa: float, dim: int) -> Inputs:
+def draw_inputs(key: PRNGKeyArray, kappa: float, dim: int) -> Inputs:
     """Fields and norms of ``P = kappa D`` inputs ``x ~ N(0, I/D)``, ``|beta|^2 = D``."""
     of_field, of_norm = jax.random.split(key)
     count = round(kappa * dim)
@@ -46,7 +46,7 @@ def inputs_of(x: Float[Array, "P D"], beta: Float[Array, " D"]) -> Inputs:
 def proportional(
     kappa: ArrayLike,
     steps: int,
-    key: Array,
+    key: PRNGKeyArray,
     samples: int | None = None,
     *,
     dim: ArrayLike,
@@ -123,7 +123,7 @@ def proportional(
 def seed_share(
     kappa: ArrayLike,
     steps: int,
-    key: Array,
+    key: PRNGKeyArray,
     samples: int | None = None,
     *,
     alpha: ArrayLike,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from dynamics.theory.dmft.committee import failed
 from dynamics.theory.dmft.order import Order, advance, after, injected, start
@@ -30,7 +31,7 @@ class Samples(NamedTuple):
     rho: Array
     w: Array
 
-    def mean(self, values: Array) -> Array:
+    def mean(self, values: Float[Array, "samples ..."]) -> Float[Array, " ..."]:
         return jnp.tensordot(self.w, values, 1)
 
 
