@@ -300,6 +300,7 @@ SHORT = {
     " --flow-steps 40",
     "grokking": "--seeds 1 --alpha 0.2 0.4 --samples 40 --window 20 --dimension 12 --width 20 --steps 100"
     " --window-steps 50",
+    "landscape": "--seeds 2 --data 1 2 --points 64 --coarse 16 --levels 2 --steps 60",
     "rich_lazy": "--seeds 2 --alpha 0.1 1 10 --width 16 32 --steps 50",
 }
 
