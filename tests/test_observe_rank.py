@@ -76,6 +76,11 @@ def test_isometry_gap_is_that_of_the_gram_matrix(x64, key):
     np.testing.assert_allclose(isometry_gap(jnp.linalg.svd(x, compute_uv=False)), expected, rtol=1e-12)
     np.testing.assert_allclose(isometry_gap(jnp.full(5, 3.0)), 0, atol=1e-15)
     assert isometry_gap(jnp.array([1.0, 0.0])) == np.inf
+    for size in (1e-25, 1e25):  # squares leave single precision
+        found = isometry_gap(jnp.array([size, 2 * size], jnp.float32))
+        np.testing.assert_allclose(found, np.log(5 / 2) - np.log(4) / 2, rtol=1e-5)
+    half = isometry_gap(jnp.array([300.0, 600.0], jnp.float16))
+    np.testing.assert_allclose(half, np.log(5 / 2) - np.log(4) / 2, rtol=1e-5)
 
 
 def test_layer_gradients_are_those_of_the_whole(key):
@@ -87,3 +92,7 @@ def test_layer_gradients_are_those_of_the_whole(key):
     total = sum(value**2 for name, value in found.items() if name.startswith("gradient_norm"))
     np.testing.assert_allclose(total, weight_norm(jax.grad(L)(params, batch)) ** 2, rtol=1e-5)
     assert found["relative_gradient/v"] == 0  # of zeros
+    for slope, dtype in ((1e-25, jnp.float32), (300.0, jnp.float16)):  # a square leaves the dtype
+        small = Objective.of(lambda p, batch, slope=slope: jnp.sum(slope * p).astype(jnp.float32))
+        _, found = layer_gradients().update((), View(jnp.ones(4, dtype), None, small))
+        np.testing.assert_allclose([*found.values()], [2 * slope, slope], rtol=1e-3)

@@ -48,6 +48,26 @@ def test_one_layer_by_parts(x64):
     np.testing.assert_allclose([value[2] for value in found], two, rtol=1e-8)
 
 
+def test_kinks_count_wherever_they_are(x64):
+    """hardtanh against dense sums; derivatives by parts, to the 1e-4 of the nodes. A
+    jump that the nodes do not meet gives NaN, and no number."""
+    z = np.linspace(-10, 10, 400_001)
+    p = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) * (z[1] - z[0])
+
+    def moments(K):
+        square = np.clip(K**0.5 * z, -1, 1) ** 2
+        first, second = p @ (square * (z**2 - 1)) / (2 * K), p @ (square * (z**4 - 6 * z**2 + 3)) / (4 * K**2)
+        return p @ square, first, second, p @ square**2 - (p @ square) ** 2
+
+    K, _, _, noise = moments(0.8)
+    after, first, second, more = moments(K)
+    found = finite_width(lambda x: jnp.clip(x, -1, 1), [10, 20], start=0.8)
+    expected = after, first**2 * noise / 10 + more / 20, second * noise / 20
+    np.testing.assert_allclose([value[2] for value in found], expected, rtol=1e-3)
+    assert np.isnan(finite_width(lambda x: (x > 1) * 1.0, [10.0], start=0.8).K[1])
+    np.testing.assert_allclose(finite_width(jnp.sign, [10.0]).K, 1.0)
+
+
 def test_large_width_limits():
     """A layer adds 5/n (Gaussian), 3/n (Haar), 5/n + 2/r - 2/n (rank r) to both variances, to O(1/n^2)."""
     n, depth = 2000, 4
@@ -91,6 +111,15 @@ def test_drawn_networks_have_these_laws(name):
     ("call", "error", "named"),
     [
         (lambda: finite_width(jnp.tanh, [3.0, 0.0]), ValueError, "widths: got"),
+        (lambda: finite_width(jnp.tanh, [float("nan")]), ValueError, "widths: got"),
+        (lambda: finite_width(jnp.tanh, 3.0), ValueError, "widths: got 3.0; allowed: a list of positive numbers"),
+        (lambda: finite_width(jnp.tanh, [3.0], -1.0), ValueError, "W_std: got -1.0; allowed: a number >= 0"),
+        (lambda: finite_width(jnp.tanh, [3.0], jnp.ones(2)), ValueError, "W_std: got shape"),
+        (lambda: finite_width(jnp.tanh, [3.0], start=0.0), ValueError, "start: got 0.0; allowed: a number > 0"),
+        (lambda: relu_log_law(2.5, 3), ValueError, "width: got 2.5; allowed: an integer >= 1"),
+        (lambda: relu_second_moment(3, 2.5), ValueError, "depth: got 2.5; allowed: an integer >= 1"),
+        (lambda: stax.Dense(3, weights=stax.LowRank(True)), ValueError, "rank: got True; allowed: an integer >= 1"),
+        (lambda: stax.Dense(3, weights=stax.Sparse("a")), ValueError, "density: got a; allowed"),
         (lambda: relu_log_law(0, 3), ValueError, "width: got 0; allowed: an integer >= 1"),
         (lambda: relu_log_law(4, 3, stax.Sparse(0.5)), ValueError, "weights: got Sparse"),
         (lambda: stax.Dense(3, weights=stax.Haar), TypeError, "weights: got the class Haar; allowed: None, stax.Haar"),

@@ -52,7 +52,33 @@ def test_drawn_networks_change_sign_as_often():
     assert abs(found.mean() - expected_breakpoints(model.kernel, x, 16)) < 4 * found.std() / 20
 
 
-def test_bad_input_is_named():
+def test_points_of_any_size_at_the_origin_and_twice():
+    """Scale does not count without biases; one output of variance 0: 1/2; a point twice: 0, and no NaN gradient."""
+    kernel = stax.serial(stax.Dense(1, 2**0.5), stax.Relu(), stax.Dense(1, 2**0.5)).kernel
+    x = jnp.array([[1.0, 2.0], [1.0, 3.0], [0.0, 0.0], [0.0, 0.0], [2.0, 1.0], [2.0, 1.0]])
+    found = crossing_probabilities(kernel, x)
+    np.testing.assert_allclose(found[1:], [0.5, 0, 0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(crossing_probabilities(kernel, 1e12 * x), found, rtol=1e-5, atol=1e-6)
+    assert np.isnan(crossing_probabilities(kernel, x.at[1, 0].set(jnp.nan))[0])
+    assert np.isfinite(jax.grad(lambda x: crossing_probabilities(kernel, x).sum())(x)).all()
+
+
+def test_bad_input_is_named(as_users_meet_it):
+    with pytest.raises(TypeError, match="kernel: got a Model; allowed"):
+        crossing_probabilities(stax.Dense(1), jnp.ones((3, 2)))
+    with pytest.raises(ValueError, match="width: got -3; allowed: an integer >= 1"):
+        expected_breakpoints(stax.Dense(1).kernel, jnp.ones((3, 2)), -3)
+    curve = jnp.array([[-1.0], [1.0], [2.0]])
+    for got, error, named in (
+        (lambda params, x: x, TypeError, "preactivations: got"),
+        (lambda params, x: {"h": x.T}, ValueError, r"preactivations: got shape \(1, 3\) at h; allowed: \(3, ...\)"),
+    ):
+        with pytest.raises(error, match=named):
+            observe.breakpoints(got, curve).update((), View(None, None))
+    with pytest.raises(ValueError, match="curve: got 1 point; allowed: two or more"):
+        observe.breakpoints(lambda params, x: {"h": x}, curve[:1])
+    lost = observe.breakpoints(lambda params, x: {"h": jnp.nan * x}, curve).update((), View(None, None))[1]
+    assert np.isnan(lost["breakpoints/h"])
     with pytest.raises(ValueError, match="x: got 1 point; allowed: two or more"):
         crossing_probabilities(stax.Dense(1).kernel, jnp.ones((1, 2)))
     with pytest.raises(ValueError, match="kernel: got one of activations"):

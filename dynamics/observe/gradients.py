@@ -34,13 +34,21 @@ def layer_gradients() -> Observable:
         slopes = jax.grad(view.loss("layer_gradients"))(view.params, view.batch)
         readings = {}
         for (path, slope), leaf in zip(jax.tree.leaves_with_path(slopes), jax.tree.leaves(view.params), strict=True):
-            norm, size = (jnp.sqrt(jnp.sum(jnp.abs(value) ** 2)) for value in (slope, leaf))
+            norm, size = _norm(slope), _norm(leaf)
             readings[f"gradient_norm/{path_name(path)}"] = norm
             relative = norm / jnp.where(size > 0, size, 1)
             readings[f"relative_gradient/{path_name(path)}"] = jnp.where(size > 0, relative, 0)
         return readings
 
     return Observable.of_view(read)
+
+
+def _norm(value: Array) -> Array:
+    """``|value|``, in single precision or better; squares neither over- nor underflow."""
+    sizes = jnp.abs(value)
+    sizes = sizes.astype(jnp.promote_types(sizes.dtype, jnp.float32))
+    top = jnp.max(sizes, initial=0)
+    return top * jnp.sqrt(jnp.sum((sizes / jnp.where(top > 0, top, 1)) ** 2))
 
 
 @factory("breakpoints(preactivations, curve)")
@@ -52,8 +60,12 @@ def breakpoints(preactivations: Callable[..., Mapping[str, Array]], curve: Shape
         curve: ``[n, ...]`` inputs in order; two crossings between successive points are not seen.
 
     Returns:
-        An observable with ``breakpoints/<name>``, a number: of all units together. Cost: one forward pass.
-        ``theory.regions.expected_breakpoints`` is its mean at infinite width.
+        An observable with ``breakpoints/<name>``, a number: of all units together, NaN where a preactivation is. Cost:
+        one forward pass. ``theory.regions.expected_breakpoints`` is its mean at infinite width.
+
+    Raises:
+        ValueError: for fewer than two points, or preactivations of another number of points.
+        TypeError: where ``preactivations`` gives no dictionary.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,11 +75,22 @@ def breakpoints(preactivations: Callable[..., Mapping[str, Array]], curve: Shape
         2.0
     """
 
-    def read(view):
-        def count(h):
-            positive = jnp.reshape(h, (len(h), -1)) > 0
-            return jnp.sum(positive[1:] != positive[:-1]).astype(float)
+    points = jnp.shape(curve)[0] if jnp.ndim(curve) else 1
+    if points < 2:
+        raise ValueError(f"curve: got {points} point; allowed: two or more")
 
-        return {f"breakpoints/{name}": count(h) for name, h in preactivations(view.params, curve).items()}
+    def count(name, h):
+        if jnp.shape(h)[:1] != (points,):
+            raise ValueError(f"preactivations: got shape {jnp.shape(h)} at {name}; allowed: ({points}, ...)")
+        h = jnp.reshape(h, (points, -1))
+        positive = h > 0
+        changes = jnp.sum(positive[1:] != positive[:-1]).astype(float)
+        return jnp.where(jnp.any(jnp.isnan(h)), jnp.nan, changes)
+
+    def read(view):
+        found = preactivations(view.params, curve)
+        if not isinstance(found, Mapping):
+            raise TypeError(f"preactivations: got {type(found).__name__}; allowed: a dictionary of arrays by name")
+        return {f"breakpoints/{name}": count(name, h) for name, h in found.items()}
 
     return Observable.of_view(read)

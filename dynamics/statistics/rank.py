@@ -48,7 +48,8 @@ def isometry_gap(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
         singular_values: of a batch's representations ``X [n, d]`` (``min(n, d)`` of them) or of a Jacobian.
 
     Returns:
-        A number >= 0, unchanged by scale and rotation. Differentiable where the values are positive.
+        A number >= 0, unchanged by scale and rotation; NaN where all values are 0. Differentiable where they are
+        positive.
 
     Reference: Meterez et al. 2023, 'Towards training without depth limits: batch normalization without gradient
     explosion'.
@@ -58,8 +59,11 @@ def isometry_gap(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
         >>> round(float(isometry_gap(jnp.array([1.0, 2.0]))), 5)  # log(5/2) - log(4)/2
         0.22314
     """
-    squares = jnp.abs(singular_values) ** 2
-    return jnp.log(jnp.mean(squares, -1)) - jnp.mean(jnp.log(squares), -1)
+    sizes = jnp.abs(singular_values)
+    sizes = sizes.astype(jnp.promote_types(sizes.dtype, jnp.float32))
+    top = jax.lax.stop_gradient(jnp.max(sizes, -1, keepdims=True, initial=0))
+    shares = sizes / jnp.where(top > 0, top, 1)  # squares neither over- nor underflow
+    return jnp.log(jnp.mean(shares**2, -1)) - 2 * jnp.mean(jnp.log(shares), -1)
 
 
 def weight_norm(params: Params) -> Float[Array, ""]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from dynamics.stax.layers.checks import check_count
 from dynamics.types import Array
 
 
@@ -24,7 +25,8 @@ def crossing_probabilities(kernel: Callable[..., Any], x: Float[Array, "n ..."])
         x: ``[n, ...]``, points along a curve.
 
     Returns:
-        ``[n - 1]``. Of a curve ``x(s)`` finely divided, their density is Rice's rate,
+        ``[n - 1]``; 1/2 where one of the two outputs has variance 0 (an input 0 without biases). Gradients are 0 where
+        two points are one. Of a curve ``x(s)`` finely divided, their density is Rice's rate,
         ``sqrt(r/q - (m/q)^2) / pi`` with ``q = K(s, s)``, ``m = dK/ds'`` and ``r = d^2 K/ds ds'`` at ``s' = s``.
 
     Raises:
@@ -43,17 +45,30 @@ def crossing_probabilities(kernel: Callable[..., Any], x: Float[Array, "n ..."])
         >>> round(float(p.sum()), 4)
         2.0
     """
-    if len(x) < 2:
-        raise ValueError(f"x: got {len(x)} point; allowed: two or more along a curve")
+    if isinstance(kernel, tuple):
+        raise TypeError("kernel: got a Model; allowed: its kernel, Model.kernel")
+    if not jnp.ndim(x) or len(x) < 2:
+        got = f"{len(x)} point" if jnp.ndim(x) else "a number"
+        raise ValueError(f"x: got {got}; allowed: two or more along a curve")
 
     def segment(one, two):
         k = kernel(one[None], two[None], None)
         if not k.is_gaussian:
             raise ValueError("kernel: got one of activations; allowed: one of a network that ends in weights (Dense)")
-        gap, scale = k.gap.reshape(()), jnp.sqrt(k.var1.reshape(()) * k.var2.reshape(()))
-        return 2 / jnp.pi * jnp.arcsin(jnp.sqrt(jnp.clip(gap / (2 * scale), 0, 1)))  # 1 - c = 2 sin^2(arccos(c) / 2)
+        if k.gap.size != 1:
+            raise ValueError(f"kernel: got {k.gap.size} entries a pair; allowed: one (Flatten before the last layer)")
+        gap, one, two = k.gap.reshape(()), _root(k.var1.reshape(())), _root(k.var2.reshape(()))
+        both, either = (one != 0) & (two != 0), (one != 0) | (two != 0)
+        versine = gap / jnp.where(both, one, 1) / jnp.where(both, two, 1)
+        versine = jnp.where(both, versine, jnp.where(either, 1.0, 0 * versine))
+        return 2 / jnp.pi * jnp.arcsin(_root(jnp.clip(versine / 2, 0, 1)))  # 1 - c = 2 sin^2(arccos(c) / 2)
 
     return jax.vmap(segment)(x[:-1], x[1:])
+
+
+def _root(x: Array) -> Array:
+    """``sqrt``, of gradient 0 at 0; NaN stays NaN."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
 def expected_breakpoints(kernel: Callable[..., Any], x: Float[Array, "n ..."], width: int) -> Float[Array, ""]:
@@ -63,6 +78,10 @@ def expected_breakpoints(kernel: Callable[..., Any], x: Float[Array, "n ..."], w
         kernel, x: as in ``crossing_probabilities``; ``observe.breakpoints`` counts the same on drawn networks.
         width: units of the layer.
 
+    Raises:
+        ValueError: for a width below 1.
+
     Reference: Rice 1945.
     """
+    check_count("width", width)
     return width * jnp.sum(crossing_probabilities(kernel, x))

@@ -121,7 +121,8 @@ def hermite_series(
         rule: nodes and weights of ``E f(z)``; the Gauss-Hermite rule of ``degree`` nodes unless given.
 
     Returns:
-        The series with its truncation error. Cost: ``terms * degree`` for each deviation.
+        The series with its truncation error. Cost: ``terms * degree`` for each deviation. Derivatives of the variance
+        with respect to s are those of the Gaussian's density and not of ``fn``, whose kinks count.
     """
     nodes, weights = gauss_hermite(degree) if rule is None else rule
     basis = np.ones((terms, len(nodes)))
@@ -131,8 +132,17 @@ def hermite_series(
         basis[n + 1] = (nodes * basis[n] - np.sqrt(n) * basis[n - 1]) / np.sqrt(n + 1)
     values = fn(s[..., None] * jnp.asarray(nodes, s.dtype))
     coefficients = values @ jnp.asarray((basis * weights).T, s.dtype)
-    variance = values**2 @ jnp.asarray(weights, s.dtype)
+    variance = _variance(fn, s, nodes, weights)
     return HermiteSeries(coefficients, variance, jnp.maximum(variance - jnp.sum(coefficients**2, -1), 0))
+
+
+def _variance(fn: Callable[[Array], Array], s: Array, nodes: np.ndarray, weights: np.ndarray) -> Array:
+    """``E f(s z)^2``, whose ``d/ds`` falls on the density of ``x = s z`` at fixed x."""
+    fixed = jax.lax.stop_gradient(s)
+    ratio = jnp.where(fixed > 0, fixed / jnp.where(fixed > 0, s, 1), 1)[..., None]  # 1, with a derivative
+    density = ratio * jnp.exp((1 - ratio**2) * jnp.asarray(nodes**2 / 2, s.dtype))
+    values = fn(fixed[..., None] * jnp.asarray(nodes, s.dtype))
+    return values**2 * density @ jnp.asarray(weights, s.dtype)
 
 
 def Series(fn: Callable[[Array], Array], terms: int = 64, degree: int = 128) -> Model:

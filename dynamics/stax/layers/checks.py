@@ -29,7 +29,7 @@ def choice(name: str, value: Any, allowed: type[enum.Enum]) -> str:
 
 def check_count(name: str, value: Any) -> None:
     """``value`` must be a positive integer."""
-    if not isinstance(value, int | np.integer) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}: got {value}; allowed: an integer >= 1")
 
 

@@ -5,6 +5,7 @@ Entries have mean 0 and variance 1 in each of them, as layers take them before t
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import NamedTuple
 
 import jax
@@ -80,7 +81,7 @@ def check_law(weights: WeightLaw | None) -> None:
         raise TypeError(f"weights: got {shown}; allowed: None, stax.Haar(), stax.LowRank(rank), stax.Sparse(density)")
     if isinstance(weights, LowRank):
         check_count("rank", weights.rank)
-    if isinstance(weights, Sparse) and not 0 < weights.density <= 1:
+    if isinstance(weights, Sparse) and not (isinstance(weights.density, Real) and 0 < weights.density <= 1):
         raise ValueError(f"density: got {weights.density}; allowed: a number in (0, 1]")
 
 
