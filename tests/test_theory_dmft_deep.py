@@ -10,6 +10,7 @@ import pytest
 
 from dynamics import predict, stax
 from dynamics.theory.dmft import deep
+from dynamics.theory.dmft._elementwise import elementwise, is_smooth
 
 T, P, D = 13, 3, 8
 Y = jnp.array([1.0, -1.0, 1.0])
@@ -74,6 +75,10 @@ def test_small_gamma_is_the_lazy_kernel_descent():
     assert jnp.all(jnp.abs(found.f.value - lazy) <= error)
     assert jnp.all(jnp.abs(found.ntk.value[0] - kernel) <= 4 * found.ntk.error[0])
     assert jnp.abs(found.f.value - steps(jnp.arange(T) // 2)[..., 0]).max() > 0.1  # half as many steps are told apart
+    lazier = solve(gamma=1e-9, momentum=0.3, b_std=0.5)  # moves less than rounding; f does not lose what moves it
+    assert jnp.all(jnp.abs(lazier.f.value - lazy) <= 4 * lazier.f.error)
+    nearly, almost = (solve(gamma=1e-3, momentum=momentum, b_std=0.5).f.value for momentum in (1 - 1e-9, 1 - 1e-5))
+    np.testing.assert_allclose(nearly, almost, atol=5e-3)  # 1 - 1e-9 is 1 in float32
     rich = solve(gamma=1.0, momentum=0.3, b_std=0.5)
     assert jnp.abs(rich.f.value - lazy).max() > 20 * rich.f.error.max()
 
@@ -94,6 +99,11 @@ def test_lanes_are_single_calls_and_one_that_diverges_fails_alone():
     [
         ({"activation": jnp.sign}, ValueError, "activation: got one whose derivative does not integrate"),
         ({"activation": jax.nn.softmax}, ValueError, "does not act entry by entry"),
+        ({"activation": lambda h: h - jnp.mean(h, 0)}, ValueError, "does not act entry by entry"),
+        ({"activation": lambda h: jnp.sort(h, 0)}, ValueError, "does not act entry by entry"),
+        ({"activation": lambda h: jnp.tanh(h) + 0.005 * jnp.sign(h)}, ValueError, "does not integrate"),
+        ({"activation": jnp.log}, ValueError, "not finite"),
+        ({"activation": lambda h: h > 0}, ValueError, "gives bool"),
         ({"activation": stax.Dense(3)}, ValueError, "activation: got .*fails on an array"),
         ({"activation": 3}, TypeError, "activation: got int"),
         ({"gamma": 0.0}, ValueError, "gamma: got 0.0; allowed: a number > 0"),
@@ -105,6 +115,11 @@ def test_lanes_are_single_calls_and_one_that_diverges_fails_alone():
         ({"y": jnp.array([1.0, np.nan, 1.0])}, ValueError, "y: got values that are not finite"),
         ({"depth": 0}, ValueError, "depth: got 0"),
         ({"steps": 2.5}, ValueError, "steps: got 2.5"),
+        ({"samples": 2e3}, ValueError, "samples: got 2000.0; allowed: an integer"),
+        ({"gamma": "rich"}, TypeError, "gamma: got 'rich'; allowed: a number > 0"),
+        ({"x": jnp.ones((P, 0))}, ValueError, "P and D at least 1"),
+        ({"sample_weights": -jnp.ones((T - 1, P))}, ValueError, "sample_weights: got values that are negative"),
+        ({"depth": 1, "x": inputs()[:1], "y": Y[:1], "nodes": 400}, ValueError, "integers from 4 to 200"),
         ({"samples": 100}, ValueError, "samples: got 100; allowed: more than 168"),
         ({"key": None}, ValueError, "key: got None"),
         ({"nodes": 9}, ValueError, "nodes: got 9 for depth 2"),
@@ -118,6 +133,16 @@ def test_bad_input_is_refused(bad, error, says):
     arguments = {"activation": jnp.tanh, "x": inputs(), "y": Y, "depth": 2, "gamma": 1.0, "eta": 0.1, "steps": T - 1}
     with pytest.raises(error, match=says):
         inspect.unwrap(deep)(**arguments | {"key": jax.random.key(0)} | bad)
+
+
+def test_an_activation_made_twice_is_one():
+    """So that a second ``stax.Relu()`` runs the program of the first; others stay apart, and tiny kinks are seen."""
+    assert elementwise(stax.Relu()) is elementwise(stax.Relu())
+    assert elementwise(stax.LeakyRelu(0.1)) is not elementwise(stax.LeakyRelu(0.2))
+    assert elementwise(stax.Tanh()) is not elementwise(stax.Erf())
+    smooth, kinked = jax.nn.gelu, lambda h: jnp.maximum(h, 0.98 * h)
+    assert is_smooth(elementwise(smooth))
+    assert not is_smooth(elementwise(kinked))
 
 
 @pytest.mark.slow
