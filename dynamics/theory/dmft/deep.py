@@ -82,10 +82,11 @@ def deep(
     weights, ``A^0 = B^L = 0``. The docs page ``dmft`` derives them.
 
     Args:
-        activation: phi: a function, or a nonlinearity of ``stax``; continuous, kinks allowed.
+        activation: phi: a function, or a nonlinearity of ``stax``; continuous, kinks allowed. One object for many
+            calls: a new lambda is compiled anew.
         x: inputs. y: targets.
         depth: hidden layers L, at least 1.
-        gamma: richness, > 0: how far features move. Below about 1e-3 the kernel is the lazy one.
+        gamma: richness, > 0: how far features move. Below about 1e-3 the kernel is the lazy one, at any small gamma.
         eta: learning rate, > 0; lazy descent is stable below 2 over the largest eigenvalue of the ``stax`` NTK.
         steps: updates, at least 1.
         key: of the draws; needed unless there are ``nodes``.
@@ -93,10 +94,10 @@ def deep(
         draws: independent repetitions, from which the errors are taken (of ``draws - 1`` degrees of freedom).
         momentum: heavy-ball coefficient in [0, 1).
         b_std: standard deviation of biases in every layer, trained too, as in ``stax.Dense(W_std=1, b_std=b_std)``.
-        sample_weights: factor of each point in each update: 0 throughout for a test point; P/B on the points of a
+        sample_weights: factor >= 0 of each point in each update: 0 throughout for a test point; P/B on the points of a
             minibatch and 0 elsewhere; 1 by default.
-        nodes: for one hidden layer and a smooth activation: Gauss-Hermite nodes in each of P + 1 dimensions, in place
-            of draws.
+        nodes: for one hidden layer and a smooth activation: 4 to 200 Gauss-Hermite nodes in each of P + 1 dimensions,
+            a million in all, in place of draws.
         responses: ``exact``; or one of two wrong theories, kept for comparison: ``none``, gradients independent of
             features (A = B = 0), and ``delayed``, B without its equal-time term ``<phi''(h) z>``.
 
@@ -105,6 +106,7 @@ def deep(
         runs them one after another.
 
     Raises:
+        TypeError: for what is no number or no function.
         ValueError: for a wrong shape, a number out of its range, a jump in the activation, or too few samples.
 
     Assumptions: one output, full batch or a given sequence of minibatches, errors O(1/sqrt(S)); a Monte Carlo bias
