@@ -10,6 +10,7 @@ import pytest
 
 from dynamics import predict, stax
 from dynamics.theory.dmft import deep
+from dynamics.theory.dmft._elementwise import elementwise, is_smooth
 
 T, P, D = 13, 3, 8
 Y = jnp.array([1.0, -1.0, 1.0])
@@ -74,8 +75,8 @@ def test_small_gamma_is_the_lazy_kernel_descent():
     assert jnp.all(jnp.abs(found.f.value - lazy) <= error)
     assert jnp.all(jnp.abs(found.ntk.value[0] - kernel) <= 4 * found.ntk.error[0])
     assert jnp.abs(found.f.value - steps(jnp.arange(T) // 2)[..., 0]).max() > 0.1  # half as many steps are told apart
-    rich = solve(gamma=1.0, momentum=0.3, b_std=0.5)
-    assert jnp.abs(rich.f.value - lazy).max() > 20 * rich.f.error.max()
+    rich = solve(gamma=1.0, momentum=0.3, b_std=0.5, draws=2)
+    assert jnp.abs(rich.f.value - lazy).max() > 20 * found.f.error.max()
 
 
 def test_lanes_are_single_calls_and_one_that_diverges_fails_alone():
@@ -89,11 +90,25 @@ def test_lanes_are_single_calls_and_one_that_diverges_fails_alone():
     assert jnp.isnan(lanes.f.value[1]).all()
 
 
+def test_rounding_takes_neither_small_gamma_nor_momentum_near_one():
+    """Fields that move by less than a unit in the last place, and a momentum that float32 takes for 1; same draws."""
+    lazy, lazier = (solve(gamma=gamma, draws=2).f.value for gamma in (1e-4, 1e-9))
+    np.testing.assert_allclose(lazier, lazy, atol=1e-3)
+    near, nearer = (solve(gamma=1.0, momentum=momentum, draws=2).f.value for momentum in (1 - 1e-5, 1 - 1e-9))
+    np.testing.assert_allclose(nearer, near, atol=1e-3)
+    assert abs(near - lazy).max() > 0.1
+
+
 @pytest.mark.parametrize(
     ("bad", "error", "says"),
     [
         ({"activation": jnp.sign}, ValueError, "activation: got one whose derivative does not integrate"),
         ({"activation": jax.nn.softmax}, ValueError, "does not act entry by entry"),
+        ({"activation": lambda h: h - jnp.mean(h, 0)}, ValueError, "does not act entry by entry"),
+        ({"activation": lambda h: jnp.sort(h, 0)}, ValueError, "does not act entry by entry"),
+        ({"activation": lambda h: jnp.tanh(h) + 0.005 * jnp.sign(h)}, ValueError, "does not integrate"),
+        ({"activation": jnp.log}, ValueError, "not finite"),
+        ({"activation": lambda h: h > 0}, ValueError, "gives bool"),
         ({"activation": stax.Dense(3)}, ValueError, "activation: got .*fails on an array"),
         ({"activation": 3}, TypeError, "activation: got int"),
         ({"gamma": 0.0}, ValueError, "gamma: got 0.0; allowed: a number > 0"),
@@ -105,6 +120,11 @@ def test_lanes_are_single_calls_and_one_that_diverges_fails_alone():
         ({"y": jnp.array([1.0, np.nan, 1.0])}, ValueError, "y: got values that are not finite"),
         ({"depth": 0}, ValueError, "depth: got 0"),
         ({"steps": 2.5}, ValueError, "steps: got 2.5"),
+        ({"samples": 2e3}, ValueError, "samples: got 2000.0; allowed: an integer"),
+        ({"gamma": "rich"}, TypeError, "gamma: got 'rich'; allowed: a number > 0"),
+        ({"x": jnp.ones((P, 0))}, ValueError, "P and D at least 1"),
+        ({"sample_weights": -jnp.ones((T - 1, P))}, ValueError, "sample_weights: got values that are negative"),
+        ({"depth": 1, "x": inputs()[:1], "y": Y[:1], "nodes": 400}, ValueError, "integers from 4 to 200"),
         ({"samples": 100}, ValueError, "samples: got 100; allowed: more than 168"),
         ({"key": None}, ValueError, "key: got None"),
         ({"nodes": 9}, ValueError, "nodes: got 9 for depth 2"),
@@ -118,6 +138,14 @@ def test_bad_input_is_refused(bad, error, says):
     arguments = {"activation": jnp.tanh, "x": inputs(), "y": Y, "depth": 2, "gamma": 1.0, "eta": 0.1, "steps": T - 1}
     with pytest.raises(error, match=says):
         inspect.unwrap(deep)(**arguments | {"key": jax.random.key(0)} | bad)
+
+
+def test_an_activation_made_twice_is_one():
+    """So that a second ``stax.Relu()`` runs the program of the first; others stay apart, and small kinks are seen."""
+    assert elementwise(stax.Relu()) is elementwise(stax.Relu())
+    assert elementwise(stax.LeakyRelu(0.1)) is not elementwise(stax.LeakyRelu(0.2))
+    assert is_smooth(elementwise(jnp.tanh))
+    assert not is_smooth(elementwise(lambda h: jnp.maximum(h, 0.98 * h)))
 
 
 @pytest.mark.slow
@@ -376,3 +404,55 @@ def test_momentum_minibatches_and_biases_meet_finite_networks():
 
     assert largest() < 3
     assert min(largest(momentum=0.0), largest(b_std=0.0), largest(sample_weights=None)) > 8
+
+
+@pytest.mark.slow
+def test_every_reading_of_an_odd_case_meets_networks_written_otherwise():
+    """GELU, biases, momentum, two points: f, both kernels by gradients to shifts, the tangent kernel by autodiff over
+    all weights, at width 800. Rivals: another bias, another momentum, the late response."""
+    N, nets, gamma, eta, momentum, b_std, phi = 800, 64, 1.3, 0.1, 0.4, 0.3, jax.nn.gelu
+    x = jnp.array([[1.0, 0.5, -1.0, 0.2, 0.9], [0.3, -1.2, 0.4, 1.0, -0.1]])
+    y, still = jnp.array([0.8, -1.1]), jnp.zeros((2, N))
+
+    def output(p, point, shift):
+        one = p["first"] @ point / 5**0.5 + b_std * p["biases"][0] + shift[0]
+        two = p["second"] @ phi(one) / N**0.5 + b_std * p["biases"][1] + shift[1]
+        return (p["last"] @ phi(two) / N**0.5 + b_std * p["bias"]) / (gamma * N**0.5), phi(jnp.stack([one, two]))
+
+    def read(p):
+        slopes, features = jax.vmap(lambda a: jax.grad(lambda s: output(p, a, s), has_aux=True)(still))(x)
+        weights = jax.vmap(lambda a: jax.grad(lambda p: output(p, a, still)[0])(p))(x)
+        flat = jnp.concatenate([leaf.reshape(2, -1) for leaf in jax.tree.leaves(weights)], 1)
+        return features, gamma * N * slopes, gamma**2 * N * flat @ flat.T
+
+    def outputs(p):
+        return jax.vmap(lambda a: output(p, a, still)[0])(x)
+
+    @jax.jit
+    def one(key):
+        shapes = {"first": (N, 5), "second": (N, N), "last": (N,), "biases": (2, N), "bias": ()}
+        start = {name: jax.random.normal(jax.random.fold_in(key, i), s) for i, (name, s) in enumerate(shapes.items())}
+
+        def step(state, _):
+            p, speed = state
+            slope = jax.grad(lambda p: 0.5 * jnp.sum((outputs(p) - outputs(start) - y) ** 2))(p)
+            speed = jax.tree.map(lambda v, g: momentum * v - eta * gamma**2 * N * g, speed, slope)
+            return (jax.tree.map(jnp.add, p, speed), speed), (outputs(p) - outputs(start), *read(p))
+
+        _, (f, features, g, ntk) = jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, start)), None, length=6)
+        return f, *(jnp.einsum("taln,sbln->ltasb", v, v) / N for v in (features, g)), ntk
+
+    rows = [np.stack(v) for v in zip(*(jax.device_get(one(k)) for k in jax.random.split(jax.random.key(77), nets)))]
+
+    def largest(**other):
+        given = {"eta": eta, "momentum": momentum, "b_std": b_std, "samples": 3000, "draws": 16} | other
+        theory, off = deep(phi, x, y, depth=2, gamma=gamma, steps=5, key=jax.random.key(5), **given), []
+        for nets_of, limit in zip(rows, (theory.f, theory.features, theory.gradients, theory.ntk)):
+            error = np.hypot(nets_of.std(0, ddof=1) / nets**0.5, limit.error)
+            off.append(np.max(np.abs(nets_of.mean(0) - limit.value)[error > 1e-9] / error[error > 1e-9]))
+        return np.array(off)
+
+    assert np.all(largest() < 3)
+    assert np.all(largest(momentum=0.0) > 8)
+    assert np.all(largest(b_std=0.2) > 5)
+    assert largest(responses="delayed")[2] > 5

@@ -65,9 +65,9 @@ def causal_pass(
     def step(past, t):
         layers, errors = past
         pull = problem.gamma * problem.pull[t] * errors
-        layers, h, u = upwards(phi, problem, draws, layers, pull, t, responses)
+        layers, h, u, moved = upwards(phi, problem, draws, layers, pull, t, responses)
         last, w0 = layers[-1], draws.n[-1]
-        start = mean(draws, w0 * (phi(h[-1]) - phi(u[-1])))  # <w0 phi(u)> = 0 is left out: less noise
+        start = mean(draws, w0 * moved)  # <w0 phi(u)> = 0 is left out: less noise
         learnt = jnp.einsum("sa,bsa->b", pull, products(last.c[t], last.c) + problem.bias)
         f = (start + learnt) / problem.gamma
         layers = downwards(phi, draws, layers, h, u, pull, t, responses)
@@ -79,7 +79,8 @@ def causal_pass(
 
 
 def upwards(phi, problem, draws, layers, pull, t, responses):
-    """The layers with their features at step t, and the fields h and their Gaussian parts u, ``[S, P]`` each.
+    """The layers with their features at step t, the fields h, their Gaussian parts u, ``[S, P]`` each, and the last
+    layer's ``phi(h) - phi(u)``.
 
     ``h(t) = u(t) + sum_m a_m(t) p_m + gamma sum_{s,a} pull(t,s;a) Delta_a(s) Phi(t,s;a) g_a(s)``
     """
@@ -95,13 +96,14 @@ def upwards(phi, problem, draws, layers, pull, t, responses):
             below = found[-1].c
             kernel = products(below[t], below)
             u = draws.e[number] @ below[t].T + jnp.sqrt(problem.bias) * draws.bias[number]
-        h = u + layer.p @ (a + jnp.einsum("sa,bsa,sam->bm", pull, kernel + problem.bias, layer.d)).T
+        learnt = layer.p @ (a + jnp.einsum("sa,bsa,sam->bm", pull, kernel + problem.bias, layer.d)).T
+        h, moved = u + learnt, change(phi, u, learnt)
         q, c = extended(layer.q, phi(h), draws.weight, t * P)
         found.append(layer._replace(q=q, c=jax.lax.dynamic_update_slice(layer.c, c[None], (t, 0, 0))))
         fields, gaussian = [*fields, h], [*gaussian, u]
         if responses != "none" and number < len(layers) - 1:
-            a = mean(draws, phi(h) - phi(u), draws.n[number]) * before  # <n phi(u)> = 0 is left out
-    return tuple(found), fields, gaussian
+            a = mean(draws, moved, draws.n[number]) * before  # <n phi(u)> = 0 is left out
+    return tuple(found), fields, gaussian, moved
 
 
 def downwards(phi, draws, layers, fields, gaussian, pull, t, responses):
@@ -163,6 +165,12 @@ def mean(draws: Draws, values, others=None):
 def products(rows, past):
     """``[P, T, P]`` kernel entries between coefficients ``[P, n]`` and ``[T, P, n]``."""
     return jnp.einsum("bk,sak->bsa", rows, past)
+
+
+def change(phi, u, by):
+    """``phi(u + by) - phi(u)``; where rounding would take it, by the slope at the middle."""
+    near = jnp.abs(by) < jnp.finfo(u.dtype).eps ** (1 / 3)
+    return jnp.where(near, slope(phi, u + by / 2) * by, phi(u + by) - phi(u))
 
 
 def slope(phi, h):

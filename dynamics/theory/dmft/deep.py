@@ -20,6 +20,7 @@ from dynamics.types import Array, ArrayLike
 
 RESPONSES = ("exact", "none", "delayed")
 _RESIDUAL = 1e-3  # of orthonormality, above which a draw's arithmetic is not trusted
+_NODES = 200  # Gauss-Hermite nodes that numpy computes without overflow
 
 
 class DeepLimit(NamedTuple):
@@ -81,10 +82,11 @@ def deep(
     weights, ``A^0 = B^L = 0``. The docs page ``dmft`` derives them.
 
     Args:
-        activation: phi: a function, or a nonlinearity of ``stax``; continuous, kinks allowed.
+        activation: phi: a function, or a nonlinearity of ``stax``; continuous, kinks allowed. One object for many
+            calls: a new lambda is compiled anew.
         x: inputs. y: targets.
         depth: hidden layers L, at least 1.
-        gamma: richness, > 0: how far features move. Below about 1e-3 the kernel is the lazy one.
+        gamma: richness, > 0: how far features move. Below about 1e-3 the kernel is the lazy one, at any small gamma.
         eta: learning rate, > 0; lazy descent is stable below 2 over the largest eigenvalue of the ``stax`` NTK.
         steps: updates, at least 1.
         key: of the draws; needed unless there are ``nodes``.
@@ -92,10 +94,10 @@ def deep(
         draws: independent repetitions, from which the errors are taken (of ``draws - 1`` degrees of freedom).
         momentum: heavy-ball coefficient in [0, 1).
         b_std: standard deviation of biases in every layer, trained too, as in ``stax.Dense(W_std=1, b_std=b_std)``.
-        sample_weights: factor of each point in each update: 0 throughout for a test point; P/B on the points of a
+        sample_weights: factor >= 0 of each point in each update: 0 throughout for a test point; P/B on the points of a
             minibatch and 0 elsewhere; 1 by default.
-        nodes: for one hidden layer and a smooth activation: Gauss-Hermite nodes in each of P + 1 dimensions, in place
-            of draws.
+        nodes: for one hidden layer and a smooth activation: 4 to 200 Gauss-Hermite nodes in each of P + 1 dimensions,
+            a million in all, in place of draws.
         responses: ``exact``; or one of two wrong theories, kept for comparison: ``none``, gradients independent of
             features (A = B = 0), and ``delayed``, B without its equal-time term ``<phi''(h) z>``.
 
@@ -104,6 +106,7 @@ def deep(
         runs them one after another.
 
     Raises:
+        TypeError: for what is no number or no function.
         ValueError: for a wrong shape, a number out of its range, a jump in the activation, or too few samples.
 
     Assumptions: one output, full batch or a given sequence of minibatches, errors O(1/sqrt(S)); a Monte Carlo bias
@@ -125,7 +128,7 @@ def deep(
     x, y = jnp.asarray(x, jnp.result_type(float)), jnp.asarray(y, jnp.result_type(float))
     _check_arrays(x, y)
     _check_numbers(gamma, eta, momentum, b_std)
-    _check_counts(depth, steps, draws, responses)
+    _check_counts(responses, depth=depth, steps=steps, samples=samples, draws=draws)
     points = len(y)
     weights = _weights(sample_weights, steps, points)
     hyper = tuple(jnp.asarray(value, x.dtype) for value in (gamma, eta, momentum, b_std))
@@ -178,7 +181,8 @@ def _limit(phi, x, y, weights, hyper, sites, responses):
     gamma, eta, momentum, b_std = hyper
     kernel, steps = x @ x.T / x.shape[1], len(weights)
     lag = jnp.arange(steps + 1)[:, None] - jnp.arange(steps + 1)
-    memory = jnp.where(lag > 0, (1 - momentum ** jnp.maximum(lag, 0)) / (1 - momentum), 0)
+    sums = jnp.cumsum(momentum ** jnp.arange(steps + 1))  # of 1 + momentum + ..., exact near momentum = 1
+    memory = jnp.where(lag > 0, sums[jnp.maximum(lag - 1, 0)], 0)
     pull = eta * memory[:, :, None] * jnp.concatenate([weights, jnp.zeros_like(weights[:1])])
     f, layers = causal_pass(phi, Problem(kernel, y, gamma, pull, b_std**2), sites, responses)
     trained = jnp.any(weights != 0, 0)
@@ -214,8 +218,8 @@ def _residual(basis, weight):
 
 
 def _check_arrays(x, y) -> None:
-    if x.ndim != 2 or y.ndim != 1 or len(x) != len(y) or not len(y):
-        raise ValueError(f"x, y: got shapes {x.shape} and {y.shape}; allowed: [P, D] and [P], at least one point")
+    if x.ndim != 2 or y.ndim != 1 or len(x) != len(y) or not x.size:
+        raise ValueError(f"x, y: got shapes {x.shape} and {y.shape}; allowed: [P, D] and [P], P and D at least 1")
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tracer) and not np.all(np.isfinite(value)):
             raise ValueError(f"{name}: got values that are not finite; allowed: finite numbers")
@@ -232,12 +236,14 @@ def _check_numbers(gamma, eta, momentum, b_std) -> None:
             raise ValueError(f"{name}: got shape {np.shape(value)}; allowed: one number; jax.vmap over many")
         if isinstance(value, Tracer):
             continue
+        if not (np.isrealobj(value) and jnp.issubdtype(np.asarray(value).dtype, jnp.number)):
+            raise TypeError(f"{name}: got {value!r}; allowed: {allowed}")
         if not (np.isfinite(value) and within(value)):
             raise ValueError(f"{name}: got {value}; allowed: {allowed}")
 
 
-def _check_counts(depth, steps, draws, responses) -> None:
-    for name, value in (("depth", depth), ("steps", steps), ("draws", draws)):
+def _check_counts(responses, **counted) -> None:
+    for name, value in counted.items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: got {value!r}; allowed: an integer >= 1")
     if responses not in RESPONSES:
@@ -249,8 +255,8 @@ def _check_nodes(nodes, depth, points, smooth) -> None:
         raise ValueError(f"nodes: got {nodes!r} for depth {depth}; allowed: depth 1; deeper, key and samples")
     if not smooth:
         raise ValueError(f"nodes: got {nodes!r} for an activation with a kink; allowed: smooth ones; else key, samples")
-    if not isinstance(nodes, int) or nodes < 4 or nodes ** (points + 1) > 10**6:
-        most = int(10 ** (6 / (points + 1)) + 1e-9)
+    most = min(int(10 ** (6 / (points + 1)) + 1e-9), _NODES)
+    if not isinstance(nodes, int | np.integer) or not 4 <= nodes <= most:
         raise ValueError(f"nodes: got {nodes!r} for {points} points; allowed: integers from 4 to {most}")
 
 
@@ -260,4 +266,6 @@ def _weights(sample_weights, steps, points):
     weights = jnp.asarray(sample_weights, jnp.result_type(float))
     if weights.shape != (steps, points):
         raise ValueError(f"sample_weights: got shape {weights.shape}; allowed: [steps, P] = [{steps}, {points}]")
+    if not isinstance(weights, Tracer) and not np.all(np.isfinite(weights) & (np.asarray(weights) >= 0)):
+        raise ValueError("sample_weights: got values that are negative or not finite; allowed: finite numbers >= 0")
     return weights
