@@ -112,7 +112,7 @@ def _check(widths, W_std: ArrayLike, b_std: ArrayLike, start: ArrayLike) -> None
         if np.ndim(value):
             raise ValueError(f"{name}: got shape {np.shape(value)}; allowed: a number (jax.vmap maps several)")
     check_scales(W_std=W_std, b_std=b_std)
-    if not isinstance(start, Tracer) and not start > 0:
+    if not isinstance(start, Tracer) and not np.all(np.asarray(start) > 0):
         raise ValueError(f"start: got {start}; allowed: a number > 0")
 
 

@@ -36,10 +36,9 @@ def elementwise(activation: Any) -> Callable[[Array], Array]:
     """
     if not isinstance(activation, Model) and not callable(activation):
         raise TypeError(f"activation: got {type(activation).__name__}; allowed: a function, stax.Tanh(), stax.Relu()")
-    phi = activation
     if isinstance(activation, Model):
-        name, phi = _name(activation.apply), functools.partial(activation.apply, ())
-        return _checked(_Named(name, phi))
+        return _checked(_Named(_name(activation.apply), functools.partial(activation.apply, ())))
+    phi: Any = activation
     try:
         hash(phi)
     except TypeError as error:
