@@ -14,7 +14,9 @@ import pytest
 from dynamics import config
 from dynamics.config import Count, Positive
 from dynamics.runs import cli, load
+from dynamics.runs.command import experiment
 from dynamics.runs.command.discover import flagship, gallery
+from dynamics.runs.command.dispatch import dispatch
 from dynamics.runs.command.flags import parse
 from dynamics.runs.command.folder import run_main
 from dynamics.runs.command.gallery import listing
@@ -215,6 +217,14 @@ def test_a_sweep_on_the_command_line(command, tmp_path):
     assert (code, "{'curvature': [1.0, 2.0]} -> {'curvature': [1.0, 3.0]}" in errors) == (4, True)
     code, _, errors = command("--name", "s", "--fork", "t", "--steps", "30", "--quiet")
     assert (code, errors.count("'decay' continues in the fork from step 20")) == (0, 2)
+
+
+def test_a_papers_help_names_the_familys_flagship(monkeypatch):
+    met = []
+    monkeypatch.setattr(experiment, "run_experiment", lambda name, argv, prog, others: met.extend([name, others]) or 0)
+    dispatch("experiments.depth", ["length", "--help"])
+    assert met[0] == "experiments.depth.length"
+    assert "runs its flagship, over_n; beside it" in met[1]
 
 
 def test_the_gallery_lists_every_experiment_without_importing_them(command):

@@ -22,8 +22,9 @@ def moments_of(activation: Activation) -> Callable[[Array, Array], tuple[Array, 
 
     Args:
         activation: a layer of ``stax`` that acts entry by entry, or a vectorised continuous function (128 Hermite
-            polynomials on 576 nodes; a kink at 0 costs the moments nothing), differentiable but for points; of a
-            function that jumps, gap and slope are NaN.
+            polynomials on 576 nodes), differentiable but for points. A kink at 0 costs the moments nothing; elsewhere
+            it costs the variance and its derivative up to 0.1 %, gap and slope 1 % (hardtanh), and where they come out
+            worse, and for a function that jumps, these two are NaN.
 
     Returns:
         A function of ``q [...]`` and ``gap [...] = q (1 - c)``, differentiable; gaps as in ``stax.Kernel``.

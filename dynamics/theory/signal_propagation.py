@@ -9,7 +9,8 @@ with Gaussian u, v of variance q and correlation c. ``chi_1 = W_std^2 E phi'(sqr
 gradients and small distances: below 1 inputs merge (order), above 1 they part (chaos).
 
 An activation is any layer of ``stax`` that acts entry by entry, or a continuous function, expanded in 128 Hermite
-polynomials (``theory.activations.moments_of``); NaN where a function jumps, since chi_1 is then infinite.
+polynomials (``theory.activations.moments_of``, which says what kinks off 0 cost); NaN where a function jumps, since
+chi_1 is then infinite.
 """
 
 from __future__ import annotations

@@ -153,10 +153,10 @@ def kernel_claim(result: Result, rows: np.ndarray, few: str) -> Claim:
 
 
 def square_claims(result: Result, rows: np.ndarray, few: str) -> list[Claim]:
-    """Raw second moments where their tails are drawn: orthogonal to L = 4, sparse at L = 2."""
+    """Raw second moments where their tails are drawn: orthogonal to L = 4, low rank and sparse at L = 2."""
     cfg, every, out = result.config, laws(result.config), []
     exact, depths = result.records["theory"].values["square"][0], np.asarray(cfg.depth)
-    for name, most in (("orthogonal", 4), (list(every)[-1], 2)):
+    for name, most in (("orthogonal", 4), *((law, 2) for law in list(every)[2:])):
         title, i = f"{name}: E G^2 / (E G)^2 to L = {most}", list(every).index(name)
         if few:
             out.append(Claim.not_applicable(title, "derived here", few))

@@ -17,4 +17,5 @@ def wrong(result):
     )
     yield "no effect of the number", replaced(result, "fits", error=error[:, :1] * 0 + error[:, :, :1])
     rank = np.asarray(result.records["fits"].values["rank"])
+    yield "one direction", replaced(result, "fits", rank=0 * rank + 1)
     yield "full rank", replaced(result, "fits", rank=0 * rank + n[..., 0])

@@ -14,4 +14,7 @@ def wrong(result):
     yield "means exchanged", replaced(result, "theory", mean=theory["mean"][:, exchanged])
     yield "same fluctuations", replaced(result, "theory", variance=np.repeat(theory["variance"][:, :1], 4, 1))
     yield "other kernel", replaced(result, "networks", length=1.2 * np.asarray(rows))
+    square = theory["square"].copy()
+    square[:, 2] = square[:, 0]
+    yield "low rank's raw moment as Gaussian", replaced(result, "theory", square=square)
     yield "orthogonal raw moment", replaced(result, "theory", square=theory["square"] ** 1.5)
