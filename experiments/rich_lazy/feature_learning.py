@@ -99,12 +99,17 @@ def network(width: int) -> tuple[Model, Callable]:
 
 def run(config: Config, study=in_memory) -> Result:
     """Networks of every gamma as one program; the theory and two wrong ones; the frozen kernel follows from it."""
-    x = jax.random.normal(jax.random.fold_in(jax.random.key(config.seed), 0), (config.points, config.dim))
-    x = x / jnp.linalg.norm(x, axis=1, keepdims=True) * config.dim**0.5
-    batch = Batch(x, jnp.asarray((-1.0) ** np.arange(config.points))[:, None])
+    batch = data(config)
     records = {"networks": networks(config, batch, study)}
     records |= {name: limit(config, batch, name, study) for name in THEORIES}
     return Result(config, records | {"frozen kernel": frozen(config, records["theory"], np.asarray(batch.y[:, 0]))})
+
+
+def data(config: Config) -> Batch:
+    """P points on the sphere with labels that alternate."""
+    x = jax.random.normal(jax.random.fold_in(jax.random.key(config.seed), 0), (config.points, config.dim))
+    x = x / jnp.linalg.norm(x, axis=1, keepdims=True) * config.dim**0.5
+    return Batch(x, jnp.asarray((-1.0) ** np.arange(config.points))[:, None])
 
 
 def networks(config: Config, batch: Batch, study) -> Record:
@@ -171,7 +176,7 @@ def frozen(config: Config, theory: Record, y: np.ndarray) -> Record:
 
 def readings(result: Result, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """``{quantity: (value, standard error)}``, ``[T, gamma, ...]``, of the mean over networks or draws, by jackknife:
-    outputs, their loss, the layers' kernels, and the tangent kernel's alignment with the labels."""
+    outputs, their loss, the layers' kernels, the tangent kernel and its alignment with the labels."""
     values = result.records[name].values
     y = (-1.0) ** np.arange(result.config.points)
     rows = {key: np.moveaxis(np.asarray(values[key], float), 2, 0) for key in ("f", "features", "ntk")}
@@ -180,7 +185,8 @@ def readings(result: Result, name: str) -> dict[str, tuple[np.ndarray, np.ndarra
     def of(f, features, ntk):
         labels = jnp.broadcast_to(jnp.asarray(np.outer(y, y)), ntk.shape)
         alignment = np.asarray(kernel_alignment(jnp.asarray(ntk), labels), float)
-        return {"f": f, "loss": 0.5 * np.sum((f - y) ** 2, -1), "features": features, "alignment": alignment}
+        loss = 0.5 * np.sum((f - y) ** 2, -1)
+        return {"f": f, "loss": loss, "features": features, "ntk": ntk, "alignment": alignment}
 
     total = {key: value.sum(0) for key, value in rows.items()}
     whole = of(**{key: value / count for key, value in total.items()})
@@ -198,6 +204,7 @@ def claims(result: Result) -> list[Claim]:
         "f": "outputs at every step, point and gamma",
         "loss": "loss of the mean output at every step and gamma",
         "features": "kernels of both layers at every step, pair and gamma",
+        "ntk": "tangent kernel at every step, pair and gamma",
         "alignment": "alignment of the tangent kernel with the labels at every step and gamma",
     }
     if cfg.seeds < 16 or cfg.draws < 8 or cfg.width < 200:
@@ -211,7 +218,7 @@ def claims(result: Result) -> list[Claim]:
     for quantity, name in names.items():
         z = {other: deviations(measured[quantity], found[quantity]) for other, found in others.items()}
         rivals = {other: value for other, value in z.items() if other != "theory"}
-        if quantity != "features":
+        if quantity in ("f", "loss"):
             rivals.pop("late response")  # its outputs are hardly wrong
         (value, _), (theory, _) = measured[quantity], others["theory"][quantity]
         note = f"largest deviation {np.max(np.abs(value - theory)):.3g}"

@@ -23,7 +23,7 @@ class _Named:
     """A function, and what makes two of them one: with it a second ``stax.Tanh()`` is not compiled anew."""
 
     name: Hashable
-    phi: Callable[[Array], Array] = dataclasses.field(compare=False)
+    phi: Callable[..., Any] = dataclasses.field(compare=False)
 
 
 def elementwise(activation: Any) -> Callable[[Array], Array]:
@@ -34,16 +34,15 @@ def elementwise(activation: Any) -> Callable[[Array], Array]:
         ValueError: for a layer of weights, a function that mixes entries or is not finite, or one whose derivative does
             not integrate to it (a jump).
     """
-    if not isinstance(activation, Model) and not callable(activation):
-        raise TypeError(f"activation: got {type(activation).__name__}; allowed: a function, stax.Tanh(), stax.Relu()")
     if isinstance(activation, Model):
         return _checked(_Named(_name(activation.apply), functools.partial(activation.apply, ())))
-    phi: Any = activation
+    if not callable(activation):
+        raise TypeError(f"activation: got {type(activation).__name__}; allowed: a function, stax.Tanh(), stax.Relu()")
     try:
-        hash(phi)
+        hash(activation)
     except TypeError as error:
-        raise TypeError(f"activation: got {type(phi).__name__}, not hashable; allowed: {_ALLOWED}") from error
-    return _checked(_Named(phi, phi))
+        raise TypeError(f"activation: got {type(activation).__name__}, not hashable; allowed: {_ALLOWED}") from error
+    return _checked(_Named(activation, activation))
 
 
 def _name(part: Any) -> Hashable:
