@@ -8,8 +8,8 @@ from dynamics.observe.compose import joined, prefixed, since_start
 from dynamics.observe.density import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
 from dynamics.observe.directions import random_direction
 from dynamics.observe.eigenvalues import eigenvalues, hessian_eigenvalues, layer_eigenvalues
-from dynamics.observe.gradients import breakpoints, layer_gradients
 from dynamics.observe.functional_dimension import FunctionalDimension, functional_dimension
+from dynamics.observe.gradients import breakpoints, layer_gradients
 from dynamics.observe.learning_coefficient import LocalLearningCoefficient, local_learning_coefficient
 from dynamics.observe.loss import accuracy, loss, scores
 from dynamics.observe.matching import weight_matching
