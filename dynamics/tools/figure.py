@@ -33,10 +33,14 @@ def coordinate_figure(check: CoordinateCheck) -> Any:
                         **measured_style(i, count))  # fmt: skip
             slope = getattr(check.predicted[i], name)
             if np.isfinite(slope):
-                ax.plot(widths, mean[-1] * (widths / widths[-1]) ** slope, lw=0.8, **theory_style())
+                shape = (widths / widths[-1]) ** slope  # changes approach their power, activations scatter about it
+                height = mean[-1] if name == "change" else np.exp(np.log(mean / shape).mean())
+                ax.plot(widths, height * shape, lw=0.8, **theory_style())
         ax.set(xscale="log", yscale="log", xlabel="width")
         ax.set_title("activation at the start" if name == "activation" else "its change by the first step", fontsize=9)
         ticks_at(ax.xaxis, widths)
+    if count <= 10:
+        axes[1].legend(fontsize=6, loc="best", ncols=2)
     axes[0].set_ylabel("root mean square; lines: predicted slope")
     places = np.arange(count)[::-1]
     for i, (name, table) in enumerate(check.schemes.items()):
