@@ -33,7 +33,7 @@ def product(params, x):
     [
         (jnp.tanh, (2, 3, 1), 13),  # 9 + 4, no symmetry but signs and permutations
         (jax.nn.relu, (2, 3, 1), 10),  # a scale for each unit
-        (lambda z: z, (3, 4, 2), 8),  # f = A x + a, with A and a of full rank
+        pytest.param(lambda z: z, (3, 4, 2), 8, marks=pytest.mark.slow),  # f = A x + a, with A and a of full rank
     ],
     ids=["tanh", "relu", "linear"],
 )
@@ -75,6 +75,12 @@ def test_what_has_no_rank_is_named():
             lambda: jax.jit(lambda w: functional_dimension(lambda w, x: x @ w, w, x))(jnp.ones((2, 1))),
             "traced in float32",
         ),
+        (lambda: functional_dimension(lambda w, x: x @ w, jnp.ones((2, 1)), x[:0]), r"x: got shape \(0, 2\); allowed"),
+        (
+            lambda: functional_dimension(lambda w, x: (x @ w).astype(jnp.float32), jnp.ones((2, 1)), x),
+            "apply: got float32 of float64; allowed",
+        ),
+        (lambda: functional_dimension(lambda w, x: x @ w * jnp.nan, jnp.ones((2, 1)), x), "apply: got a Jacobian with"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             call()

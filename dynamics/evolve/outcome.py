@@ -82,6 +82,7 @@ def outcome_map(
         ("points", points, 2),
         ("levels", levels, 1),
         ("zoom", zoom, 2),
+        ("candidates", candidates, 1),
         ("parallel", parallel, 1),
     ):
         if not isinstance(value, int) or value < least:
@@ -118,6 +119,8 @@ def outcome_map(
 
 def _span(name: str, given: Any) -> tuple[float, float]:
     """``(low, width)``."""
+    if len(given) != 2:
+        raise ValueError(f"{name}: got {tuple(given)!r}; allowed: (low, high) with low < high, finite")
     low, high = (float(end) for end in given)
     if not -np.inf < low < high < np.inf:
         raise ValueError(f"{name}: got {tuple(given)!r}; allowed: (low, high) with low < high, finite")

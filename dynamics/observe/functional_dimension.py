@@ -52,8 +52,9 @@ def functional_dimension(
         batch_size: samples in a piece.
 
     Raises:
-        TypeError: for a model where its function belongs, and where values are traced in float32.
-        ValueError: for a cut outside (0, 1), or a batch size below 1.
+        TypeError: for a model where its function belongs, where values are traced in float32, and for a function that
+            returns less than float64 of float64.
+        ValueError: for a cut outside (0, 1), a batch size below 1, no samples, or a Jacobian that is not finite.
 
     Cost: n c gradients, and ``n c D^2`` FLOPs.
 
@@ -77,6 +78,11 @@ def functional_dimension(
         raise TypeError("params: got values traced in float32; allowed: concrete ones, or tracing under jax_enable_x64")
     with jax.enable_x64(True):
         params, x = jax.tree.map(_double, (params, x))
+        if jnp.ndim(x) < 1 or x.shape[0] < 1:
+            raise ValueError(f"x: got shape {jnp.shape(x)}; allowed: [n, ...] with n >= 1")
+        dtype = jax.eval_shape(apply, params, x).dtype
+        if dtype not in (jnp.float64, jnp.complex128):
+            raise TypeError(f"apply: got {dtype} of float64; allowed: a function that does not round, or rank is noise")
         theta, _, merge = flat(params)
         triangle = _triangle(apply, merge, theta, x, batch_size)
         length = jnp.sqrt(jnp.sum(triangle**2, 0))
@@ -86,6 +92,8 @@ def functional_dimension(
         least = jnp.min(jnp.where(above, values, jnp.inf))
         most = jnp.max(jnp.where(above, 0.0, values))
         found = FunctionalDimension(rank, jnp.log10(least / most), theta.size, values)
+    if not isinstance(rank, Tracer) and not jnp.all(jnp.isfinite(values)):
+        raise ValueError("apply: got a Jacobian with NaN or infinity; allowed: a finite one")
     return found if isinstance(rank, Tracer) else jax.device_get(found)  # float64 that lives on outside of x64
 
 

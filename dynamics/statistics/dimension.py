@@ -18,7 +18,7 @@ def boundary(label: Shaped[Array | np.ndarray, "r c"]) -> Bool[np.ndarray, "r-1 
         label: of each pixel, any dtype that compares (booleans, integers).
 
     Raises:
-        ValueError: unless it has two axes of two pixels or more.
+        ValueError: unless it has two axes of two pixels or more, and for NaN.
 
     Example:
         >>> import numpy as np
@@ -103,6 +103,8 @@ def _pixels(name: str, given: Any) -> np.ndarray:
     array = np.asarray(given)
     if array.ndim != 2 or min(array.shape) < 2:
         raise ValueError(f"{name}: got shape {array.shape}; allowed: [r, c] with two pixels or more along each")
+    if np.any(array != array):  # NaN, which would differ from its like
+        raise ValueError(f"{name}: got NaN; allowed: values that equal themselves")
     return array
 
 
@@ -117,7 +119,7 @@ def _pairs(label: np.ndarray, e: int, most: int) -> list[tuple[np.ndarray, np.nd
 
 def _sizes(shape: tuple[int, ...], base: int, part: int) -> list[int]:
     """Powers of the base up to a part of the shorter side (rounded up by a pixel, that a boundary lacks)."""
-    if base < 2:
+    if not isinstance(base, int) or base < 2:
         raise ValueError(f"base: got {base!r}; allowed: an integer >= 2")
     sizes, most = [1], (min(shape) + 1) // part
     while sizes[-1] * base <= most:

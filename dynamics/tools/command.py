@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from dynamics.config import field_help
 from dynamics.runs.command.ending import ended
 from dynamics.runs.durable.errors import CLAIM_FAILS, HOLDS, BadInput
 from dynamics.runs.figures import drawn
+from dynamics.theory.coordinates import SCHEMES
 from dynamics.tools.coordinates import coordinate_check
 from dynamics.tools.figure import coordinate_figure
 
@@ -61,7 +63,12 @@ def run_coordinate_check(options: Any) -> int:
     suffix = Path(options.figure or "x.png").suffix
     if suffix not in (".png", ".svg"):
         raise BadInput(f"--figure: got {options.figure!r}; allowed: a file that ends in .png or .svg")
-    given = loaded(options.target)()
+    if options.figure and not Path(options.figure).absolute().parent.is_dir():
+        raise BadInput(f"--figure: got {options.figure!r}; allowed: a file in a folder that exists")
+    known = sorted({name for table in SCHEMES.values() for name in table})
+    if options.expect not in (None, *known):
+        raise BadInput(f"--expect: got {options.expect!r}; allowed: {', '.join(known)}")
+    given = called(options.target)
     if not isinstance(given, Mapping) or not {"make", "data"} <= given.keys():
         got = sorted(given) if isinstance(given, Mapping) else type(given).__name__
         raise BadInput(
@@ -69,8 +76,11 @@ def run_coordinate_check(options: Any) -> int:
             "dynamics.tools.coordinate_check"
         )
     given = dict(given)
+    takes = list(inspect.signature(coordinate_check).parameters)
+    if strange := sorted(set(given) - set(takes)):
+        raise BadInput(f"{options.target}: got {', '.join(map(str, strange))}; allowed: {', '.join(takes)}")
     for name in ("widths", "steps", "seeds"):
-        if getattr(options, name):
+        if getattr(options, name) not in (None, ()):
             given[name] = getattr(options, name)
     given.setdefault("widths", (64, 128, 256, 512))
     try:
@@ -86,6 +96,24 @@ def run_coordinate_check(options: Any) -> int:
     if options.expect and options.expect not in check.schemes:
         raise BadInput(f"--expect: got {options.expect!r}; allowed: {', '.join(check.schemes)}")
     return HOLDS if options.expect in (None, check.verdict) else CLAIM_FAILS
+
+
+def called(target: str) -> Any:
+    """What the function of ``target`` returns.
+
+    Raises:
+        BadInput: where there is none, or it takes arguments.
+    """
+    function = loaded(target)
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        raise BadInput(
+            f"{target}: got a function that takes {inspect.signature(function)}; allowed: one that takes nothing"
+        ) from None
+    except ValueError:  # a builtin without a signature
+        pass
+    return function()
 
 
 def loaded(target: str) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ def coordinate_figure(check: CoordinateCheck) -> Any:
     """
     count, widths = len(check.layers), np.asarray(check.widths)
     figure, axes = new_figure(1, 3, width=4.4, height=0.9 + max(2.6, 0.24 * count))
-    for ax, name, laws in ((axes[0], "activation", check.activation), (axes[1], "change", check.change)):
+    for ax, name in zip(axes, ("activation", "change")):
         for i, layer in enumerate(check.layers):
             sizes = check.sizes[name][0, i]  # [seeds, widths]
             if not np.all(sizes > 0):
@@ -32,13 +32,15 @@ def coordinate_figure(check: CoordinateCheck) -> Any:
             ax.errorbar(widths, mean, [mean - mean / spread, mean * spread - mean], ms=5, label=text(layer),
                         **measured_style(i, count))  # fmt: skip
             slope = getattr(check.predicted[i], name)
-            middle = np.exp(np.log(widths).mean())
-            fitted = laws[i].prefactor * middle ** laws[i].exponent
             if np.isfinite(slope):
-                ax.plot(widths, fitted * (widths / middle) ** slope, lw=0.8, **theory_style())
+                shape = (widths / widths[-1]) ** slope  # changes approach their power, activations scatter about it
+                height = mean[-1] if name == "change" else np.exp(np.log(mean / shape).mean())
+                ax.plot(widths, height * shape, lw=0.8, **theory_style())
         ax.set(xscale="log", yscale="log", xlabel="width")
         ax.set_title("activation at the start" if name == "activation" else "its change by the first step", fontsize=9)
         ticks_at(ax.xaxis, widths)
+    if count <= 10:
+        axes[1].legend(fontsize=6, loc="best", ncols=2)
     axes[0].set_ylabel("root mean square; lines: predicted slope")
     places = np.arange(count)[::-1]
     for i, (name, table) in enumerate(check.schemes.items()):

@@ -1,5 +1,7 @@
 """Directions of other normalisations, twins exchanged, curvatures by the trace or of other filters."""
 
+import numpy as np
+
 from experiments.landscape.filter_normalisation import RESCALED
 from rivals import replaced
 
@@ -18,3 +20,6 @@ def wrong(result):
     yield "no twin changes", replaced(result, "slices", **{"filter units": values["filter same"]})
     yield "curvature by the trace", replaced(result, "slices", theory=values["trace"])
     yield "twice the curvature", replaced(result, "slices", theory=2 * values["theory"])
+    yield "a tenth more curvature", replaced(result, "slices", theory=1.1 * values["theory"])
+    mean = np.full_like(values["theory"], values["theory"].mean())
+    yield "one curvature for all networks", replaced(result, "slices", theory=mean)
