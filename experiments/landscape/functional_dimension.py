@@ -89,7 +89,11 @@ def run(config: Config, study=in_memory) -> Result:
             observe.functional_dimension(network, params, some, batch_size=1024) for some in (x, x[: len(x) // 2])
         )
         most = whole.parameters - units
-        return {"missing": jnp.asarray(most - whole.rank), "half": jnp.asarray(most - half.rank), "gap": jnp.asarray(whole.gap)}
+        return {
+            "missing": jnp.asarray(most - whole.rank),
+            "half": jnp.asarray(most - half.rank),
+            "gap": jnp.asarray(whole.gap),
+        }
 
     axes = {"width": config.width, "depth": config.depth, "seed": range(config.seeds)}
     with jax.enable_x64(True):
