@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if any(word in argument for argument in sys.argv for word in ("slow", "benchmark")):
+if any(word in argument.replace(f"not {word}", "") for argument in sys.argv for word in ("slow", "benchmark")):
     os.environ.setdefault("COMPILE", "as_users")  # set once, for all workers
 if os.environ.setdefault("COMPILE", "quickly") == "quickly":
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
