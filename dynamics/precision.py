@@ -24,9 +24,14 @@ def full_precision(fn: _F) -> _F:
             return plain(*args, **kwargs)
         with jax.default_matmul_precision("highest"):
             found = plain(*args, **kwargs)
-        if isinstance(found, tuple) and any(map(callable, found)):
+        if isinstance(found, tuple) and any(map(_is_function, found)):
             made = getattr(type(found), "_make", tuple)
-            return made(full_precision(part) if callable(part) else part for part in found)
-        return full_precision(found) if callable(found) else found
+            return made(full_precision(part) if _is_function(part) else part for part in found)
+        return full_precision(found) if _is_function(found) else found
 
     return call  # pyright: ignore[reportReturnType]
+
+
+def _is_function(part: Any) -> bool:
+    """Callable and no tree of arrays, as equinox's modules are."""
+    return callable(part) and jax.tree_util.all_leaves([part])

@@ -65,14 +65,14 @@ def _checked(named: _Named) -> Callable[[Array], Array]:
         points = jnp.asarray(cells[::-1, ::-1])  # descending, so that sorting shows
         try:
             value, slope = jax.jvp(phi, (points,), (jnp.ones_like(points),))
-            if not jnp.issubdtype(value.dtype, jnp.floating):
-                raise TypeError(f"gives {value.dtype}")
-            alone = np.asarray([phi(points[i : i + 1, j : j + 1])[0, 0] for i, j in probes], float)
-            value, slope = (np.asarray(one, float) for one in (value, slope))
+            alone = np.asarray([phi(points[i : i + 1, j : j + 1])[0, 0] for i, j in probes])
         except (TypeError, ValueError, IndexError, AttributeError) as error:
             raise ValueError(
                 f"activation: got {named.phi}, which fails on an array ({error}); allowed: {_ALLOWED}"
             ) from error
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"activation: got one that gives {value.dtype}; allowed: {_ALLOWED}")
+        value, slope, alone = (np.asarray(one, float) for one in (value, slope, alone))
     if value.shape == cells.shape and not np.all(np.isfinite(value)):
         raise ValueError(f"activation: got one that is not finite on [-8, 8]; allowed: {_ALLOWED}")
     beside = 1e-5 * np.abs(value).max()
