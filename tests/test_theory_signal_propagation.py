@@ -140,3 +140,9 @@ def test_an_edge_that_depth_does_not_reach_is_marked(x64):
         np.testing.assert_allclose(edge.length_slope, numeric, rtol=1e-8)
         assert edge.stable == stable
     assert abs(float(critical_line(jax.nn.gelu, q).length_slope) - 1.0426) < 1e-4
+
+
+@pytest.mark.parametrize("q", [0.0, -1.0, float("nan"), [1.0, 0.0]])
+def test_an_edge_needs_a_positive_length(q):
+    with pytest.raises(ValueError, match="^q: got"):
+        critical_line(jnp.tanh, jnp.asarray(q))

@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, Float
 
 from dynamics.theory.activations import Activation, moments_of
@@ -214,6 +216,9 @@ def critical_line(activation: Activation, q: ArrayLike) -> Critical:
         A ``Critical``; ``b_std`` is NaN where ``b_std^2`` would be negative, ``stable`` says where depth leads to q.
         Differentiable. Cost: two quadratures.
 
+    Raises:
+        ValueError: for q <= 0, unless it is traced.
+
     Reference: Poole et al. 2016, section 2.2; Schoenholz et al. 2017, figure 1.
 
     Example:
@@ -222,6 +227,8 @@ def critical_line(activation: Activation, q: ArrayLike) -> Critical:
         >>> round(float(point.W_std) ** 2, 5), float(point.b_std)
         (2.0, 0.0)
     """
+    if not isinstance(q, Tracer) and not np.all(np.asarray(q) > 0):
+        raise ValueError(f"q: got {q}; allowed: numbers > 0")
     q = jnp.asarray(q, jnp.result_type(float))
     weight, bias = _critical(activation, q)
     small = 64 * jnp.finfo(q.dtype).eps * q
