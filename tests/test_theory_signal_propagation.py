@@ -144,5 +144,5 @@ def test_an_edge_that_depth_does_not_reach_is_marked(x64):
 
 @pytest.mark.parametrize("q", [0.0, -1.0, float("nan"), [1.0, 0.0]])
 def test_an_edge_needs_a_positive_length(q):
-    with pytest.raises(ValueError, match="^q: got"):
+    with pytest.raises(ValueError, match="q: got"):
         critical_line(jnp.tanh, jnp.asarray(q))
