@@ -3,7 +3,7 @@
 Most of the suite's time is XLA's. So what is compiled once is kept in ``.pytest_cache`` for all workers, for the
 processes that tests start and for the next run (keys hold program, flags and versions), and the quick tests compile
 without most optimisations, which halves it. Slow tests, benchmarks and what the documents promise to the bit compile as
-users do; ``COMPILE=as_users`` makes all do.
+users do; ``TESTS_COMPILE=as_users`` makes all do.
 """
 
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if any(word in argument.replace(f"not {word}", "") for argument in sys.argv for word in ("slow", "benchmark")):
-    os.environ.setdefault("COMPILE", "as_users")  # set once, for all workers
-if os.environ.setdefault("COMPILE", "quickly") == "quickly":
+    os.environ.setdefault("TESTS_COMPILE", "as_users")  # set once, for all workers
+if os.environ.setdefault("TESTS_COMPILE", "quickly") == "quickly":
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones know no such flag
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"

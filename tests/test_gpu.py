@@ -55,6 +55,17 @@ def test_kernels(model, shape):
     assert_exact(lambda p, x: empirical_ntk_fn(model.apply)(x, x[:5], p), weights(model, shape), x[:20])
 
 
+def test_factors_of_ten_bits_would_be_seen():
+    """The same kernel of inputs rounded as TF32 rounds factors."""
+
+    def rounded(x):
+        x = jax.lax.reduce_precision(x, 8, 10) if x.dtype == jnp.float32 else x
+        return FC.kernel(x, None, "nngp")
+
+    with pytest.raises(AssertionError):
+        assert_exact(rounded, drawn(20, 500))
+
+
 def test_the_lanczos_basis_is_orthonormal_and_its_bounds_hold():
     a = drawn(600, 600)
     a = jnp.asarray(a + a.T, jnp.float32)

@@ -127,6 +127,7 @@ def test_pieces_change_nothing_and_a_map_of_one_label_is_not_zoomed():
             r"outcome: got \(2,\) of one pixel",
         ),
         (lambda: outcome_map(lambda x, y: x > y, (0.0, 1.0, 2.0), (0.0, 1.0)), r"x: got \(0.0, 1.0, 2.0\); allowed"),
+        (lambda: outcome_map(lambda x, y: x > y, 3.0, (0.0, 1.0)), "x: got 3.0; allowed"),
         (lambda: outcome_map(lambda x, y: x > y, (0.0, 1.0), (0.0, 1.0), candidates=0), "candidates: got 0; allowed"),
         (lambda: boundary(np.full((8, 8), np.nan)), "label: got NaN; allowed"),
         (lambda: pair_dimension(np.full((64, 64), np.nan)), "label: got NaN; allowed"),

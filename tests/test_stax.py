@@ -13,6 +13,7 @@ import pytest
 
 import dynamics as nt
 from dynamics import stax
+from dynamics.stax.activations.quadrature import gaussian_panels
 from dynamics.stax.kernel import Kernel
 from dynamics.stax.layers import kernel_layer
 
@@ -163,6 +164,24 @@ def test_hermite_series_equals_closed_form_and_bounds_its_error(x64):
     few, many = (stax.hermite_series(jnp.tanh, jnp.array([0.5, 1.0, 2.0]), terms) for terms in (16, 96))
     missing = jnp.sum(many.coefficients[:, 16:] ** 2, -1)
     assert bool(jnp.all(few.tail >= missing * (1 - 1e-6)))
+
+
+@pytest.mark.parametrize("cosine", [0.5, 0.9, 1.0])
+def test_a_steep_activation_is_right_or_refused(cosine, x64):
+    """tanh at variance 10 against a product rule; what a series cannot hold, at variance 100, is NaN."""
+    net = stax.serial(stax.Dense(1), stax.Tanh())
+
+    def kernels(q):
+        one, two = jnp.array([[1.0, 0.0]]), jnp.array([[cosine, (1 - cosine**2) ** 0.5]])
+        return (k.item() for k in net.kernel((2 * q) ** 0.5 * one, (2 * q) ** 0.5 * two, ("nngp", "ntk")))
+
+    nodes, weights = gaussian_panels(240, 12)
+    u, v = 10**0.5 * nodes, 10**0.5 * (cosine * nodes[:, None] + (1 - cosine**2) ** 0.5 * nodes)
+    nngp, ntk = kernels(10.0)
+    np.testing.assert_allclose(nngp, (weights * np.tanh(u)) @ (np.tanh(v) @ weights), rtol=1e-6)
+    slopes = (weights / np.cosh(u) ** 2) @ (np.cosh(v) ** -2.0 @ weights)
+    np.testing.assert_allclose(ntk, 10 * cosine * slopes, rtol=1e-4)  # the tail at c = .9
+    assert np.all(np.isnan([*kernels(100.0)]))
 
 
 def test_mup_output_variance_and_ntk_at_finite_width(x64):

@@ -210,16 +210,6 @@ def test_inputs_are_distributed_as_those_of_a_training_set(key):
         np.testing.assert_allclose(jnp.std(one.norms), (2 / 120) ** 0.5, rtol=5 / 1200**0.5)
 
 
-def test_proportional_refuses(key):
-    how = {"dim": 240, **MODEL}
-    with pytest.raises(ValueError, match="samples: got 40; allowed: multiples of 36"):
-        proportional(5.0, 2, key, 40, **how)
-    with pytest.raises(ValueError, match="spike: got 'other'; allowed: coherent, bath, none"):
-        proportional(5.0, 2, key, 36, spike="other", **how)
-    with pytest.raises(ValueError, match="steps: got 0; allowed: >= 1"):
-        proportional(5.0, 0, key, 36, **how)
-
-
 @pytest.mark.slow
 def test_share_of_the_seed():
     """``D along_beta`` is ``beta^T (M - wbar wbar^T) beta/D`` of the same training set while the spike is small.
@@ -274,3 +264,35 @@ def test_theory_without_a_seed_never_generalises():
     assert float(run["test_loss"].min()) > 0.5  # the quadratic form's error, with which it starts
     assert float(run["test_power"][-1]) == pytest.approx(0.5, rel=1e-5)
     assert float(run["train_loss"][-1]) < 0.05
+
+
+LINEAR = {"loss": lambda h, y: (h[0] - y[0]) ** 2, "learning_rate": 0.5, "overlaps": jnp.zeros((1, 1))}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kappa", 0.0), ("kappa", jnp.ones(2)), ("steps", 2.5), ("samples", 11), ("learning_rate", -1.0),
+        ("ridge", -1.0), ("dim", 0), ("covariance", -jnp.eye(1)), ("gradient", lambda h, y: (h - y)[0]),
+        ("gradient", lambda h, y: 1j * h),
+        ("loss", lambda h, y: h - y), ("teacher", 3),
+    ],
+)  # fmt: skip
+def test_a_committee_refuses_by_name(name, value, as_users_meet_it):
+    given = {"gradient": residual, "teacher": lambda z, e: z, "kappa": 2.0, "steps": 3, "key": jax.random.key(0)}
+    with pytest.raises((TypeError, ValueError), match=f"{name}: got .*; allowed: "):
+        committee(**given | LINEAR | {"samples": 100, "covariance": jnp.zeros((1, 1)), name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kappa", -1.0), ("dim", 0), ("alpha", 0.0), ("eps", -1.0), ("rate", -1.0), ("zeta", 2.0), ("steps", 1.5),
+        ("samples", 36.0),
+        ("samples", 40), ("inputs", (jnp.zeros(3), jnp.ones(4))), ("spike", "hot"),
+    ],
+)  # fmt: skip
+def test_the_proportional_limit_refuses_by_name(name, value, as_users_meet_it):
+    given = MODEL | {"kappa": 5.0, "steps": 3, "key": jax.random.key(0), "dim": 240}
+    with pytest.raises(ValueError, match=f"{name}: got .*; allowed: "):
+        proportional(**given | {name: value})

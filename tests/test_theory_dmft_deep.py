@@ -10,7 +10,7 @@ import pytest
 
 from dynamics import predict, stax
 from dynamics.theory.dmft import deep
-from dynamics.theory.dmft._elementwise import elementwise, is_smooth
+from dynamics.theory.dmft.elementwise import elementwise, is_smooth
 
 T, P, D = 13, 3, 8
 Y = jnp.array([1.0, -1.0, 1.0])

@@ -119,12 +119,10 @@ def outcome_map(
 
 def _span(name: str, given: Any) -> tuple[float, float]:
     """``(low, width)``."""
-    if len(given) != 2:
-        raise ValueError(f"{name}: got {tuple(given)!r}; allowed: (low, high) with low < high, finite")
-    low, high = (float(end) for end in given)
-    if not -np.inf < low < high < np.inf:
-        raise ValueError(f"{name}: got {tuple(given)!r}; allowed: (low, high) with low < high, finite")
-    return low, high - low
+    ends = np.asarray(given)
+    if ends.shape != (2,) or ends.dtype.kind not in "iuf" or not -np.inf < ends[0] < ends[1] < np.inf:
+        raise ValueError(f"{name}: got {given!r}; allowed: (low, high) with low < high, finite")
+    return float(ends[0]), float(ends[1] - ends[0])
 
 
 def _check_outcome(outcome: Callable[..., Any], arguments: Any) -> None:

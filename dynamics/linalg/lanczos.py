@@ -173,7 +173,7 @@ def orthogonalize(w: Array, basis: Array, count: Any) -> tuple[Array, Array]:
 
 def norm(v: Float[Array, "*v"]) -> Float[Array, ""]:
     """``|v|`` over any range: scaled where squares of tiny or huge entries would vanish or overflow."""
-    top, finfo = jnp.max(jnp.abs(v)), jnp.finfo(v.dtype)
+    top, finfo = jnp.max(jnp.abs(v), initial=0), jnp.finfo(v.dtype)
     safe = (top > (v.size * finfo.tiny / finfo.eps) ** 0.5) & (top < (finfo.max / v.size) ** 0.5)
     scale = jnp.where(safe | (top == 0) | ~jnp.isfinite(top), 1, top)
     return scale * jnp.linalg.norm(v / scale)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Shaped
 
+from dynamics.linalg.lanczos import norm
 from dynamics.observe.rank import path_name
 from dynamics.types import Array, Observable, factory
 
@@ -46,9 +47,7 @@ def layer_gradients() -> Observable:
 def _norm(value: Array) -> Array:
     """``|value|``, in single precision or better; squares neither over- nor underflow."""
     sizes = jnp.abs(value)
-    sizes = sizes.astype(jnp.promote_types(sizes.dtype, jnp.float32))
-    top = jnp.max(sizes, initial=0)
-    return top * jnp.sqrt(jnp.sum((sizes / jnp.where(top > 0, top, 1)) ** 2))
+    return norm(sizes.astype(jnp.promote_types(sizes.dtype, jnp.float32)))
 
 
 @factory("breakpoints(preactivations, curve)")

@@ -50,7 +50,7 @@ class Seen(NamedTuple):
     output_of: int | None = None
 
 
-class Reader:
+class Finder:
     """Runs a program and keeps its layers in the order in which they are met."""
 
     def __init__(self, weights: Sequence[bool]) -> None:
@@ -142,8 +142,8 @@ def layers_of(apply: Callable[..., Any], params: Params, x: Any) -> tuple[Any, t
         )
 
     program = jaxpr.trace(flat, *leaves, *inputs)
-    reader = Reader([len(jaxpr.shape(variable)) >= 2 for variable in program.jaxpr.invars[: len(leaves)]])
+    finder = Finder([len(jaxpr.shape(variable)) >= 2 for variable in program.jaxpr.invars[: len(leaves)]])
     given = [Seen(leaf, frozenset({number})) for number, leaf in enumerate(leaves)]
     given += [Seen(one, moving=True) for one in inputs]
-    f = [one.value for one in reader.run(program, given)]
-    return f, tuple(reader.layers), reader.missed
+    f = [one.value for one in finder.run(program, given)]
+    return f, tuple(finder.layers), finder.missed

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dynamics.stax.activations.quadrature import gaussian_panels, hermite_series
+from dynamics.stax.activations.quadrature import hermite_series
 from dynamics.stax.kernel import Kernel, safe_reciprocal, safe_sqrt
 from dynamics.stax.layers import kernel_layer
 from dynamics.types import Array, Model
@@ -69,7 +69,7 @@ def _series(fn: Callable[..., Array]) -> Callable[[Array, Array], tuple[Array, A
 
     def moments(q, gap):
         s, order = safe_sqrt(q), jnp.arange(1, _TERMS + 2, dtype=q.dtype)
-        value, slope = (hermite_series(f, s, _TERMS, rule=gaussian_panels()) for f in (fn, slope_fn))
+        value, slope = (hermite_series(f, s, _TERMS) for f in (fn, slope_fn))
         versine = jnp.clip(gap * safe_reciprocal(q), 0, 2)[..., None]
         acute = versine < 0.5
         near = -jnp.expm1(order * jnp.log1p(-jnp.where(acute, versine, 0.0)))

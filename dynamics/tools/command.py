@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ COMMANDS = ("coordinate-check",)
 class CoordinateCheckOptions:
     """Exponents of activations and of their changes with width, and whose they are: standard, NTK, muP or u-muP."""
 
-    target: Any
+    target: str
     """MODULE:FUNCTION or FILE.py:FUNCTION; the function takes nothing and returns the arguments of coordinate_check"""
     widths: tuple[int, ...] = ()
     """widths, three or more, in place of the function's"""
@@ -149,22 +150,16 @@ def loaded(target: str) -> Callable[..., Any]:
 
 
 def _described(options: type) -> Any:
-    """The options with their strings as help, the target by its place."""
+    """The options with their strings as help, what is required by its place."""
     import tyro
 
-    helps = field_help(options)
+    helps, hints = field_help(options), typing.get_type_hints(options)
     fields = []
     for field in dataclasses.fields(options):
+        required = field.default is dataclasses.MISSING
         says = tyro.conf.arg(help=helps[field.name], metavar=field.name.upper(), help_behavior_hint="")
-        kind = {
-            "target": tyro.conf.Positional[str],
-            "widths": tuple[int, ...],
-            "steps": int | None,
-            "seeds": int | None,
-        }
-        hint = kind.get(field.name, str | None)
-        default = dataclasses.MISSING if field.name == "target" else field.default
-        made = dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)
+        hint = tyro.conf.Positional[hints[field.name]] if required else hints[field.name]
+        made = dataclasses.field() if required else dataclasses.field(default=field.default)
         fields.append((field.name, Annotated[hint, says], made))
     return dataclasses.make_dataclass(options.__name__, fields, frozen=True)
 

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from dynamics.losses import half_mse
-from dynamics.models import from_equinox, from_flax
-from dynamics.observe.rank import path_name
-from dynamics.program.layers import Layer, layers_of
-from dynamics.program.layers import root_mean_square as size
 from dynamics.statistics import PowerLaw, power_law
 from dynamics.theory.coordinates import SCHEMES, Coordinates, LayerScaling, coordinate_exponents, scheme_exponents
-from dynamics.types import Array, Batch, Model, StatefulModel
+from dynamics.tools.one_width import READ, of_width
+from dynamics.types import Array, Batch
 
 TOLERANCE = 0.25
 """Distance of every layer's exponent from a scheme's, at most, for a verdict; as much again where its interval is as
 wide as that. None is given where the intervals hold another scheme's exponents too."""
 ROUNDINGS = 4.0
 """Changes below so many units of rounding of what changes are not told from it."""
-READ = ("activation", "scale", "data", "weight", "update", "change")
 
 
 class CoordinateCheck(NamedTuple):
@@ -136,7 +130,7 @@ def coordinate_check(
     if not hasattr(data, "x") or not hasattr(data, "y"):
         raise TypeError(f"data: got {type(data).__name__}; allowed: Batch(x, y)")
     keys = jax.random.split(jax.random.key(0) if key is None else key, seeds)
-    found = [_of_width(make, width, data, steps, loss, keys, first=width == widths[0]) for width in widths]
+    found = [of_width(make, width, data, steps, loss, keys) for width in widths]
     first = found[0]
     for width, one in zip(widths, found):
         if one.names != first.names or one.sources != first.sources:
@@ -155,7 +149,7 @@ def coordinate_check(
                      laws["data"][i].exponent, first.sources[i])
         for i in range(len(first.names))
     ]  # fmt: skip
-    kind, notes = first.kind, _notes(first.names, widths, sizes, first.rounding)
+    kind, notes = first.kind(), _notes(first.names, widths, sizes, first.rounding)
     schemes = {name: tuple(scheme_exponents(name, kind, shapes, first.sources)) for name in SCHEMES[kind]}
     deviation, verdict = _judged(laws["change"], schemes)
     if notes:
@@ -210,138 +204,3 @@ def _exponent(widths: Sequence[int], sizes: Any) -> float:
 def _size(law: PowerLaw) -> float:
     """An exponent; that of zeros is -inf."""
     return law.exponent if math.isfinite(law.exponent) else -math.inf
-
-
-class _OfWidth(NamedTuple):
-    names: tuple[str, ...]
-    sources: tuple[tuple[int, ...], ...]
-    fans: np.ndarray
-    kind: str
-    missed: tuple[str, ...]
-    sizes: dict[str, np.ndarray]
-    loss: np.ndarray
-    rounding: np.ndarray
-
-
-def _of_width(make, width: int, data: Batch, steps: int, loss, keys, first: bool) -> _OfWidth:
-    made = make(width)
-    if not isinstance(made, tuple) or len(made) != 2 or not hasattr(made[1], "update"):
-        raise TypeError(f"make: got {type(made).__name__} at width {width}; allowed: (model, optimizer), one of optax")
-    model, optimizer = made
-    apply, stacked = _started(model, data, keys)
-    shape = getattr(
-        jax.eval_shape(lambda p: loss(apply(jax.tree.map(lambda a: a[0], p), data.x), data.y), stacked), "shape", None
-    )
-    if shape != ():
-        raise TypeError(f"loss: got {'no array' if shape is None else shape} of a batch; allowed: a scalar")
-
-    def objective(params):
-        return loss(apply(params, data.x), data.y)
-
-    def read(params, start: Sequence[Layer] | None):
-        _, layers, _ = layers_of(apply, params, data.x)
-        return layers, jnp.stack([_sizes(one, other) for one, other in zip(layers, start or layers)])
-
-    @jax.jit
-    def run(stacked):
-        def one(params):
-            start, _ = read(params, None)
-
-            def step(carry, _):
-                params, state = carry
-                value, gradient = jax.value_and_grad(objective)(params)
-                change, state = optimizer.update(gradient, state, params)
-                params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, change)
-                return (params, state), (value, read(params, start)[1])
-
-            (params, _), (losses, sizes) = jax.lax.scan(step, (params, optimizer.init(params)), None, steps)
-            return jnp.append(losses, objective(params)), sizes  # [steps + 1], [steps, layers, 6]
-
-        return jax.lax.map(one, stacked)
-
-    @jax.jit
-    def twice(params):
-        """How much more a first update is of twice the gradient."""
-        gradient, state = jax.grad(objective)(params), optimizer.init(params)
-        one, two = (
-            optimizer.update(jax.tree.map(lambda g, c=c: c * g, gradient), state, params)[0] for c in (1.0, 2.0)
-        )
-        return _norm(two) / _norm(one)
-
-    params = jax.tree.map(lambda leaf: leaf[0], stacked)
-    described: list[Any] = []
-
-    def describe(params):
-        described.extend(layers_of(apply, params, data.x)[1:])
-        return ()
-
-    jax.eval_shape(describe, params)
-    layers, missed = described
-    if not layers:
-        where = " outside of loops and branches" if missed else ""
-        raise ValueError(
-            f"make: got a model without a weight that meets data{where}; allowed: one product, lookup at least"
-        )
-    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-    losses, sizes = jax.device_get(run(stacked))
-    return _OfWidth(
-        _names([paths[layer.leaves[0]] for layer in layers]), tuple(layer.sources for layer in layers),
-        np.array([[layer.fan_in, layer.fan_out] for layer in layers]),
-        ("adaptive" if float(twice(params)) < 1.5 else "gradient") if first else "",
-        tuple(paths[leaf] for leaf in sorted(missed)),
-        {name: np.moveaxis(sizes[..., i], 0, -1) for i, name in enumerate(READ)}, losses.T,
-        np.array([[float(jnp.finfo(one.dtype).eps) for one in (layer.output, layer.weight)] for layer in layers]),
-    )  # fmt: skip
-
-
-def _sizes(now: Layer, start: Layer) -> Float[Array, " 6"]:
-    """Root mean squares in the order of ``READ``; what is of the start alone is so at every step."""
-    data = jnp.ones(()) if start.data is None else size(start.data)
-    moved = size(now.weight - start.weight), size(now.output - start.output)
-    return jnp.stack([size(start.output), jnp.asarray(start.scale), data, size(start.weight), *moved])
-
-
-def _norm(tree: Any) -> Float[Array, ""]:
-    return jnp.sqrt(sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(tree)))
-
-
-def _names(paths: Sequence[str]) -> tuple[str, ...]:
-    """Paths without their last word where that says no more than 'weight'; numbered where a weight is met twice."""
-    short = [path.rpartition("/")[0] or path for path in paths]
-    names = [one if short.count(one) == paths.count(path) else path for one, path in zip(short, paths)]
-    met: Counter[str] = Counter()
-    out = []
-    for name in names:
-        met[name] += 1
-        out.append(name if met[name] == 1 else f"{name} ({met[name]})")
-    return tuple(out)
-
-
-def _started(model: Any, data: Batch, keys: Any) -> tuple[Callable[..., Array], Any]:
-    """``(apply, parameters stacked over the keys)``."""
-    shape, dtype = (-1, *np.shape(data.x)[1:]), jnp.result_type(data.x)
-    if isinstance(model, Model):
-        return model.apply, jax.vmap(lambda key: model.init(key, shape)[1])(keys)
-    if isinstance(model, StatefulModel):
-        raise TypeError("make: got a StatefulModel; allowed: a model without batch statistics and dropout")
-    if _is_of("flax", model):
-        return _started(_plain(from_flax(model, dtype=dtype)), data, keys)
-    if not callable(model):
-        raise TypeError(
-            f"make: got the model {type(model).__name__}; allowed: a Model, a flax module, or key -> module"
-        )
-    if not _is_of("equinox", model) and _is_of("flax", model(keys[0])):
-        each = [_plain(from_flax(model(key), dtype=dtype)) for key in keys]
-        params = [one.init(key, shape)[1] for one, key in zip(each, keys)]
-        return each[0].apply, jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    return _started(from_equinox(model, dtype=dtype), data, keys)
-
-
-def _is_of(package: str, module: Any) -> bool:
-    return any(base.__module__.startswith(f"{package}.") for base in type(module).__mro__)
-
-
-def _plain(model: Any) -> Model:
-    if isinstance(model, StatefulModel):
-        raise TypeError("make: got a module with statistics or dropout; allowed: one without, dropout with rate 0 too")
-    return model

@@ -305,8 +305,6 @@ def figure(result: Result):
     for row, (name, shades, corners), found in zip(axes, strips, dimensions):
         for level, ax in enumerate(row[:-1]):
             draw_picture(ax, shades[level], level, corners[level : level + 2])
-            if row is axes[0]:
-                ax.set_title(f"{4**level} x" if level else "log10 of both rates, -1 to 5", fontsize=9)
         row[0].set_ylabel(name, fontsize=10)
         for i, (kind, values) in enumerate(found.items()):  # [seed, level]
             known = np.isfinite(values)
@@ -315,8 +313,10 @@ def figure(result: Result):
             spread = np.sqrt(np.sum((values - mean) ** 2, 0, where=known) / count)
             style = measured_style(i, 2) | {"linestyle": "-", "lw": 1}
             row[-1].errorbar(np.arange(cfg.levels) + 0.1 * i, mean, spread, ms=4, label=kind, **style)
-        row[-1].set(ylim=(0.8, 2.05), ylabel="dimension" if row is axes[0] else "", xlabel="level")
+        row[-1].set(ylim=(0.8, 2.05), xlabel="level", ylabel="dimension")
         row[-1].axhline(1.0, **theory_style())
+    for level, ax in enumerate(axes[0][:-1]):
+        ax.set_title(f"{4**level} x" if level else "log10 of both rates, -1 to 5", fontsize=9)
     axes[0][-1].legend(fontsize=7)
     return fig
 

@@ -33,8 +33,7 @@ class Haar(NamedTuple):
 
     def draw(self, key: PRNGKeyArray, fan_in: int, fan_out: int) -> Float[Array, "fan_in fan_out"]:
         """The weights, before scaling."""
-        large, small = max(fan_in, fan_out), min(fan_in, fan_out)
-        return large**0.5 * _oriented(_orthonormal(key, large, small), fan_in)
+        return max(fan_in, fan_out) ** 0.5 * jax.random.orthogonal(key, fan_in, m=fan_out)
 
 
 class LowRank(NamedTuple):
@@ -52,7 +51,7 @@ class LowRank(NamedTuple):
         """The weights, before scaling."""
         one, two = jax.random.split(key)
         r = min(self.rank, fan_in)
-        return (fan_in / r) ** 0.5 * _orthonormal(one, fan_in, r) @ jax.random.normal(two, (r, fan_out))
+        return (fan_in / r) ** 0.5 * jax.random.orthogonal(one, fan_in, m=r) @ jax.random.normal(two, (r, fan_out))
 
 
 class Sparse(NamedTuple):
@@ -83,13 +82,3 @@ def check_law(weights: WeightLaw | None) -> None:
         check_count("rank", weights.rank)
     if isinstance(weights, Sparse) and not (isinstance(weights.density, Real) and 0 < weights.density <= 1):
         raise ValueError(f"density: got {weights.density}; allowed: a number in (0, 1]")
-
-
-def _orthonormal(key: PRNGKeyArray, rows: int, columns: int) -> Array:
-    """Orthonormal columns of Haar law: the Q of a Gaussian matrix with the signs that make R's diagonal positive."""
-    q, r = jnp.linalg.qr(jax.random.normal(key, (rows, columns)))
-    return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)
-
-
-def _oriented(matrix: Array, rows: int) -> Array:
-    return matrix if matrix.shape[0] == rows else matrix.T

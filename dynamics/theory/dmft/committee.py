@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, Float, PRNGKeyArray
 
+from dynamics.precision import full_precision
+from dynamics.stax.layers.checks import check_count
+from dynamics.theory.dmft.checks import NOT_NEGATIVE, OR_INFINITE, POSITIVE, check_numbers
+from dynamics.theory.dmft.draws import mirrored, whitened
 from dynamics.theory.dmft.order import advance, after, injected, start
 from dynamics.types import Array, ArrayLike, Record
 
 RISE = 2.0  # of the train loss over its smallest so far: such a lane has failed
 
 
+@full_precision
 def committee(
     gradient: Callable[..., Array],
     teacher: Callable[..., Array],
@@ -65,7 +71,8 @@ def committee(
         loss was not finite, had risen to twice its smallest, or was less than two of its standard errors.
 
     Raises:
-        ValueError: for fewer than one step, an odd number of samples, or shapes that do not fit.
+        ValueError: for a number out of its range, an odd number of samples, or shapes that do not fit.
+        TypeError: where ``gradient`` or ``loss`` gives another shape, or complex numbers.
 
     Cost: ``S T^3 k^3`` FLOPs, ``S T^2 k^2 + S^2/2`` numbers; Monte Carlo errors fall as ``1/sqrt(S)``.
 
@@ -81,6 +88,11 @@ def committee(
     """
     m, C = jnp.asarray(overlaps, jnp.result_type(float)), jnp.asarray(covariance, jnp.result_type(float))
     _check(steps, samples, m, C)
+    check_numbers(
+        kappa=(kappa, POSITIVE), learning_rate=(learning_rate, POSITIVE), ridge=(ridge, NOT_NEGATIVE),
+        dim=(jnp.inf if dim is None else dim, OR_INFINITE),
+    )  # fmt: skip
+    _check_functions(gradient, teacher, loss, m)
     numbers = (jnp.asarray(v, m.dtype) for v in (kappa, learning_rate, ridge, jnp.inf if dim is None else dim))
     outputs = _pass(gradient, teacher, loss, steps, samples, key, m, C, *numbers)
     step = jnp.arange(steps + 1)
@@ -88,25 +100,42 @@ def committee(
 
 
 def _check(steps: int, samples: int, m: Array, C: Array) -> None:
-    if steps < 1:
-        raise ValueError(f"steps: got {steps}; allowed: >= 1")
-    if samples < 2 or samples % 2:
-        raise ValueError(f"samples: got {samples}; allowed: even, >= 2")
+    check_count("steps", steps)
+    check_count("samples", samples)
+    if samples % 2:
+        raise ValueError(f"samples: got {samples}; allowed: an even number")
     if m.ndim != 2:
         raise ValueError(f"overlaps: got shape {m.shape}; allowed: [units, teacher vectors]")
     if C.shape != (len(m), len(m)):
         raise ValueError(f"covariance: got shape {C.shape}; allowed: {(len(m), len(m))}")
+    if not isinstance(C, Tracer):
+        values = np.asarray(C, float)
+        rounding = 1e-4 * np.abs(values).max(initial=0)
+        if not np.allclose(values, values.T, atol=rounding) or not np.all(np.linalg.eigvalsh(values) >= -rounding):
+            raise ValueError(f"covariance: got {values.tolist()}; allowed: a symmetric matrix without negative values")
+
+
+def _check_functions(gradient, teacher, loss, m: Array) -> None:
+    for name, function in (("gradient", gradient), ("teacher", teacher), ("loss", loss)):
+        if not callable(function):
+            raise TypeError(f"{name}: got {function!r}; allowed: a function")
+    h, z = (jax.ShapeDtypeStruct((n,), m.dtype) for n in m.shape)
+    y = jax.eval_shape(teacher, z, jax.ShapeDtypeStruct((), m.dtype))
+    for name, function, shape in (("gradient", gradient, h.shape), ("loss", loss, ())):
+        found = jax.eval_shape(function, h, y)
+        if getattr(found, "shape", None) != shape or not jnp.issubdtype(found.dtype, jnp.floating):
+            raise TypeError(f"{name}: got {found} of one sample; allowed: real, of shape {list(shape)}")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _pass(gradient, teacher, loss, steps, samples, key, m, C, kappa, eta, ridge, dim):
     T, S, (k, vectors), dtype = steps + 1, samples, m.shape, m.dtype
     keys = jax.random.split(key, 5)
-    z, e = jnp.split(jnp.tile(whitened(keys[0], S // 2, vectors + 1, dtype), (2, 1)), [vectors], axis=1)
+    z, e = jnp.split(jnp.tile(whitened(keys[0], S // 2, vectors + 1), (2, 1)), [vectors], axis=1)
     y = jax.vmap(teacher)(z, e[:, 0])
     omega = jax.random.normal(keys[1], (S // 2, S), dtype)
-    xi = mirrored(whitened(keys[2], S // 2, k, dtype))
-    fresh = mirrored(whitened(keys[3], S // 2, k, dtype))
+    xi = mirrored(whitened(keys[2], S // 2, k))
+    fresh = mirrored(whitened(keys[3], S // 2, k))
     noise = jax.random.normal(keys[4], (S,), dtype) / S**0.5  # of the overlaps, at finite D
     weights = jnp.full(S, 1 / S, dtype)
     g_of, slope_of = jax.vmap(gradient), jax.vmap(jax.jacfwd(gradient))
@@ -156,20 +185,6 @@ def failed(read: dict[str, Float[Array, " t"]]) -> Bool[Array, " t"]:
     train, error = read["train_loss"], read["train_error"]
     bad = ~jnp.isfinite(train) | (train > RISE * jax.lax.cummin(train)) | (train < 2 * error)
     return jax.lax.cummax(bad.astype(int)).astype(bool)
-
-
-def mirrored(half: Float[Array, "half c"]) -> Float[Array, "both c"]:
-    """Draws and their mirror images."""
-    return jnp.concatenate([half, -half])
-
-
-def whitened(key: PRNGKeyArray, samples: int, columns: int, dtype: Any) -> Float[Array, "samples columns"]:
-    """Gaussian draws whose second moments are exact: ``X^T X/samples = I`` (plain draws where they are too few)."""
-    x = jax.random.normal(key, (samples, columns), dtype)
-    if samples < columns:
-        return x
-    q, r = jnp.linalg.qr(x)
-    return q * jnp.sign(jnp.diagonal(r)) * samples**0.5
 
 
 def _root(C: Float[Array, "k k"]) -> Float[Array, "k k"]:

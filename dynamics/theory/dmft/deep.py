@@ -11,11 +11,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Bool, Float, PRNGKeyArray, Real
 
+from dynamics.precision import full_precision
 from dynamics.record import Estimate
+from dynamics.stax.layers.checks import check_count
 from dynamics.theory.activations import Activation
-from dynamics.theory.dmft._deep_draws import counts, monte_carlo, quadrature
-from dynamics.theory.dmft._deep_pass import Problem, causal_pass, products
-from dynamics.theory.dmft._elementwise import elementwise, is_smooth
+from dynamics.theory.dmft.checks import BELOW_ONE, NOT_NEGATIVE, POSITIVE, check_numbers
+from dynamics.theory.dmft.deep_draws import counts, monte_carlo, quadrature
+from dynamics.theory.dmft.deep_pass import Problem, causal_pass, products
+from dynamics.theory.dmft.elementwise import elementwise, is_smooth
 from dynamics.types import Array, ArrayLike
 
 RESPONSES = ("exact", "none", "delayed")
@@ -48,6 +51,7 @@ class DeepLimit(NamedTuple):
     residual: Float[Array, " draws"]
 
 
+@full_precision
 def deep(
     activation: Activation,
     x: Real[ArrayLike, "P D"],
@@ -127,8 +131,13 @@ def deep(
     phi = elementwise(activation)
     x, y = jnp.asarray(x, jnp.result_type(float)), jnp.asarray(y, jnp.result_type(float))
     _check_arrays(x, y)
-    _check_numbers(gamma, eta, momentum, b_std)
-    _check_counts(responses, depth=depth, steps=steps, samples=samples, draws=draws)
+    check_numbers(
+        gamma=(gamma, POSITIVE), eta=(eta, POSITIVE), momentum=(momentum, BELOW_ONE), b_std=(b_std, NOT_NEGATIVE)
+    )
+    for name, value in (("depth", depth), ("steps", steps), ("samples", samples), ("draws", draws)):
+        check_count(name, value)
+    if responses not in RESPONSES:
+        raise ValueError(f"responses: got {responses!r}; allowed: {', '.join(map(repr, RESPONSES))}")
     points = len(y)
     weights = _weights(sample_weights, steps, points)
     hyper = tuple(jnp.asarray(value, x.dtype) for value in (gamma, eta, momentum, b_std))
@@ -223,31 +232,6 @@ def _check_arrays(x, y) -> None:
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tracer) and not np.all(np.isfinite(value)):
             raise ValueError(f"{name}: got values that are not finite; allowed: finite numbers")
-
-
-def _check_numbers(gamma, eta, momentum, b_std) -> None:
-    for name, value, within, allowed in (
-        ("gamma", gamma, lambda v: v > 0, "a number > 0"),
-        ("eta", eta, lambda v: v > 0, "a number > 0"),
-        ("momentum", momentum, lambda v: 0 <= v < 1, "a number >= 0 and < 1"),
-        ("b_std", b_std, lambda v: v >= 0, "a number >= 0"),
-    ):
-        if np.shape(value):
-            raise ValueError(f"{name}: got shape {np.shape(value)}; allowed: one number; jax.vmap over many")
-        if isinstance(value, Tracer):
-            continue
-        if not (np.isrealobj(value) and jnp.issubdtype(np.asarray(value).dtype, jnp.number)):
-            raise TypeError(f"{name}: got {value!r}; allowed: {allowed}")
-        if not (np.isfinite(value) and within(value)):
-            raise ValueError(f"{name}: got {value}; allowed: {allowed}")
-
-
-def _check_counts(responses, **counted) -> None:
-    for name, value in counted.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: got {value!r}; allowed: an integer >= 1")
-    if responses not in RESPONSES:
-        raise ValueError(f"responses: got {responses!r}; allowed: {', '.join(map(repr, RESPONSES))}")
 
 
 def _check_nodes(nodes, depth, points, smooth) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from dynamics.theory.dmft.draws import mirrored
 from dynamics.types import Array
 
 
@@ -74,5 +75,4 @@ def injected(
     ``n_a(t) = sum_n Omega_an sqrt(w_n) g_n(t)`` with Omega held for the whole run: no covariance is factorised, so
     nearly singular ones cost no accuracy. Samples are ordered as (first halves, their mirrors).
     """
-    half = omega @ (jnp.sqrt(weights)[:, None] * g)
-    return jnp.concatenate([half, -half])
+    return mirrored(omega @ (jnp.sqrt(weights)[:, None] * g))

@@ -14,7 +14,7 @@ from dynamics.theory.dmft.order import Order, advance, after, injected, start
 from dynamics.types import Array
 
 
-class Model(NamedTuple):
+class Numbers(NamedTuple):
     """The numbers of the model, as in ``proportional``."""
 
     kappa: Any
@@ -61,7 +61,7 @@ class Orders(NamedTuple):
 def causal_pass(steps, noisy, spike, key, z, rho, w, kappa, dim, alpha, eps, rate, zeta):
     """Readings at steps ``0 .. T`` over samples of fields z, norms rho and weights w, all ``[S]``."""
     T, S, dtype = steps + 1, len(z), z.dtype
-    model, at, in_bath = Model(kappa, dim, alpha, eps, rate), Samples(z, rho, w), spike == "bath"
+    model, at, in_bath = Numbers(kappa, dim, alpha, eps, rate), Samples(z, rho, w), spike == "bath"
     of_omega, of_noise = jax.random.split(key)
     omega = jax.random.normal(of_omega, (S // 2, S), dtype)
     noise = jnp.sqrt(w) * jax.random.normal(of_noise, (S,), dtype) / jnp.sqrt(kappa * dim) if noisy else None
@@ -93,7 +93,7 @@ def causal_pass(steps, noisy, spike, key, z, rho, w, kappa, dim, alpha, eps, rat
     return {**read, "overlaps": orders.m, "lane_failed": failed(read)}
 
 
-def _bath_field(model: Model, at: Samples, orders: Orders, memory: Memory, t, in_bath: bool):
+def _bath_field(model: Numbers, at: Samples, orders: Orders, memory: Memory, t, in_bath: bool):
     """Gam(t, .), ``Q(s, t)`` with the power of the orthogonal part alone, and ``dQ(t, t)`` in dd's row t."""
     (z, rho, _), (_, _, d, dd, Gam), R = at, memory, orders.bath.R
     a = model.rate * model.eps / model.kappa
@@ -110,7 +110,7 @@ def _bath_field(model: Model, at: Samples, orders: Orders, memory: Memory, t, in
     return memory._replace(Gam=Gam, dd=dd.at[:, t].set(dQ)), Q, power
 
 
-def _coherent_field(model: Model, at: Samples, orders: Orders, memory: Memory, y, Q, t, in_bath: bool) -> Memory:
+def _coherent_field(model: Numbers, at: Samples, orders: Orders, memory: Memory, y, Q, t, in_bath: bool) -> Memory:
     """Error and gradients of step t, with their derivatives."""
     (z, rho, _), (g, dg, d, dd, _) = at, memory
     alpha, eps, m = model.alpha, model.eps, orders.m
@@ -135,7 +135,7 @@ def _coherent_field(model: Model, at: Samples, orders: Orders, memory: Memory, y
     )
 
 
-def _advance(model: Model, at: Samples, orders: Orders, memory: Memory, power, t, noise, in_bath: bool):
+def _advance(model: Numbers, at: Samples, orders: Orders, memory: Memory, power, t, noise, in_bath: bool):
     """The order parameters of step t + 1, and the row of the coherent kernel."""
     (z, rho, w), (g, dg, d, _, Gam), rate = at, memory, model.rate
     a, now, gam = rate * model.eps / model.kappa, d[:, t, None], Gam[:, t]
@@ -163,7 +163,7 @@ def _advance(model: Model, at: Samples, orders: Orders, memory: Memory, power, t
     return K, Orders(advance(orders.coherent, t, K, N), bath, overlap, m)
 
 
-def _read(model: Model, at: Samples, orders: Orders, memory: Memory, t, in_bath: bool) -> dict[str, Array]:
+def _read(model: Numbers, at: Samples, orders: Orders, memory: Memory, t, in_bath: bool) -> dict[str, Array]:
     """Losses by their terms, from the Gram matrix of ``(beta, u, c)/D``, and what the vectors have learned."""
     C, tau, d, m = orders.coherent.C[t, :, t], orders.bath.C[t, 0, t, 0], memory.d[:, t], orders.m
     B, L = orders.overlap.C[t, 0, t, 0], orders.overlap.R[t, 0, 0, 0]

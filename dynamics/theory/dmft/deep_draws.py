@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynamics.theory.dmft._deep_pass import Draws
+from dynamics.theory.dmft.deep_pass import Draws
+from dynamics.theory.dmft.draws import whitened
 
 
 def counts(depth: int, times: int, points: int) -> list[tuple[int, int, int]]:
@@ -19,10 +20,7 @@ def monte_carlo(key, samples: int, depth: int, times: int, points: int) -> Draws
     """Draws whose means, variances and correlations within a layer are exactly those of standard Gaussians."""
     e, n, bias = [], [], []
     for layer, sizes in enumerate(counts(depth, times, points)):
-        z = jax.random.normal(jax.random.fold_in(key, layer), (samples, sum(sizes)))
-        z = z - jnp.mean(z, 0)
-        root = jnp.linalg.cholesky(z.T @ z / samples)
-        z = jax.scipy.linalg.solve_triangular(root, z.T, lower=True).T
+        z = whitened(jax.random.fold_in(key, layer), samples, sum(sizes), centred=True)
         parts = jnp.split(z, np.cumsum(sizes)[:-1], axis=1)
         for held, part in zip((e, n, bias), parts, strict=True):
             held.append(part)

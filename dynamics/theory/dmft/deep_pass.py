@@ -142,13 +142,13 @@ def extended(basis, values, weight, at):
     again = weighted @ rest  # once more, for rounding
     rest, coefficients = rest - basis @ again, coefficients + again
     eps, size = jnp.finfo(values.dtype).eps, jnp.max(weight @ values**2)
-    new = whitened(rest, weight, (100 * eps) ** 2 * size)
-    new = whitened(new, weight, 0.5)  # again, for what is small beside the rest
+    new = orthonormal(rest, weight, (100 * eps) ** 2 * size)
+    new = orthonormal(new, weight, 0.5)  # again, for what is small beside the rest
     basis = jax.lax.dynamic_update_slice(basis, new, (0, at))
     return basis, jax.lax.dynamic_update_slice(coefficients.T, (rest * weight[:, None]).T @ new, (0, at))
 
 
-def whitened(values, weight, least):
+def orthonormal(values, weight, least):
     """Those next to ``values [S, P]`` of the functions whose products are a projector (the identity, where no direction
     has a power up to ``least``): a symmetric root, so that rounding turns nothing."""
     power, turn = jnp.linalg.eigh((values * weight[:, None]).T @ values)
