@@ -59,7 +59,9 @@ def public_modules() -> tuple[ModuleType, ...]:
 @functools.cache
 def public_names() -> tuple[Name, ...]:
     """Every public name of every public module; ``home`` is the same for one object."""
-    exported = [(module.__name__, name, getattr(module, name)) for module in public_modules() for name in _names(module)]
+    exported = [
+        (module.__name__, name, getattr(module, name)) for module in public_modules() for name in _names(module)
+    ]
     homes: dict[int, str] = {}
     for module, name, value in sorted(exported, key=lambda item: -_nearness(item[0], item[2])):
         homes.setdefault(id(value), f"{module}.{name}")
@@ -84,8 +86,20 @@ def page(module: ModuleType) -> str:
     """The module's page."""
     names = [name for name in public_names() if name.module == module.__name__]
     rooms = [name for name in names if inspect.ismodule(name.value)]
-    inside = [m for m in public_modules() if m.__name__.rpartition(".")[0] == module.__name__ and m not in [r.value for r in rooms]]
-    lines = [f"# {module.__name__}", "", f"```{{py:module}} {module.__name__}", "```", "", prose(module.__doc__ or ""), ""]
+    inside = [
+        m
+        for m in public_modules()
+        if m.__name__.rpartition(".")[0] == module.__name__ and m not in [r.value for r in rooms]
+    ]
+    lines = [
+        f"# {module.__name__}",
+        "",
+        f"```{{py:module}} {module.__name__}",
+        "```",
+        "",
+        prose(module.__doc__ or ""),
+        "",
+    ]
     links = [*(room.value for room in rooms), *inside]
     lines += [f"- {{py:mod}}`{one.__name__}`: {_first(one.__doc__)}" for one in links] + [""]
     lines += [entry(name) for name in names if not inspect.ismodule(name.value)]
@@ -95,13 +109,14 @@ def page(module: ModuleType) -> str:
 def entry(name: Name) -> str:
     """One name as a directive of Sphinx's Python domain."""
     kind = "class" if inspect.isclass(name.value) else "function" if callable(name.value) else "data"
+    what = name.name + ("" if kind == "data" else signature(name.value))
     if name.home != name.path:
         text = f"{_first(_doc(name))}\n\nDescribed as {{py:obj}}`{name.home}`."
-        return _directive(kind, name.path + ("" if kind == "data" else signature(name.value)), text)
+        return _directive(kind, what, text)
     body = docstring(_doc(name))
     if kind == "class":
-        body = "\n\n".join([body, *_methods(name.value, name.path)])
-    return _directive(kind, name.path + ("" if kind == "data" else signature(name.value)), body)
+        body = "\n\n".join([body, *_methods(name.value)])
+    return _directive(kind, what, body)
 
 
 def docstring(doc: str) -> str:
@@ -142,18 +157,36 @@ def prose(text: str) -> str:
 
 
 def signature(value: Any) -> str:
-    """``(arguments) -> result`` as the source has it, or an empty string."""
-    value = inspect.unwrap(value) if not inspect.isclass(value) else value
+    """``(arguments) -> result`` as the source has it, the house's types by their homes; or an empty string."""
+    value = value if inspect.isclass(value) else inspect.unwrap(value)
     try:
         node = ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
-    except (OSError, TypeError, IndentationError, SyntaxError):
+    except (OSError, TypeError, SyntaxError):
         return ""
+    node = _Homes(vars(inspect.getmodule(value))).visit(node)
     if isinstance(node, ast.ClassDef):
         return _fields(node)
     if not isinstance(node, ast.FunctionDef):
         return ""
     node.args.args = [one for one in node.args.args if one.arg not in ("self", "cls")]
     return f"({ast.unparse(node.args)})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
+
+
+class _Homes(ast.NodeTransformer):
+    """Turns names of the house's classes into the paths where they are described."""
+
+    def __init__(self, scope: dict[str, Any]):
+        self.scope = scope
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        value = self.scope.get(node.id)
+        home = _class_homes().get(value) if inspect.isclass(value) else None
+        return ast.parse(home, mode="eval").body if home else node
+
+
+@functools.cache
+def _class_homes() -> dict[type, str]:
+    return {name.value: name.home for name in public_names() if inspect.isclass(name.value)}
 
 
 def _names(module: ModuleType) -> list[str]:
@@ -167,7 +200,9 @@ def _nearness(module: str, value: Any) -> tuple[int, int]:
     """How far the exporting module's name agrees with the defining one's; then the longer is not preferred."""
     defined = (getattr(value, "__module__", "") or "").split(".")
     parts = module.split(".")
-    common = next((i for i, (a, b) in enumerate(zip(parts, defined, strict=False)) if a != b), min(len(parts), len(defined)))
+    common = next(
+        (i for i, (a, b) in enumerate(zip(parts, defined, strict=False)) if a != b), min(len(parts), len(defined))
+    )
     return common * 10 - len(parts)
 
 
@@ -183,7 +218,7 @@ def _doc(name: Name) -> str:
     return ""
 
 
-def _methods(cls: type, path: str) -> list[str]:
+def _methods(cls: type) -> list[str]:
     out = []
     for name, value in vars(cls).items():
         function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
@@ -191,7 +226,7 @@ def _methods(cls: type, path: str) -> list[str]:
         if name.startswith("_") or not inspect.isfunction(getter) or not inspect.getdoc(getter):
             continue
         kind = "property" if isinstance(function, property) else "method"
-        what = f"{path}.{name}" + ("" if kind == "property" else signature(getter))
+        what = name + ("" if kind == "property" else signature(getter))
         out.append(_directive(kind, what, docstring(inspect.getdoc(getter) or ""), fence="`" * 4))
     return out
 
@@ -201,7 +236,9 @@ def _fields(node: ast.ClassDef) -> str:
     if made:
         made[0].args.args = made[0].args.args[1:]
         return f"({ast.unparse(made[0].args)})"
-    fields = [one for one in node.body if isinstance(one, ast.AnnAssign) and not ast.unparse(one.target).startswith("_")]
+    fields = [
+        one for one in node.body if isinstance(one, ast.AnnAssign) and not ast.unparse(one.target).startswith("_")
+    ]
     return f"({', '.join(ast.unparse(one) for one in fields)})" if fields else ""
 
 
@@ -219,7 +256,9 @@ def _section(title: str, text: list[str], inline: bool) -> str:
 def _item(text: str) -> str:
     name, colon, rest = text.partition(":")
     rest = prose(textwrap.dedent(rest.lstrip("\n"))) if rest.startswith("\n") else prose(_flat(rest))
-    return "- " + textwrap.indent(f"`{name}`: {rest.strip()}" if colon and "`" not in name else prose(text), "  ").lstrip()
+    return (
+        "- " + textwrap.indent(f"`{name}`: {rest.strip()}" if colon and "`" not in name else prose(text), "  ").lstrip()
+    )
 
 
 def _flat(text: str) -> str:
@@ -228,7 +267,9 @@ def _flat(text: str) -> str:
 
 def escaped(text: str) -> str:
     parts = KEPT_AS_IT_IS.split(text)
-    return "".join(part if number % 2 else re.sub(r"([<*_\[\]{$~])", r"\\\1", part) for number, part in enumerate(parts))
+    return "".join(
+        part if number % 2 else re.sub(r"([<*_\[\]{$~])", r"\\\1", part) for number, part in enumerate(parts)
+    )
 
 
 def _first(doc: str | None) -> str:

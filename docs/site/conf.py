@@ -22,6 +22,7 @@ extensions = ["myst_nb"]
 nb_execution_mode = "off"  # notebooks are committed with their output
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline"]
+python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 suppress_warnings = ["mystnb.unknown_mime_type"]
