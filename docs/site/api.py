@@ -1,8 +1,8 @@
 """Reference pages as MyST Markdown: one a public module, one entry a public name, from signatures and docstrings.
 
-A module is public when it has ``__all__``, or stands in a public package that has none (``dynamics.theory``), or is named
-in ``dynamics.__all__``. Its names are those of ``__all__``, or else what it defines without an underscore. A name that
-several modules export is described where it is exported next to its definition, and the others point there.
+A module is public when it has ``__all__``, or stands in a public package that has none (``dynamics.theory``), or is
+named in ``dynamics.__all__``. Its names are those of ``__all__``, or else what it defines without an underscore. A name
+that several modules export is described where it is exported next to its definition, and the others point there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import dynamics
 
-TITLES = {"Args": "Arguments", "Example": "Example", "Reference": "Reference", "Cost": "Cost"}
 HEADING = re.compile(r"(Args|Attributes|Returns|Raises|Yields|Example|Reference|Cost):(?:\s+(.*))?$")
 KEPT_AS_IT_IS = re.compile(r"(``.+?``|`[^`\n]+`)", re.DOTALL)
 
@@ -72,7 +71,7 @@ def public_names() -> tuple[Name, ...]:
 
 
 def short_names() -> dict[str, str]:
-    """What code in prose may call a public name, and its home: dotted, a class, or a word that nothing else could be."""
+    """What code in prose may call a public name, and its home: dotted, a class, or a word with an underscore."""
     homes: dict[str, set[str]] = {}
     for name in public_names():
         homes.setdefault(name.path, set()).add(name.home)
@@ -243,7 +242,7 @@ def _fields(node: ast.ClassDef) -> str:
 
 
 def _section(title: str, text: list[str], inline: bool) -> str:
-    head = f"**{TITLES.get(title, title)}**"
+    head = "**Arguments**" if title == "Args" else f"**{title}**"
     if inline:
         return f"{head}: {escaped(' '.join(text))}"
     body = textwrap.dedent("\n".join(text)).strip("\n")

@@ -43,6 +43,7 @@ html_theme_options = {
     "footer_end": [],
 }
 html_sidebars = {"index": []}
+html_context = {"default_mode": "auto"}
 
 
 class LinkNames(SphinxTransform):

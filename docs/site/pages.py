@@ -23,7 +23,10 @@ FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 def write(root: Path, source: Path) -> None:
     """Writes every page under ``source``, laid out as the repository is, so that its links hold."""
-    pages = {"index.md": (root / "README.md").read_text().partition(OPEN)[0].rpartition("\n## ")[0]}
+    pages = {
+        "index.md": (root / "README.md").read_text().partition(OPEN)[0]
+        + "The [gallery](gallery/index.md) has them all."
+    }
     pages |= {f"{name}.md": (root / f"{name}.md").read_text() for name in TOP}
     pages |= {f"docs/{path.name}": path.read_text() for path in sorted((root / "docs").glob("*.md"))}
     tables = {"index.md": toctree([*BAR, *TOP]), "docs/index.md": guides(pages)}

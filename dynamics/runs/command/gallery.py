@@ -87,7 +87,8 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
         held = f"{found['held']} of {found['tested']}" if found else "not run yet"
         rejected = f"{found['rejected']} of {found['rivals']}" if found and found.get("rivals") else "–"
         seconds = f"{entry.seconds:.0f} s" if entry.seconds else "–"
-        lines.append(f"| {name} | {title(entry)} | {papers(entry)} | {held} | {rejected} | {seconds} |".replace("$", r"\$"))
+        line = f"| {name} | {title(entry)} | {papers(entry)} | {held} | {rejected} | {seconds} |"
+        lines.append(line.replace("$", r"\$"))
     return "\n".join(lines)
 
 
