@@ -108,6 +108,9 @@ def page(module: ModuleType) -> str:
 def entry(name: Name) -> str:
     """One name as a directive of Sphinx's Python domain."""
     kind = "class" if inspect.isclass(name.value) else "function" if callable(name.value) else "data"
+    of_others = not (getattr(name.value, "__module__", None) or "dynamics").startswith("dynamics")
+    if of_others and hasattr(name.value, "__qualname__"):
+        return _directive("data", name.name, f"``{name.value.__module__}.{name.value.__qualname__}``")
     what = name.name + ("" if kind == "data" else signature(name.value))
     if name.home != name.path:
         text = f"{_first(_doc(name))}\n\nDescribed as {{py:obj}}`{name.home}`."
