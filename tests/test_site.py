@@ -83,6 +83,7 @@ def test_a_docstring_of_the_house_becomes_markdown(api):
 def test_signatures_name_the_houses_types_by_their_homes(api):
     assert api.signature(dynamics.observe.loss) == "() -> dynamics.types.Observable"
     assert api.signature(dynamics.evolve.gradient_descent).startswith("(objective: dynamics.types.Objective, ")
+    assert "draw: Callable[[dynamics.evolve.Lane], Any]" in api.signature(dynamics.study)  # an alias of Any is not Any
 
 
 @pytest.fixture(scope="module")

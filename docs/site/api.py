@@ -44,14 +44,10 @@ def public_modules() -> tuple[ModuleType, ...]:
         parent, _, last = info.name.rpartition(".")
         if any(part.startswith("_") for part in info.name.split(".")):
             continue
-        of_room = parent in found and parent != "dynamics" and not hasattr(found[parent], "__all__")
         named = parent == "dynamics" and last in dynamics.__all__
-        if not (of_room or named):
-            if info.name.startswith("dynamics.interop."):
-                continue  # importing a bridge asks for what it bridges to
-            if "__all__" not in inspect.getsource(importlib.import_module(info.name)):
-                continue
-        found[info.name] = importlib.import_module(info.name)
+        of_room = parent in found and parent != "dynamics" and not hasattr(found[parent], "__all__")
+        if named or of_room or hasattr(importlib.import_module(info.name), "__all__"):
+            found[info.name] = importlib.import_module(info.name)
     return tuple(found.values())
 
 
@@ -83,26 +79,14 @@ def short_names() -> dict[str, str]:
 
 def page(module: ModuleType) -> str:
     """The module's page."""
-    names = [name for name in public_names() if name.module == module.__name__]
-    rooms = [name for name in names if inspect.ismodule(name.value)]
-    inside = [
-        m
-        for m in public_modules()
-        if m.__name__.rpartition(".")[0] == module.__name__ and m not in [r.value for r in rooms]
-    ]
-    lines = [
-        f"# {module.__name__}",
-        "",
-        f"```{{py:module}} {module.__name__}",
-        "```",
-        "",
-        prose(module.__doc__ or ""),
-        "",
-    ]
-    links = [*(room.value for room in rooms), *inside]
-    lines += [f"- {{py:mod}}`{one.__name__}`: {_first(one.__doc__)}" for one in links] + [""]
-    lines += [entry(name) for name in names if not inspect.ismodule(name.value)]
-    return "\n".join(lines)
+    name = module.__name__
+    names = [one for one in public_names() if one.module == name]
+    rooms = [one.value for one in names if inspect.ismodule(one.value)]
+    rooms += [one for one in public_modules() if one.__name__.rpartition(".")[0] == name and one not in rooms]
+    lines = [f"# {name}", f"```{{py:module}} {name}\n```", prose(module.__doc__ or "")]
+    lines += ["\n".join(f"- {{py:mod}}`{one.__name__}`: {_first(one.__doc__)}" for one in rooms)]
+    lines += [entry(one) for one in names if not inspect.ismodule(one.value)]
+    return "\n\n".join(lines) + "\n"
 
 
 def entry(name: Name) -> str:
@@ -188,7 +172,8 @@ class _Homes(ast.NodeTransformer):
 
 @functools.cache
 def _class_homes() -> dict[type, str]:
-    return {name.value: name.home for name in public_names() if inspect.isclass(name.value)}
+    classes = [name for name in public_names() if inspect.isclass(name.value)]
+    return {name.value: name.home for name in classes if name.value.__module__.startswith("dynamics.")}
 
 
 def _names(module: ModuleType) -> list[str]:
@@ -198,8 +183,8 @@ def _names(module: ModuleType) -> list[str]:
     return [name for name in of_module if not name.startswith("_")]
 
 
-def _nearness(module: str, value: Any) -> tuple[int, int]:
-    """How far the exporting module's name agrees with the defining one's; then the longer is not preferred."""
+def _nearness(module: str, value: Any) -> int:
+    """How far the exporting module's name agrees with the defining one's; of equal ones the shorter counts more."""
     defined = (getattr(value, "__module__", "") or "").split(".")
     parts = module.split(".")
     common = next(
