@@ -80,6 +80,19 @@ def test_a_docstring_of_the_house_becomes_markdown(api):
     assert "**Example**\n\n```pycon\n>>> 1 + 1\n2\n```" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "markdown"),
+    [
+        ("a sum\n+ b\n- c\n>= 1\n1. d", "a sum\n\\+ b\n\\- c\n\\>= 1\n1\\. d"),
+        ("- one\n- ``- two\n- ``", "- one\n- ``- two\n- ``"),
+        ("either:\n- x_1\n- y", "either:\n- x\\_1\n- y"),
+        ("``f\n- g`` - h", "``f\n- g`` - h"),
+    ],
+)
+def test_a_formula_that_a_line_breaks_is_no_list(api, text, markdown):
+    assert api.escaped(text) == markdown
+
+
 def test_signatures_name_the_houses_types_by_their_homes(api):
     assert api.signature(dynamics.observe.loss) == "() -> dynamics.types.Observable"
     assert api.signature(dynamics.evolve.gradient_descent).startswith("(objective: dynamics.types.Objective, ")

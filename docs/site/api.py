@@ -253,10 +253,15 @@ def _flat(text: str) -> str:
 
 
 def escaped(text: str) -> str:
+    """A paragraph without Markdown's meanings, code and lists (which begin it, or follow a colon) aside."""
+    listed = re.search(r"(^|:\n)\s*(- |1\. )", text)
     parts = KEPT_AS_IT_IS.split(text)
-    return "".join(
-        part if number % 2 else re.sub(r"([<*_\[\]{$~])", r"\\\1", part) for number, part in enumerate(parts)
-    )
+    for number in range(0, len(parts), 2):
+        line_starts = r"(?:^|(?<=\n))" if number == 0 else r"(?<=\n)"
+        part = re.sub(r"([<*_\[\]{$~])", r"\\\1", parts[number])
+        part = re.sub(rf"{line_starts}([ \t]*)([#+>=])", r"\1\\\2", part)
+        parts[number] = part if listed else re.sub(rf"{line_starts}([ \t]*)(1?)([-.])(?=[ -])", r"\1\2\\\3", part)
+    return "".join(parts)
 
 
 def _first(doc: str | None) -> str:
