@@ -6,6 +6,7 @@ What needs the site built is slow; ``SITE=FOLDER`` names one that is, as ``make 
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import time
@@ -97,6 +98,23 @@ def test_signatures_name_the_houses_types_by_their_homes(api):
     assert api.signature(dynamics.observe.loss) == "() -> dynamics.types.Observable"
     assert api.signature(dynamics.evolve.gradient_descent).startswith("(objective: dynamics.types.Objective, ")
     assert "draw: Callable[[dynamics.evolve.Lane], Any]" in api.signature(dynamics.study)  # an alias of Any is not Any
+
+
+def test_links_that_leave_the_site_lead_to_the_repository(api, tmp_path):
+    pages = pytest.importorskip("pages", reason="needs nbformat, of the extra `test`")
+    text = "[a](theory.md#x) [b](../README.md) [c](../notebooks) [d](../CITATION.cff) [e](../experiments/depth)"
+    text += " [f](gone.md)"
+    turned = re.findall(r"\]\((.*?)\)", pages.at_home(ROOT, "docs/index.md", f"{text}\n```\n[g](../LICENSE)\n```\n"))
+    there = pages.repository(ROOT)
+    assert turned == [
+        "theory.md#x",
+        "../index.md",
+        "../notebooks/index.md",
+        f"{there}/blob/main/CITATION.cff",
+        f"{there}/tree/main/experiments/depth",
+        "gone.md",  # which the strict build refuses
+        "../LICENSE",
+    ]
 
 
 @pytest.fixture(scope="module")

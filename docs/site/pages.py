@@ -32,14 +32,14 @@ def write(root: Path, source: Path) -> None:
     tables = {"index.md": toctree([*BAR, *TOP]), "docs/index.md": guides(pages)}
     for name, text in pages.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_text(at_home(root, source, name, text) + tables.get(name, ""))
+        (source / name).write_text(at_home(root, name, text) + tables.get(name, ""))
     shutil.copytree(root / "docs" / "gallery", source / "docs" / "gallery")
     write_gallery(root, source / "gallery")
     write_notebooks(root, source / "notebooks")
     write_reference(source / "api")
 
 
-def at_home(root: Path, source: Path, name: str, text: str) -> str:
+def at_home(root: Path, name: str, text: str) -> str:
     """The text of a page with links to folders and to files that the site does not hold turned to where they are."""
 
     def turned(found: re.Match) -> str:
