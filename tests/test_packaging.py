@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from dynamics.extras import DISTRIBUTION, MissingExtra, installation, missing
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -157,9 +159,42 @@ def test_installs_and_runs_in_a_clean_environment(built, tmp_path, version, kind
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_each_extra_alone(built, tmp_path, extra):
     python, install = environment(sys.executable, tmp_path / "venv")
-    subprocess.run([*install, f"dynamics[{extra}] @ {built[0].as_uri()}"], check=True)
+    subprocess.run([*install, f"{DISTRIBUTION}[{extra}] @ {built[0].as_uri()}"], check=True)
     environment_variables = {"JAX_PLATFORMS": "cpu", "PATH": "/bin", "HOME": str(tmp_path)}
     subprocess.run([str(python), "-c", EXTRAS[extra]], check=True, cwd=tmp_path, env=environment_variables)
+
+
+def test_the_package_page_says_whose_it_is(built):
+    """One name and one address everywhere; the README's links and pictures lead out of the package page."""
+    with zipfile.ZipFile(built[0]) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        head, _, page = archive.read(name).decode().partition("\n\n")
+    assert f"Name: {DISTRIBUTION}\n" in head
+    assert PROJECT["name"] == DISTRIBUTION
+    repository = PROJECT["urls"]["Repository"]
+    assert all(address.startswith(repository) for address in PROJECT["urls"].values())
+    assert f'repository-code: "{repository}"' in (ROOT / "CITATION.cff").read_text()
+    for target in re.findall(r"\]\(([^)#][^)]*)\)", re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)):
+        assert target.startswith(("https://", "http://")), target
+    assert f"({repository}/raw/HEAD/docs/lazy_to_rich.png)" in page
+    readme = (ROOT / "README.md").read_text()
+    fences = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    assert fences.findall(page) == fences.findall(readme)
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(tmp_path):
+    """From a checkout another one than from a wheel, and nowhere the name of somebody else's distribution."""
+    assert str(missing("digits", "scikit-learn", "data")) == "digits needs scikit-learn: pip install -e '.[data]'"
+    assert issubclass(MissingExtra, ImportError)
+    assert installation("slurm", tmp_path / "dynamics") == "pip install 'training-dynamics[slurm]'"
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "somebody-elses"\n')
+    assert installation("slurm", tmp_path / "dynamics") == "pip install 'training-dynamics[slurm]'"
+    here = Path(__file__)
+    for folder in ("dynamics", "docs", "experiments", "notebooks", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".md", ".ipynb") and path != here:
+                assert not re.search(r"(?<!training-)dynamics\[[a-z,-]+\]", path.read_text()), path
+    assert not re.search(r"(?<!training-)dynamics\[[a-z,-]+\]", (ROOT / "README.md").read_text())
 
 
 def test_every_extra_is_tested():

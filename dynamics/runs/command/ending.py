@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from dynamics.extras import MissingExtra
 from dynamics.runs.durable.errors import ERROR, HOLDS, BadInput, Interrupted, RunError, Unusable
 from dynamics.runs.printable import printable
 
@@ -32,9 +33,7 @@ def ended(command: Callable[[], int]) -> int:
         return code
     except RunError as error:
         return _said(error, error.code)
-    except ImportError as error:
-        if "dynamics[" not in str(error):
-            raise
+    except MissingExtra as error:
         return _said(error, BadInput.code)
     except KeyboardInterrupt:
         return _said("interrupted", Interrupted.code)

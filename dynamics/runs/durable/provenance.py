@@ -18,9 +18,10 @@ from typing import Any, cast
 
 import jax
 
+from dynamics import __version__
 from dynamics.runs.durable.files import digest
 
-PACKAGES = ("dynamics", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "diffrax", "optimistix")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "diffrax", "optimistix")
 NUMBERS = ("x64", "matmul_precision", "threefry_partitionable", "prng_impl")
 """Settings of JAX that change every number: a run goes on under its own alone."""
 SAME_BITS = (*("jax", "jaxlib", "device_kind", "device_count", "process_count", "cpu_count", "flags", "machine"),)
@@ -43,6 +44,7 @@ def provenance(command: list[str] | None = None, **more: Any) -> dict[str, Any]:
         "command": list(sys.argv) if command is None else command,
         "started": now(),
         "python": platform.python_version(),
+        "dynamics": __version__,
         **{package: version for package in PACKAGES if (version := _version(package))},
         "platform": jax.default_backend(),
         "device_kind": devices[0].device_kind,
