@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 from typing import Annotated, Literal
@@ -223,7 +224,7 @@ def test_a_papers_help_names_the_familys_flagship(monkeypatch):
     met = []
     monkeypatch.setattr(experiment, "run_experiment", lambda name, argv, prog, others: met.extend([name, others]) or 0)
     dispatch("experiments.depth", ["length", "--help"])
-    assert met[0] == "experiments.depth.length"
+    assert met[0] == "dynamics.experiments.depth.length"
     assert "runs its flagship, over_n; beside it" in met[1]
 
 
@@ -233,8 +234,8 @@ def test_the_gallery_lists_every_experiment_without_importing_them(command):
     listed = gallery()
     assert {"grokking.lazy_to_rich", "rich_lazy.output_scale"} <= {entry.experiment for entry in listed}
     assert all(entry.seconds for entry in listed)
-    assert all(entry.module in out for entry in listed)
-    assert flagship("experiments.grokking") == "lazy_to_rich"
+    assert all(entry.experiment in out for entry in listed)
+    assert flagship("grokking") == "lazy_to_rich"
     narrow = listing(listed, 80)
     assert max(map(len, narrow)) <= 80
     assert {entry.family for entry in listed} <= set(narrow)
@@ -348,14 +349,20 @@ def test_listing_loads_no_jax(tmp_path):
         (["-m", "experiments.gr"], "experiments.grokking.max_margin"),
         (["-m", "experiments.grokking", "--al"], "--alpha"),
         (["-m", "experiments.grokking.max_margin", "--preset", ""], "quick paper"),
+        (["-m", "dynamics.experiments.grokking", "--al"], "--alpha"),
         (["script.py", "--al"], ""),
+        (["dynamics", "r"], "run runs"),
+        (["dynamics", "run", "gr"], "grokking grokking.max_margin"),
+        (["dynamics", "run", "grokking", "--al"], "--alpha"),
+        (["dynamics", "run", "grokking.max_margin", "--preset", ""], "quick paper"),
+        (["dynamics", "runs", "c"], "compare completion"),
+        (["dynamics", "tools", ""], "coordinate-check"),
     ],
 )
-def test_bash_completes_modules_flags_and_presets(completion, words, found):
-    import shlex
-    import subprocess
-
-    line = f"COMP_WORDS=({shlex.join(['python', *words])}); COMP_CWORD={len(words)}; _dynamics_complete"
+def test_bash_completes_names_flags_and_presets(completion, words, found):
+    words = words if words[0] == "dynamics" else ["python", *words]
+    complete = "_dynamics_command" if words[0] == "dynamics" else "_dynamics_module"
+    line = f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; {complete}"
     code = f'source {completion}; {line}; echo "${{COMPREPLY[@]}}"'
     given = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert set(found.split()) <= set(given.split()) if found else not given

@@ -40,7 +40,7 @@ def blocks(page):
 
 def modules() -> list[str]:
     names = [module.name for module in pkgutil.walk_packages(dynamics.__path__, "dynamics.")]
-    return [name for name in names if not name.startswith("dynamics.interop.") and not name.endswith("__main__")]
+    return [name for name in names if not re.match(r"dynamics\.(interop|experiments)\.|.*__main__$", name)]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != RUN_ELSEWHERE], ids=lambda page: page.name)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dynamics.experiments.rich_lazy._hinge import hinge_sgd
 from scipy.special import erf
 
 from dynamics import stax
@@ -17,7 +18,6 @@ from dynamics.evolve import Drawn, gradient_descent, simulate
 from dynamics.evolve.study import planned
 from dynamics.losses import half_mse
 from dynamics.types import Batch, Objective
-from experiments.rich_lazy._hinge import hinge_sgd
 
 NETS, WIDTH, SAMPLES, DIM = 80, 128, 16, 8
 pytestmark = pytest.mark.benchmark

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from dynamics.experiments.grokking.lazy_to_rich import Config
 from interleaved import ratio
 
 from dynamics.evolve import gradient_descent, log_steps, simulate
@@ -12,7 +13,6 @@ from dynamics.models.two_layer import committee, quadratic
 from dynamics.observe import loss
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.types import Objective
-from experiments.grokking.lazy_to_rich import Config
 
 STEPS = Config().steps
 

@@ -4,10 +4,10 @@ from unittest import mock
 
 import jax
 import numpy as np
+from dynamics.experiments.grokking import _lazy_to_rich as shared
 
 from dynamics.evolve import study
 from dynamics.types import Batch, Data
-from experiments.grokking import _lazy_to_rich as shared
 from rivals import replaced
 
 CONFIG = {
