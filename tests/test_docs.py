@@ -20,8 +20,12 @@ from conftest import users_environment
 from jaxtyping import TypeCheckError
 
 import dynamics
+from dynamics.__main__ import COMMANDS
+from dynamics.runs.command.folder import COMMANDS as RUNS
+from dynamics.runs.durable.modules import file_of
 from dynamics.theory.deep_linear import lambda_balanced
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
+from dynamics.tools.command import COMMANDS as TOOLS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -107,22 +111,28 @@ def test_commands_name_modules_that_exist(page):
         if language == "console":
             for name in re.findall(r"python -m ((?:experiments|dynamics)[\w.]*)", body):
                 assert importlib.util.find_spec(name), name
+            for words in re.findall(r"(?:^|run |bin/)dynamics (\w.*)", body, re.MULTILINE):
+                kind, name, *_ = [*words.partition("#")[0].split(), ""]
+                assert kind in COMMANDS, words
+                assert kind != "run" or name.endswith(".py") or file_of(f"dynamics.experiments.{name}"), words
+                assert kind != "runs" or name in RUNS, words
+                assert kind != "tools" or name in TOOLS, words
 
 
 @pytest.mark.slow
 def test_readme_commands_run(tmp_path):
-    """Every ``python -m experiments...`` line of the README, for real (the test commands themselves aside)."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
+    """Every ``dynamics ...`` line of the README, for real (the test commands themselves aside)."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     commands = [
         line
         for language, _, body, _ in blocks(ROOT / "README.md")
         if language == "console"
         for line in body.splitlines()
     ]
-    chosen = {command for line in commands if (command := line.partition("#")[0].strip()).startswith("python -m")}
+    chosen = {command for line in commands if (command := line.partition("#")[0].strip()).startswith("dynamics ")}
     assert chosen
     for command in sorted(chosen):
-        here = command.replace("python", sys.executable, 1)
+        here = command.replace("dynamics", f"{sys.executable} -m dynamics", 1)
         done = subprocess.run(
             ["bash", "-c", here], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
         )

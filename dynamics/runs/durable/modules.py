@@ -90,7 +90,7 @@ def like(wanted: str, known: Iterable[str]) -> str:
 
     Example:
         >>> like("groking.lazy", ["grokking.lazy_to_rich", "depth.length"])
-        '; did you mean grokking.lazy_to_rich?'
+        '; did you mean grokking.lazy_to_rich or grokking?'
         >>> like("x", ["grokking.lazy_to_rich"])
         ''
     """
