@@ -197,12 +197,26 @@ def test_the_package_page_says_whose_it_is(built):
     repository = PROJECT["urls"]["Repository"]
     assert all(address.startswith(repository) for address in PROJECT["urls"].values())
     assert f'repository-code: "{repository}"' in (ROOT / "CITATION.cff").read_text()
+    assert f"url: {repository}/security/advisories/new\n" in (ROOT / ".github/ISSUE_TEMPLATE/config.yml").read_text()
     for target in re.findall(r"\]\(([^)#][^)]*)\)", re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)):
         assert target.startswith(("https://", "http://")), target
     assert f"({repository}/raw/HEAD/docs/lazy_to_rich.png)" in page
     readme = (ROOT / "README.md").read_text()
     fences = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
     assert fences.findall(page) == fences.findall(readme)
+
+
+def test_issue_forms_can_be_read():
+    yaml = pytest.importorskip("yaml", reason="reads what GitHub reads")
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) == 4
+    for form in forms:
+        held = yaml.safe_load(form.read_text())
+        fields = held.get("body", [])
+        assert form.stem == "config" or (held["name"] and held["description"] and fields)
+        assert all(field["attributes"]["label"] and field["id"] for field in fields)
+        assert len({field["id"] for field in fields}) == len(fields)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["url"] == PROJECT["urls"]["Repository"]
 
 
 def test_a_missing_extra_names_the_command_that_installs_it(tmp_path):
