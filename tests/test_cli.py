@@ -10,11 +10,14 @@ import subprocess
 import sys
 from typing import Annotated, Literal
 
+import jax.numpy as jnp
 import pytest
 
 from dynamics import config
 from dynamics.config import Count, Positive
-from dynamics.runs import cli, load
+from dynamics.evolve import ode
+from dynamics.extras import MissingExtra, missing
+from dynamics.runs import cli, load, open_run
 from dynamics.runs.command import experiment
 from dynamics.runs.command.discover import flagship, gallery
 from dynamics.runs.command.dispatch import dispatch
@@ -133,6 +136,7 @@ class Axes(config.Config):
     alpha: Annotated[tuple[float, ...], Positive] = (1.0,)
     num_samples: Annotated[tuple[int, ...], Count] = (8,)
     words: tuple[Literal["a,b", "log:1:2:3"], ...] = ("a,b",)
+    tasks: tuple[str, ...] = ("add 11",)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,34 @@ def test_axes_take_specs_and_the_rest_sees_values(flags, field, values):
     written = parse(Axes, [f"--{field.replace('_', '-')}", *map(str, values)], "prog", "what it is")
     assert (made, options) == written
     assert default_name(made, False) == default_name(written[0], False)
+
+
+@pytest.mark.parametrize("more", [(), ("--sweep", "samples=40,50")])
+def test_a_missing_extra_is_told_and_leaves_no_folder(command, tmp_path, monkeypatch, more):
+    """Nor does it take away what was there before."""
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    name = "dynamics.experiments.edge_of_stability.catapult"
+    code, _, errors = command("--name", "a", "--seeds", "1", *more, name=name)
+    assert (code, errors) == (2, "error: digits needs scikit-learn: pip install -e '.[data]'\n")
+    assert not (tmp_path / "runs").exists()
+    kept = tmp_path / "runs" / "edge_of_stability.catapult" / "a"
+    kept.mkdir(parents=True)
+    assert command("--name", "a", "--seeds", "1", *more, name=name)[0] == 2
+    assert kept.exists()
+
+
+def test_a_missing_extra_later_on_keeps_what_was_computed(tmp_path):
+    """What was begun stays, to be resumed once the extra is there."""
+    decay, one = ode(lambda x, rate: -rate * x, 0.1), jnp.array(1.0)
+
+    def begin():
+        with open_run(tmp_path / "runs" / "a", {"rate": 1.0}) as run:
+            run.simulate(decay, one, one, train=lambda x, rate: {"x": x}, steps=3)
+            raise missing("digits", "scikit-learn", "data")
+
+    with pytest.raises(MissingExtra):
+        begin()
+    assert list(load(tmp_path / "runs" / "a").records) == ["call-0"]
 
 
 def test_a_failing_claim_exits_5_and_an_error_1(command, tmp_path):
@@ -193,6 +225,18 @@ def test_help_names_units_ranges_and_defaults_at_80_columns(command, monkeypatch
     text = " ".join(out.replace("│", " ").split())
     assert "learning rate eta [1/a]; > 0 and <= 10" in text
     assert "--preset {quick,paper}" in text
+    assert "--eta FLOAT [FLOAT ...] " in text  # one or more, as the Config has it
+    assert "--sweep FIELD=SPEC [FIELD=SPEC ...] " in text
+    assert "[FLOAT [" not in text
+
+
+def test_help_of_axes_of_words_and_of_choices(capsys):
+    with pytest.raises(SystemExit):
+        parse(Axes, ["--help"], "prog", "what it is")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--num-samples INT [INT ...] " in text
+    assert "--words {a,b,log:1:2:3} [{a,b,log:1:2:3} ...] " in text
+    assert "--tasks TASKS [TASKS ...] " in text
 
 
 def test_a_sweep_on_the_command_line(command, tmp_path):

@@ -99,7 +99,7 @@ def test_shapes_of_signatures_are_checked_by_these_tests_alone(request):
         lambda_balanced([0.0], *weights, substeps=1)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", FENCE.sub("", page.read_text())):
         assert (page.parent / target).exists(), target
