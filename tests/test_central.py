@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from dynamics.experiments.edge_of_stability._central import smooth
-from dynamics.experiments.edge_of_stability._digits import digits, network
 from jax.flatten_util import ravel_pytree
 
 from dynamics.evolve import CentralStart, adaptive_central_flow, central_flow, descent, gradient_descent, gradient_flow
 from dynamics.evolve.central_equations import complementarity, third_derivatives
 from dynamics.evolve.simulate import simulate
+from dynamics.experiments.edge_of_stability._central import smooth
+from dynamics.experiments.edge_of_stability._digits import digits, network
 from dynamics.losses import half_mse
 from dynamics.types import Batch, Objective, Observable
 

@@ -1,17 +1,20 @@
 """One command, ``dynamics``; experiments are the same under each of their names; misspelt ones get a suggestion."""
 
+import importlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
-from dynamics.experiments.depth import length
 
 import dynamics
 from dynamics.__main__ import COMMANDS, command
-from dynamics.runs import load
+from dynamics.experiments.depth import length
+from dynamics.runs import load, open_run
 from dynamics.runs.command import completion, dispatch, experiment
 from dynamics.runs.command.ending import ended, started
 from dynamics.runs.durable.modules import EXPERIMENTS, file_of, own_name
@@ -129,6 +132,20 @@ def test_a_run_is_the_same_whatever_it_was_started_as(tmp_path):
     old = {**about, "module": "experiments.depth.length"}
     assert code_digest(old["module"]) == about["code"]
     assert module_of(path, old, False)[0] is length
+
+
+def test_both_names_are_the_same_program(tmp_path):
+    """What a checkout's ``experiments`` began, ``dynamics.experiments`` goes on with: its name is no part of it."""
+    config, old = length.Config(seeds=2), importlib.import_module("experiments.depth.length")
+    assert old is not length
+    begun, gone_on = [], []
+    for module, records in ((old, begun), (length, gone_on)):
+        with open_run(tmp_path / "a", config) as run:
+            records.append(module.run(module.Config(seeds=2), run.study).records)
+            calls = run.journal.labels()
+    assert calls
+    for mine, theirs in zip(jax.tree.leaves(begun), jax.tree.leaves(gone_on), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_users_own_package_experiments_stays_his(tmp_path, monkeypatch):

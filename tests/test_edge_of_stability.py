@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dynamics.experiments.edge_of_stability import batch_size, benign_oscillation, catapult, sgd
-from dynamics.experiments.edge_of_stability._digits import setting
 from test_images import _generated_cifar10, _source
 
+from dynamics.experiments.edge_of_stability import batch_size, benign_oscillation, catapult, sgd
+from dynamics.experiments.edge_of_stability._digits import setting
 from dynamics.tasks import images
 from dynamics.types import Batch, Record
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from dynamics.evolve import study
 from dynamics.experiments.grokking import (
     _energy_landscape,
     compare,
@@ -28,8 +30,6 @@ from dynamics.experiments.grokking import random_feature_amplification as amplif
 from dynamics.experiments.grokking import xor_clusters as xor
 from dynamics.experiments.grokking._lazy_to_rich import trained
 from dynamics.experiments.grokking._mechanism import READINGS, mechanism
-
-from dynamics.evolve import study
 from dynamics.losses import logistic, mse
 from dynamics.models.two_layer import two_layer
 from dynamics.tasks.clusters import xor_clusters

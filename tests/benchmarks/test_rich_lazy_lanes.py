@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dynamics.experiments.rich_lazy._hinge import hinge_sgd
 from scipy.special import erf
 
 from dynamics import stax
 from dynamics.evolve import Drawn, gradient_descent, simulate
 from dynamics.evolve.study import planned
+from dynamics.experiments.rich_lazy._hinge import hinge_sgd
 from dynamics.losses import half_mse
 from dynamics.types import Batch, Objective
 

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from dynamics.experiments.grokking.lazy_to_rich import Config
 from interleaved import ratio
 
 from dynamics.evolve import gradient_descent, log_steps, simulate
+from dynamics.experiments.grokking.lazy_to_rich import Config
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import committee, quadratic

@@ -3,8 +3,8 @@
 from unittest.mock import patch
 
 import numpy as np
-from dynamics.experiments.edge_of_stability import momentum
 
+from dynamics.experiments.edge_of_stability import momentum
 from rivals import replaced
 
 CONFIG = {"seeds": 2, "steps": 650}

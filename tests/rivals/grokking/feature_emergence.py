@@ -4,10 +4,10 @@ from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
-from dynamics.experiments.grokking import _energy_landscape as landscape
-from dynamics.experiments.grokking import feature_emergence as experiment
 
 from dynamics.evolve import study
+from dynamics.experiments.grokking import _energy_landscape as landscape
+from dynamics.experiments.grokking import feature_emergence as experiment
 from dynamics.tasks.modular import operation_table
 from rivals import replaced
 

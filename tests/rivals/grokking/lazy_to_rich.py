@@ -4,9 +4,9 @@ from unittest import mock
 
 import jax
 import numpy as np
-from dynamics.experiments.grokking import _lazy_to_rich as shared
 
 from dynamics.evolve import study
+from dynamics.experiments.grokking import _lazy_to_rich as shared
 from dynamics.types import Batch, Data
 from rivals import replaced
 

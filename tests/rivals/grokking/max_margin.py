@@ -3,6 +3,7 @@
 from unittest import mock
 
 import optax
+
 from dynamics.experiments.grokking import max_margin as experiment
 
 CONFIG = {"task": ("add 7", "permute 3"), "width": 24, "steps": 1000, "seeds": 3}

@@ -3,9 +3,9 @@
 from unittest import mock
 
 import numpy as np
+
 from dynamics.experiments.grokking import _lazy_to_rich as shared
 from dynamics.experiments.grokking import phase_diagram as experiment
-
 from rivals import replaced
 from rivals.grokking.lazy_to_rich import noise
 

@@ -3,8 +3,8 @@
 from unittest import mock
 
 import jax
-from dynamics.experiments.grokking import random_feature_amplification as experiment
 
+from dynamics.experiments.grokking import random_feature_amplification as experiment
 from rivals import replaced
 
 CONFIG = {

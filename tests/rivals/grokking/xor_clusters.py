@@ -5,8 +5,8 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from dynamics.experiments.grokking import xor_clusters as experiment
 
+from dynamics.experiments.grokking import xor_clusters as experiment
 from rivals import replaced
 
 CONFIG = {

@@ -1,8 +1,8 @@
 """Directions of other normalisations, twins exchanged, curvatures by the trace or of other filters."""
 
 import numpy as np
-from dynamics.experiments.landscape.filter_normalisation import RESCALED
 
+from dynamics.experiments.landscape.filter_normalisation import RESCALED
 from rivals import replaced
 
 CONFIG = {"seeds": 3, "directions": 1000, "steps": 50, "points": 5}

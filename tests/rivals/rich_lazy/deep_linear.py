@@ -1,8 +1,8 @@
 """One layer, other rates, one start for the other, imbalance without effect, a closed form that forgets it."""
 
 import numpy as np
-from dynamics.experiments.rich_lazy import deep_linear as experiment
 
+from dynamics.experiments.rich_lazy import deep_linear as experiment
 from rivals import replaced
 
 CONFIG = {

@@ -5,10 +5,10 @@ import dataclasses
 from unittest import mock
 
 import numpy as np
-from dynamics.experiments.rich_lazy import feature_learning as experiment
 
 from dynamics import stax
 from dynamics.evolve import study
+from dynamics.experiments.rich_lazy import feature_learning as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 24, "gamma": (0.1, 1.0, 3.0), "width": 400, "steps": 10, "samples": 1000, "draws": 12}

@@ -1,8 +1,8 @@
 """Theories without noise, without the frozen subspace or at another rate; students that do not learn or overtrain."""
 
 import numpy as np
-from dynamics.experiments.rich_lazy import generalisation_dynamics as experiment
 
+from dynamics.experiments.rich_lazy import generalisation_dynamics as experiment
 from rivals import replaced
 
 CONFIG = {

@@ -4,8 +4,8 @@ from unittest.mock import patch
 
 import jax
 import numpy as np
-from dynamics.experiments.rich_lazy import parametrisation as experiment
 
+from dynamics.experiments.rich_lazy import parametrisation as experiment
 from dynamics.tasks.sphere import sphere_quadratic
 from rivals import replaced
 

@@ -3,8 +3,8 @@
 import dataclasses
 
 import numpy as np
-from dynamics.experiments.rich_lazy import random_features as experiment
 
+from dynamics.experiments.rich_lazy import random_features as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 30, "samples": (32, 64), "features": (16, 32, 64, 128), "modes": 256}

@@ -4,8 +4,8 @@ from unittest import mock
 
 import jax
 import numpy as np
-from dynamics.experiments.rich_lazy import saddle_to_saddle as experiment
 
+from dynamics.experiments.rich_lazy import saddle_to_saddle as experiment
 from dynamics.types import Batch
 from rivals import replaced
 

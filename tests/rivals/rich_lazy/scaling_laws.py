@@ -3,8 +3,8 @@
 from unittest.mock import patch
 
 import numpy as np
-from dynamics.experiments.rich_lazy import scaling_laws as experiment
 
+from dynamics.experiments.rich_lazy import scaling_laws as experiment
 from dynamics.theory import scaling_laws as theory
 from rivals import replaced
 

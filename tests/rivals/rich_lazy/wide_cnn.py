@@ -4,8 +4,8 @@ from unittest.mock import patch
 
 import jax.numpy as jnp
 import numpy as np
-from dynamics.experiments.rich_lazy import wide_cnn
 
+from dynamics.experiments.rich_lazy import wide_cnn
 from dynamics.theory.hierarchical import arc_cosine
 from rivals import replaced
 

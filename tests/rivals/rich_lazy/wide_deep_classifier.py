@@ -3,8 +3,8 @@
 from unittest.mock import patch
 
 import numpy as np
-from dynamics.experiments.rich_lazy import wide_deep_classifier as experiment
 
+from dynamics.experiments.rich_lazy import wide_deep_classifier as experiment
 from dynamics.theory.infinite_depth import dual_with_singularity
 from rivals import replaced
 

@@ -5,10 +5,10 @@ from unittest.mock import patch
 
 import jax
 import numpy as np
-from dynamics.experiments.rich_lazy import width as experiment
 
 from dynamics import stax
 from dynamics.empirical import empirical_ntk_fn
+from dynamics.experiments.rich_lazy import width as experiment
 from dynamics.theory.predict import gradient_descent_mse_steps
 from rivals import replaced
 
