@@ -30,7 +30,7 @@ class CoordinateCheckOptions:
 
     target: str
     """MODULE:FUNCTION or FILE.py:FUNCTION; the function takes nothing and returns the arguments of coordinate_check"""
-    widths: tuple[int, ...] = ()
+    widths: tuple[int, ...] | None = None
     """widths, three or more, in place of the function's"""
     steps: int | None = None
     """updates, in place of the function's"""
@@ -82,7 +82,7 @@ def run_coordinate_check(options: Any) -> int:
     if strange := sorted(set(given) - set(takes)):
         raise BadInput(f"{options.target}: got {', '.join(map(str, strange))}; allowed: {', '.join(takes)}")
     for name in ("widths", "steps", "seeds"):
-        if getattr(options, name) not in (None, ()):
+        if getattr(options, name) is not None:
             given[name] = getattr(options, name)
     given.setdefault("widths", (64, 128, 256, 512))
     try:
