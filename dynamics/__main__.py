@@ -37,8 +37,9 @@ def command(argv: list[str], prog: str) -> int:
 
 
 def main() -> None:
-    """The console command ``dynamics``."""
+    """The console command ``dynamics``; modules of the current folder are found after all others."""
     prog = "python -m dynamics" if Path(sys.argv[0]).name == "__main__.py" else "dynamics"
+    sys.path.append("")
     sys.exit(ended(partial(command, sys.argv[1:], prog)))
 
 

@@ -119,6 +119,30 @@ def test_a_file_of_ones_own_runs_by_the_command(capsys, tmp_path, monkeypatch):
     assert (about["command"][:3], about["module"]) == (["dynamics", "run", str(TOY)], str(TOY))
 
 
+def test_a_file_finds_what_lies_beside_it(capsys, tmp_path, monkeypatch):
+    """As with ``python FILE``; but nothing of a folder is taken in place of what is installed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "beside_it.py").write_text("WIDTH = 3\n")
+    (tmp_path / "mine" / "tqdm.py").write_text("raise AssertionError('taken for tqdm')\n")
+    (tmp_path / "mine" / "one.py").write_text("from beside_it import WIDTH\nassert WIDTH == 3\n" + TOY.read_text())
+    assert said(capsys, "run", "mine/one.py", "--name", "a", "--quiet")[0] == 0
+
+
+def test_a_module_of_the_current_folder_is_repeated_by_the_command(tmp_path):
+    """A console command's path has no current folder: it comes last, so that nothing there is taken for a library."""
+    (tmp_path / "lab" / "toys").mkdir(parents=True)
+    (tmp_path / "lab" / "toys" / "toy.py").write_text(TOY.read_text().replace("main(__file__)", "main(__spec__.name)"))
+    code, _, errors = python("-m", "lab.toys.toy", "--name", "a", "--quiet", folder=tmp_path)
+    assert code == 0, errors
+    assert load(tmp_path / "runs" / "toys.toy" / "a").provenance["module"] == "lab.toys.toy"
+    (tmp_path / "tqdm.py").write_text("raise AssertionError('taken for tqdm')\n")
+    console = "from dynamics.__main__ import main; main()"
+    code, out, errors = python("-P", "-c", console, "runs", "repeat", "runs/toys.toy/a", folder=tmp_path)
+    assert (code, "the same bits" in out) == (0, True), errors
+
+
 def test_a_run_is_the_same_whatever_it_was_started_as(tmp_path):
     """Begun by one name, it goes on under another; an earlier version's, stored as ``experiments``, too."""
     flags = ["--seeds", 2, "--quiet", "--name", "a"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
 
 from dynamics.runs.command import discover
 from dynamics.runs.command.gallery import show_gallery
@@ -58,6 +60,8 @@ def run_main(argv: list[str], prog: str) -> int:
             known = like(short, [entry.experiment for entry in discover.gallery()])
             allowed = "a name of `dynamics experiments`, a family, or a file that ends in .py"
             raise BadInput(f"experiment: got {argv[0]!r}; allowed: {allowed}{known}")
+    else:
+        sys.path.append(str(Path(name).resolve().parent))  # what it imports from beside it, as ``python NAME`` finds it
     return dispatch(name, flags, f"{prog} ")
 
 

@@ -58,10 +58,9 @@ def file_of(module: str) -> str | None:
         path = _folder().joinpath(*parts)
         found = path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
         return str(found) if all(part.isidentifier() for part in parts) and found.is_file() else None
-    places, spec, name = None, None, ""
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = importlib.machinery.PathFinder.find_spec(name, places)
+    places, spec = None, None
+    for part in module.split("."):  # by its own name alone: a folder without __init__.py would ask for its parent
+        spec = importlib.machinery.PathFinder.find_spec(part, places)
         if spec is None:
             return None
         places = spec.submodule_search_locations
