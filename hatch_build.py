@@ -11,7 +11,7 @@ def absolute(text: str, repository: str) -> str:
 
     def placed(found: re.Match) -> str:
         before, target, after = found.groups()
-        kind = "raw" if target.partition("#")[0].endswith((".png", ".svg", ".gif")) else "blob"
+        kind = "raw" if target.partition("#")[0].endswith((".png", ".svg", ".gif", ".jpg", ".webp")) else "blob"
         return f"{before}{repository}/{kind}/HEAD/{target}{after}"
 
     link = r"(\]\(|(?:src|srcset|href)=\")(?![a-z]+:|#|/)([^)\"\s]+)([)\"])"

@@ -200,7 +200,10 @@ def test_the_package_page_says_whose_it_is(built):
     assert f"url: {repository}/security/advisories/new\n" in (ROOT / ".github/ISSUE_TEMPLATE/config.yml").read_text()
     for target in re.findall(r"\]\(([^)#][^)]*)\)", re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)):
         assert target.startswith(("https://", "http://")), target
-    assert f"({repository}/raw/HEAD/docs/lazy_to_rich.png)" in page
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture.removeprefix(f"{repository}/raw/HEAD/")).is_file(), picture
     readme = (ROOT / "README.md").read_text()
     fences = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
     assert fences.findall(page) == fences.findall(readme)
