@@ -20,8 +20,12 @@ from conftest import users_environment
 from jaxtyping import TypeCheckError
 
 import dynamics
+from dynamics.__main__ import COMMANDS
+from dynamics.runs.command.folder import COMMANDS as RUNS
+from dynamics.runs.durable.modules import file_of
 from dynamics.theory.deep_linear import lambda_balanced
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
+from dynamics.tools.command import COMMANDS as TOOLS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -40,7 +44,7 @@ def blocks(page):
 
 def modules() -> list[str]:
     names = [module.name for module in pkgutil.walk_packages(dynamics.__path__, "dynamics.")]
-    return [name for name in names if not name.startswith("dynamics.interop.") and not name.endswith("__main__")]
+    return [name for name in names if not re.match(r"dynamics\.(interop|experiments)\.|.*__main__$", name)]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != RUN_ELSEWHERE], ids=lambda page: page.name)
@@ -95,7 +99,7 @@ def test_shapes_of_signatures_are_checked_by_these_tests_alone(request):
         lambda_balanced([0.0], *weights, substeps=1)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", FENCE.sub("", page.read_text())):
         assert (page.parent / target).exists(), target
@@ -107,22 +111,28 @@ def test_commands_name_modules_that_exist(page):
         if language == "console":
             for name in re.findall(r"python -m ((?:experiments|dynamics)[\w.]*)", body):
                 assert importlib.util.find_spec(name), name
+            for words in re.findall(r"(?:^|run |bin/)dynamics (\w.*)", body, re.MULTILINE):
+                kind, name, *_ = [*words.partition("#")[0].split(), ""]
+                assert kind in COMMANDS, words
+                assert kind != "run" or name.endswith(".py") or file_of(f"dynamics.experiments.{name}"), words
+                assert kind != "runs" or name in RUNS, words
+                assert kind != "tools" or name in TOOLS, words
 
 
 @pytest.mark.slow
 def test_readme_commands_run(tmp_path):
-    """Every ``python -m experiments...`` line of the README, for real (the test commands themselves aside)."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
+    """Every ``dynamics ...`` line of the README, for real (the test commands themselves aside)."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     commands = [
         line
         for language, _, body, _ in blocks(ROOT / "README.md")
         if language == "console"
         for line in body.splitlines()
     ]
-    chosen = {command for line in commands if (command := line.partition("#")[0].strip()).startswith("python -m")}
+    chosen = {command for line in commands if (command := line.partition("#")[0].strip()).startswith("dynamics ")}
     assert chosen
     for command in sorted(chosen):
-        here = command.replace("python", sys.executable, 1)
+        here = command.replace("dynamics", f"{sys.executable} -m dynamics", 1)
         done = subprocess.run(
             ["bash", "-c", here], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
         )
