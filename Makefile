@@ -30,7 +30,7 @@ endef
 .PHONY: run test test-slow test-gpu test-newest benchmark lint types gallery docs clean
 
 run: $(VENV)/.run
-	$(BIN)/python -m experiments.grokking
+	$(BIN)/dynamics run grokking
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -21,13 +21,17 @@ from conftest import users_environment
 from jaxtyping import TypeCheckError
 
 import dynamics
+from dynamics.__main__ import COMMANDS
+from dynamics.runs.command.folder import COMMANDS as RUNS
+from dynamics.runs.durable.modules import file_of
 from dynamics.theory.deep_linear import lambda_balanced
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
+from dynamics.tools.command import COMMANDS as TOOLS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 RUN_ELSEWHERE = "porting.md"  # by test_porting.py
-COMMANDS = [ROOT / "README.md", ROOT / "docs" / "first-steps.md"]  # whose commands run for real
+EXECUTED = [ROOT / "README.md", ROOT / "docs" / "first-steps.md"]  # whose commands run for real
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -42,7 +46,7 @@ def blocks(page):
 
 def modules() -> list[str]:
     names = [module.name for module in pkgutil.walk_packages(dynamics.__path__, "dynamics.")]
-    return [name for name in names if not name.startswith("dynamics.interop.") and not name.endswith("__main__")]
+    return [name for name in names if not re.match(r"dynamics\.(interop|experiments)\.|.*__main__$", name)]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != RUN_ELSEWHERE], ids=lambda page: page.name)
@@ -100,7 +104,7 @@ def test_shapes_of_signatures_are_checked_by_these_tests_alone(request):
         lambda_balanced([0.0], *weights, substeps=1)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", FENCE.sub("", page.read_text())):
         assert (page.parent / target).exists(), target
@@ -112,6 +116,12 @@ def test_commands_name_modules_that_exist(page):
         if language == "console":
             for name in re.findall(r"python -m ((?:experiments|dynamics)[\w.]*)", body):
                 assert importlib.util.find_spec(name), name
+            for words in re.findall(r"(?:^|run |bin/)dynamics (\w.*)", body, re.MULTILINE):
+                kind, name, *_ = [*words.partition("#")[0].split(), ""]
+                assert kind in COMMANDS, words
+                assert kind != "run" or name.endswith(".py") or file_of(f"dynamics.experiments.{name}"), words
+                assert kind != "runs" or name in RUNS, words
+                assert kind != "tools" or name in TOOLS, words
 
 
 def test_install_names_every_extra():
@@ -121,19 +131,19 @@ def test_install_names_every_extra():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
 def test_commands_run(page, tmp_path, monkeypatch):
-    """Every ``python -m ...`` line, for real, and the blocks that read what it left; ``make`` and ``pip`` aside."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
+    """Every ``dynamics ...`` line, for real, and the blocks that read what it left; ``make`` and ``pip`` aside."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     monkeypatch.chdir(tmp_path)
     ran = 0
     for language, options, body, line in blocks(page):
         if options.get("after") == "commands":
             exec(compile("\n" * line + body, str(page), "exec"), {})
         for command in body.splitlines() if language == "console" else []:
-            if not command.startswith("python -m "):
+            if not command.startswith("dynamics "):
                 continue
-            here = command.partition("#")[0].replace("python", sys.executable, 1)
+            here = command.partition("#")[0].replace("dynamics", f"{sys.executable} -m dynamics", 1)
             done = subprocess.run(["bash", "-c", here], env=environment, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, command + done.stdout[-2000:] + done.stderr[-2000:]
             ran += 1

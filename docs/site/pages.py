@@ -106,7 +106,7 @@ def card(root: Path, entry: Entry) -> str:
 
 def experiment(root: Path, entry: Entry, found: dict | None) -> str:
     """One experiment: its figure, its claims, how to run it, what its docstring says."""
-    path = Path(*entry.module.split(".")).with_suffix(".py")
+    path = Path("experiments", *entry.experiment.split(".")).with_suffix(".py")
     about = (ast.get_docstring(ast.parse((root / path).read_text())) or "").partition("\n\n")[2]
     picture = figure_file(root, entry.experiment)
     held = "Not run yet."
@@ -121,7 +121,7 @@ def experiment(root: Path, entry: Entry, found: dict | None) -> str:
             api.escaped(entry.source),
             f"![The figure of {entry.experiment}](../docs/gallery/{picture.name})" if picture.is_file() else "",
             held + seconds,
-            f"```console\npython -m {entry.module}\n```",
+            f"```console\ndynamics run {entry.experiment}\n```",
             api.docstring(about),
             f"[Source]({repository(root)}/blob/main/{path.as_posix()})",
         ]

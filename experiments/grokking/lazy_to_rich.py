@@ -29,8 +29,9 @@ from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style, ticks_at
 from dynamics.statistics import first_step, value_at
 from dynamics.types import Claim, Record
-from experiments.grokking._curves import middle, overlay, visible
-from experiments.grokking._lazy_to_rich import (
+
+from ._curves import middle, overlay, visible
+from ._lazy_to_rich import (
     FALL,
     TERMS,
     after_largest,

@@ -33,7 +33,8 @@ from dynamics.runs.figures import new_figure, rival_style
 from dynamics.statistics import kernel_distance, weight_norm
 from dynamics.tasks.sphere import sphere_quadratic
 from dynamics.types import Claim, Dynamics, Model, Objective, Observable, Record
-from experiments.rich_lazy._hinge import until
+
+from ._hinge import until
 
 SOURCE = "Chizat, Oyallon & Bach 2019, 'On lazy training in differentiable programming'"
 SECONDS = 60

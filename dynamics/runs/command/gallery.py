@@ -24,20 +24,24 @@ OPEN, CLOSE = "<!-- gallery -->", "<!-- /gallery -->"
 FIGURE_BYTES = 60_000  # of one figure in the repository
 
 
-def show_gallery(package: str, argv: list[str]) -> int:
-    """Prints the gallery; the command of the package of all experiments."""
+def show_gallery(package: str, argv: list[str], start: str) -> int:
+    """Prints the gallery; the command of the package of all experiments.
+
+    Args:
+        package: the package.
+        argv: nothing, or ``--json``.
+        start: what is typed before FAMILY.PAPER to run one.
+    """
     entries = gallery(package)
     if not entries:
         raise BadInput(f"experiment: got {package!r}; allowed: a package of experiments")
     if argv not in ([], ["-h"], ["--help"], ["--json"]):
-        raise BadInput(
-            f"experiment: got {' '.join(argv)!r}; allowed: --json, or python -m {package}.FAMILY[.PAPER], from the list"
-        )
+        raise BadInput(f"experiment: got {' '.join(argv)!r}; allowed: --json, or {start}FAMILY[.PAPER], from the list")
     if argv == ["--json"]:
         print(json_text([entry._asdict() for entry in entries]), end="")
         return HOLDS
     print(f"{len(entries)} experiments, with the time of their quick presets on two CPU cores.")
-    print("python -m FAMILY.NAME runs one, python -m FAMILY its flagship (*); --help has more.")
+    print(f"{start}FAMILY.PAPER runs one, {start}FAMILY its flagship (*); --help has more.")
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(listing(entries, columns)))
     return HOLDS
@@ -46,9 +50,9 @@ def show_gallery(package: str, argv: list[str]) -> int:
 def listing(entries: list[Entry], columns: int | None) -> list[str]:
     """The gallery as lines: one an experiment, or at most so many columns wide, by family."""
     lines, family = [""], ""
-    width = max((len(entry.module if columns is None else entry.paper) for entry in entries), default=0)
+    width = max((len(entry.experiment if columns is None else entry.paper) for entry in entries), default=0)
     for entry in entries:
-        name = entry.module if columns is None else entry.paper
+        name = entry.experiment if columns is None else entry.paper
         seconds = f"{entry.seconds:4.0f} s" if entry.seconds else "     -"
         head = f"{'*' if entry.flagship else ' '} {name:<{width}} {seconds}  "
         if columns is None:
