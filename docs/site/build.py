@@ -27,9 +27,7 @@ def build(folder: Path) -> int:
     for old in (source, html):
         shutil.rmtree(old, ignore_errors=True)
     pages.write(ROOT, source)
-    status = sphinx(
-        ["-q", "-W", "--keep-going", "-j", "2", "-c", str(HERE), "-d", str(folder / "cache"), str(source), str(html)]
-    )
+    status = sphinx(["-q", "-W", "--keep-going", "-c", str(HERE), "-d", str(folder / "cache"), str(source), str(html)])
     if status:
         return status
     missing = without_entry(html)
