@@ -89,7 +89,7 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.docs: $(VENV)/.test
-	@$(call install,$(VENV),$(PYTHON),-e '.[docs,test]')
+	@$(call install,$(VENV),$(PYTHON),-e '.[docs]')
 	@touch $@
 
 $(NEWEST_VENV)/.test: pyproject.toml constraints.txt
