@@ -12,6 +12,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from dynamics.tools.command import COMMANDS as TOOLS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 RUN_ELSEWHERE = "porting.md"  # by test_porting.py
+WITH_COMMANDS = [ROOT / "README.md", ROOT / "docs" / "first-steps.md"]  # whose commands run for real
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -49,7 +51,10 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != RUN_ELSEWHERE], ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """Blocks of a page share one namespace; ``file=NAME`` blocks become files; ``python NAME ...`` lines run them."""
+    """Blocks of a page share one namespace; ``file=NAME`` blocks become files; ``python NAME ...`` lines run them.
+
+    ``after=commands`` blocks read what the page's other commands leave: test_commands_run.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     namespace = {"__name__": page.stem}
@@ -57,7 +62,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         if language == "python" and "file" in options:
             (tmp_path / options["file"]).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / options["file"]).write_text(body)
-        elif language == "python":
+        elif language == "python" and "after" not in options:
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile("\n" * line + body, str(page), "exec"), namespace)
         elif language == "console":
@@ -119,21 +124,27 @@ def test_commands_name_modules_that_exist(page):
                 assert kind != "tools" or name in TOOLS, words
 
 
+def test_install_names_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    told = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(extras)
+
+
 @pytest.mark.slow
-def test_readme_commands_run(tmp_path):
-    """Every ``dynamics ...`` line of the README, for real (the test commands themselves aside)."""
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands_run(page, tmp_path, monkeypatch):
+    """Every ``dynamics ...`` line, for real, and the blocks that read what it left; ``make`` and ``pip`` aside."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    commands = [
-        line
-        for language, _, body, _ in blocks(ROOT / "README.md")
-        if language == "console"
-        for line in body.splitlines()
-    ]
-    chosen = {command for line in commands if (command := line.partition("#")[0].strip()).startswith("dynamics ")}
-    assert chosen
-    for command in sorted(chosen):
-        here = command.replace("dynamics", f"{sys.executable} -m dynamics", 1)
-        done = subprocess.run(
-            ["bash", "-c", here], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, command + done.stdout[-2000:] + done.stderr[-2000:]
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for language, options, body, line in blocks(page):
+        if options.get("after") == "commands":
+            exec(compile("\n" * line + body, str(page), "exec"), {})
+        for command in body.splitlines() if language == "console" else []:
+            if not command.startswith("dynamics "):
+                continue
+            here = command.partition("#")[0].replace("dynamics", f"{sys.executable} -m dynamics", 1)
+            done = subprocess.run(["bash", "-c", here], env=environment, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, command + done.stdout[-2000:] + done.stderr[-2000:]
+            ran += 1
+    assert ran

@@ -29,6 +29,7 @@ EXTRAS = {
     "from_equinox(lambda key: equinox.nn.MLP(2, 1, 4, 1, key=key)).init(jax.random.key(0), (-1, 2))",
     "trackers": "from dynamics.runs.trackers import tensorboard; tensorboard('events').close(); import wandb",
     "slurm": "import submitit",
+    "docs": "import myst_nb, pydata_sphinx_theme, sphinx",
 }
 
 IMPORT_ALL = """

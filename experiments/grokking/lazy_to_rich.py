@@ -275,7 +275,7 @@ def figure(result: Result) -> Any:
     rich = int(np.argmax(cfg.aligned))
     for panel, name, label in (
         (panels[4], "alignment", "NTK-label alignment"),
-        (panels[5], "feature_distance", "movement of the features' part of the kernel"),
+        (panels[5], "feature_distance", "kernel movement, features' part"),
     ):
         overlay(panel, records, name, alphas)
         read = np.isfinite(middle(control, name, rich))
@@ -285,7 +285,8 @@ def figure(result: Result) -> Any:
     panels[5].set_yscale("log")
     for i, (name, label) in enumerate(TERMS.items()):
         overlay(panels[6], records, f"test_{name}", [("", highest, label)], first=i)
-    panels[6].set(ylabel=f"terms of the test loss, alpha = {cfg.alpha[highest]:g}", yscale="log", ylim=(1e-5, 1))
+    panels[6].set_title(f"alpha = {cfg.alpha[highest]:g}")
+    panels[6].set(ylabel="terms of the test loss", yscale="log", ylim=(1e-5, 1))
     many = [("", lowest, f"eps = {cfg.eps:g}")] + [(", eps", i, f"eps = {eps:g}") for i, eps in enumerate(cfg.aligned)]
     overlay(panels[7], records, "test_loss", many)
     panels[7].set(ylabel="test loss", title="delay shrinks with eps")
