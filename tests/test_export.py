@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from dynamics.evolve import every, ode
-from dynamics.runs import load, open_run
+from dynamics.runs import cli, load, open_run
+from dynamics.runs.command.export import _netcdf
 from dynamics.runs.command.folder import run_main
+from dynamics.types import Record
 
 xarray = pytest.importorskip("xarray", reason="the extra xarray is not installed")
+pandas = pytest.importorskip("pandas", reason="the extra xarray is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +43,15 @@ def test_a_run_in_npz(run, tmp_path):
 
 
 def test_a_run_in_netcdf(run, tmp_path):
+    """Two records of the same axes: one dataset, opened without a group, by ``source``."""
     assert run_main(["export", str(run), str(tmp_path / "a.nc")]) == 0
     records = load(run).records
-    for group, label in (("first _ second", "first / second"), ("first _ second_", "first _ second")):
-        with xarray.open_dataset(tmp_path / "a.nc", group=group) as found:
-            values = records[label].values
-            assert found.attrs["label"] == label
+    with xarray.open_dataset(tmp_path / "a.nc") as whole:
+        assert whole["source"].values.tolist() == ["first / second", "first _ second"]
+        for label, record in records.items():
+            found, values = whole.sel(source=label), record.values
             np.testing.assert_array_equal(found["step"], [0, 5, 10])
-            np.testing.assert_array_equal(found["time"], records[label].time)
+            np.testing.assert_array_equal(found["time"], record.time)
             for name, of in {"x": "x", "a_b": "a/b", "a_b_": "a_b", "odd": "odd", "big": "big"}.items():
                 np.testing.assert_array_equal(found[name], values[of])
                 assert found[name].attrs.get("long_name", name) == of
@@ -87,7 +91,8 @@ def test_a_study_on_its_axes_in_npz(study, tmp_path):
 def test_a_study_on_its_axes_in_netcdf(study, tmp_path):
     assert run_main(["export", str(study), str(tmp_path / "a.nc")]) == 0
     values = load(study).records["a / b"].values
-    with xarray.open_dataset(tmp_path / "a.nc", group="a _ b") as found:
+    with xarray.open_dataset(tmp_path / "a.nc") as found:
+        assert found["source"] == "a / b"
         assert found["x_y"].dims == ("step", "width", "rate", "start", "x_y_1")
         for name, of in {"x_y": "x/y", "x_y_": "x_y", "x_y_length_": "x_y_length"}.items():
             np.testing.assert_array_equal(found[name], values[of])
@@ -101,7 +106,7 @@ def test_a_study_on_its_axes_in_netcdf(study, tmp_path):
 
 def test_what_cannot_be_written_is_said_and_leaves_nothing(run, tmp_path, capsys, monkeypatch):
     for target, code, words in (
-        (tmp_path / "a.pkl", 2, "ends in .npz or .nc"),
+        (tmp_path / "a.pkl", 2, "ends in .nc, .npz, .csv"),
         (tmp_path / "none" / "a.npz", 2, "a folder that exists"),
         (tmp_path / "none" / "a.nc", 2, "a folder that exists"),
     ):
@@ -110,6 +115,8 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(run, tmp_path, capsys
     (tmp_path / "a.nc").mkdir()
     assert run_main(["export", str(run), str(tmp_path / "a.nc")]) == 4
     assert "cannot be written" in capsys.readouterr().err
+    assert run_main(["export", str(run), str(tmp_path / "a.nc"), "--to", "csv"]) == 2
+    assert "allowed: a file that ends in .csv" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "xarray", None)
     assert run_main(["export", str(run), str(tmp_path / "b.nc")]) == 2
     assert "pip install 'dynamics[xarray]'" in capsys.readouterr().err
@@ -123,6 +130,118 @@ def test_a_run_without_curves_is_refused(tmp_path, capsys, suffix):
     assert run_main(["export", str(tmp_path / "toy" / "bare"), str(tmp_path / f"a.{suffix}")]) == 2
     assert "recorded no curves" in capsys.readouterr().err
     assert not list(tmp_path.glob("*a*"))
+
+
+THEORY = """
+import dataclasses, typing
+import jax.numpy as jnp
+from dynamics import config
+from dynamics.evolve import study
+from dynamics.types import Dynamics, Record
+
+SOURCE, SECONDS = "a textbook", 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(config.Config):
+    eta: typing.Annotated[tuple[float, ...], config.Positive] = (0.1, 0.5)
+
+
+class Result(typing.NamedTuple):
+    config: Config
+    records: dict
+
+
+def run(config, study=study):
+    measured, other = (
+        study({axis: config.eta, "seed": range(2)}, draw=lambda lane: jnp.ones(()), label=axis,
+              make=lambda lane: Dynamics(lambda x: x, lambda key, x, data: x - lane[axis] * x, lambda x: x, 1.0),
+              read=[lambda x, data: {"loss": x}], steps=4, record_at=[0, 2, 4], data=jnp.zeros(()))
+        for axis in ("eta", "rate")
+    )
+    exact = Record([2, 3], [2, 3], {"loss": (1 - measured.axes["eta"][None, :, None]) ** [[[2]], [[3]]]},
+                   {"eta": measured.axes["eta"], "seed": [1]})
+    return Result(config, {"measured": measured, "theory": exact, "mean": other.mean("seed")})
+
+
+def claims(result):
+    return []
+
+
+def figure(result):
+    from dynamics.runs.figures import new_figure
+
+    return new_figure()[0]
+
+
+if __name__ == "__main__":
+    from dynamics.runs.cli import main
+
+    main(__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def theory(tmp_path_factory):
+    """A run whose theory is computed beside its studies, on other steps and fewer seeds; and statistics."""
+    folder = tmp_path_factory.mktemp("theory")
+    (folder / "theory.py").write_text(THEORY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with pytest.raises(SystemExit) as ended:
+            cli.main("theory.py", ["--name", "a", "--quiet"])
+    assert ended.value.code == 0
+    return folder / "runs" / "theory" / "a"
+
+
+def test_theory_stands_beside_measurement_under_the_same_names(theory, tmp_path, capsys):
+    """``eta`` and ``rate`` are other axes: two groups. A source has NaN where it has no step, seed or reading."""
+    assert run_main(["export", str(theory), str(tmp_path / "a.nc"), "--trust"]) == 0
+    assert "group=NAME), NAME being one of 'measured', 'mean'" in capsys.readouterr().out
+    with xarray.open_dataset(tmp_path / "a.nc", group="measured") as found:
+        loss = found["loss"].sel(eta=0.5, seed=1)
+        np.testing.assert_allclose(loss.sel(source="measured"), [1, 0.25, np.nan, 0.0625])
+        np.testing.assert_allclose(loss.sel(source="theory"), [np.nan, 0.25, 0.125, np.nan])
+        assert np.isnan(found["loss"].sel(source="theory", seed=0)).all()
+    with xarray.open_dataset(tmp_path / "a.nc", group="mean") as found:
+        assert found["loss"].dims == found["loss_stderr"].dims == ("step", "rate")
+        assert found["loss_n"] == 2
+        np.testing.assert_array_equal(found["loss_stderr"], 0)
+    assert run_main(["export", str(theory), str(tmp_path / "a.csv"), "--trust"]) == 0
+    table = pandas.read_csv(tmp_path / "a.csv")
+    assert list(table) == ["source", "step", "time", "eta", "seed", "rate", "loss", "loss_stderr", "loss_n"]
+    assert len(table) == 3 * 2 * 2 + 2 * 2 + 3 * 2
+    row = table[(table["source"] == "theory") & (table["eta"] == 0.5) & (table["step"] == 3)]
+    assert row["loss"].tolist() == [0.125]
+    assert table["loss_n"].dropna().tolist() == [2] * 6
+
+
+def test_without_the_experiments_code_the_journal_is_exported_and_that_is_said(theory, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_main(["export", str(theory), "--to", "npz"]) == 0
+    said = capsys.readouterr().out
+    assert "written to theory-a.npz" in said
+    assert "without what its experiment computes beside its studies: " in said
+    assert "add --trust" in said
+    assert {name.split("/")[0] for name in np.load("theory-a.npz")} == {"eta", "rate"}
+
+
+def test_a_table_names_what_it_leaves_out(study, tmp_path, capsys):
+    assert run_main(["export", str(study), str(tmp_path / "a.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "left out, no number in each cell (npz and netCDF have it): " in said
+    assert "a / b/x/y [2, 2, 2, 2, 3]" in said
+    table, record = pandas.read_csv(tmp_path / "a.csv"), load(study).records["a / b"]
+    one = table[(table["width"] == 3) & (table["rate"] == 0.2) & (table["start"] == "two")]
+    np.testing.assert_allclose(one["x_y"], record.at(width=3, rate=0.2, start="two").values["x_y"])
+
+
+def test_axes_of_words_pairs_and_none_become_text(tmp_path):
+    axes = {"choice": [None, 0.1], "pair": [(1, 2), (3, 4)], "on": [False, True]}
+    record = Record([0], [0], {"x": np.arange(8.0).reshape(1, 2, 2, 2)}, axes)
+    _netcdf({"a": record}, {})[0](tmp_path / "a.nc")
+    with xarray.open_dataset(tmp_path / "a.nc") as found:
+        assert found["x"].sel(choice="0.1", pair="(1, 2)", on=True) == 5
 
 
 def test_no_reading_is_lost_and_no_name_leads_out_of_the_archive(tmp_path, capsys):
