@@ -1,15 +1,23 @@
 """Runs as files, read back by other libraries: the same numbers, on named axes."""
 
+import contextlib
+import json
+import pathlib
+import re
+import shutil
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynamics import evolve
 from dynamics.evolve import every, ode
-from dynamics.runs import cli, load, open_run
+from dynamics.runs import LoadedRun, Unusable, cli, load, open_run, result
 from dynamics.runs.command.export import _netcdf
 from dynamics.runs.command.folder import run_main
+from dynamics.runs.durable.journal import Journal
+from dynamics.runs.report.overlay import shared_readings, side_by_side
 from dynamics.types import Record
 
 xarray = pytest.importorskip("xarray", reason="the extra xarray is not installed")
@@ -214,6 +222,99 @@ def test_theory_stands_beside_measurement_under_the_same_names(theory, tmp_path,
     row = table[(table["source"] == "theory") & (table["eta"] == 0.5) & (table["step"] == 3)]
     assert row["loss"].tolist() == [0.125]
     assert table["loss_n"].dropna().tolist() == [2] * 6
+
+
+def test_a_stored_result_is_that_of_the_run_without_computing(theory, monkeypatch):
+    monkeypatch.setattr(evolve, "study", None)  # nothing is trained
+    found = result(theory, trust=True)
+    np.testing.assert_array_equal(found.records["measured"].values["loss"], load(theory).records["eta"].values["loss"])
+    assert (found.config.eta, found.records["mean"].values["loss"].n) == ((0.1, 0.5), 2)
+    monkeypatch.chdir(theory)
+    with pytest.raises(Unusable, match="outside the current folder; if you trust it, add --trust"):
+        result(theory)
+
+
+def test_code_that_has_changed_since_is_said_and_refused_where_it_fails(theory, tmp_path, capsys):
+    here = shutil.copytree(theory.parents[2], tmp_path / "there")
+    run, code = here / "runs" / "theory" / "a", here / "theory.py"
+    about = json.loads((run / "provenance.json").read_text())
+    with contextlib.closing(Journal(run / "run.sqlite")) as journal:
+        journal.set(provenance={**about, "module": str(code)})
+    code.write_text(THEORY.replace('"mean": other', '"other": other'))
+    assert run_main(["figure", str(run), str(tmp_path / "a.png"), "--trust"]) == 0
+    assert "its experiment has changed since: it was drawn by that of now" in capsys.readouterr().err
+    code.write_text(THEORY.replace('("eta", "rate")', '("eta", "speed")'))
+    assert run_main(["figure", str(run), str(tmp_path / "a.png"), "--trust"]) == 4
+    assert "has no record 'speed', which its experiment asks for; it has 'eta', 'rate'" in capsys.readouterr().err
+    code.write_text(THEORY.replace("(1 - measured", "(1 - measured.wrong"))
+    assert run_main(["figure", str(run), str(tmp_path / "a.png"), "--trust"]) == 4
+    assert "has changed since, and no longer takes its records (AttributeError: " in capsys.readouterr().err
+    assert run_main(["export", str(run), str(tmp_path / "a.npz"), "--trust"]) == 0
+    assert "without what its experiment computes beside its studies" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--panel", "3"], 2, "panel: got 3; allowed: 1 (no title)"),
+        (["--panel", "0"], 2, "panel: got 0; allowed: 1 (no title)"),
+        (["--width", "0.1"], 2, "width: got 0.1; allowed: 1 to 40 inches"),
+        (["--width", "nan"], 2, "width: got nan; allowed: 1 to 40 inches"),
+        (["a.jpg"], 2, "target: got 'a.jpg'; allowed: a file that ends in .png, .svg, .pdf"),
+        (["a.png", "--pdf"], 2, "target: got 'a.png'; allowed: a file that ends in .pdf"),
+        (["nowhere/a.png"], 2, "allowed: a file in a folder that exists"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_refused_in_words(theory, tmp_path, capsys, monkeypatch, words, code, said):
+    monkeypatch.chdir(tmp_path)
+    assert run_main(["figure", str(theory), "--trust", *words]) == code
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_figure_for_a_column_in_the_current_folder(theory, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--trust", "--panel", "1", "--width", "3.3", "--style", "paper"]
+    assert run_main(["figure", str(theory), *words]) == 0
+    assert capsys.readouterr().out == "theory-a-panel1.png\n"
+    head = (tmp_path / "theory-a-panel1.png").read_bytes()[:24]
+    assert int.from_bytes(head[16:20], "big") == 990  # 3.3 inches at 300 dots
+    assert run_main(["figure", str(theory), *words, "--pdf"]) == 0
+    assert (tmp_path / "theory-a-panel1.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_two_runs_over_each_other(theory, tmp_path, capsys):
+    other = shutil.copytree(theory, tmp_path / "b")
+    assert run_main(["compare", str(theory), str(other), "--plot", str(tmp_path / "a.svg"), "--show", "eta/loss"]) == 0
+    said = capsys.readouterr().out
+    assert ["eta/loss at eta = 0.5", "4", "0.0625", "0.0625", "0", "0"] in [
+        re.split("  +", line) for line in said.splitlines()
+    ]
+    assert "rate/loss" not in said
+    assert b"eta = 0.5" in (tmp_path / "a.svg").read_bytes()
+    assert run_main(["compare", str(theory), str(other), "--show", "x"]) == 2
+    assert "show: got 'x'; allowed: eta/loss, rate/loss" in capsys.readouterr().err
+    assert run_main(["compare", str(theory), str(other), "--plot", str(tmp_path / "a.txt")]) == 2
+
+
+def test_runs_at_other_steps_are_compared_where_both_have_read():
+    def run(step, curve, seeds=(0, 1)):
+        values = np.repeat(np.asarray(curve, float)[:, None, None], len(seeds), axis=2)
+        record = Record(np.array(step), np.array(step), {"loss": values}, {"eta": [0.5], "seed": list(seeds)})
+        return LoadedRun(pathlib.Path(), "finished", {}, [], {"a": record}, {}, {}, [])
+
+    (shared,) = shared_readings(run([0, 1, 2, 4], [9, 8, 7, 5]), run([0, 2, 4, 8], [9, 6, 5, 1], seeds=(1, 2)))
+    step, first, second, between = shared.apart()
+    assert (step.tolist(), first[:, 0].tolist(), second[:, 0].tolist()) == ([0, 2, 4], [9, 7, 5], [9, 6, 5])
+    assert not between
+    (odd,) = shared_readings(run([1, 3, 5, 7], [8, 6, 4, 2]), run([0, 2, 4, 6], [9, 7, 5, 3]))
+    step, first, second, between = odd.apart()
+    assert step.tolist() == [1, 3, 5]
+    np.testing.assert_allclose(first, second)  # a straight line in between
+    assert between
+    assert "(second interpolated)" in side_by_side([odd])[1]
+    (apart,) = shared_readings(run([0, 1], [1, 1]), run([5, 6], [1, 1]))
+    assert "no step within the other's" in side_by_side([apart])[1]
 
 
 def test_without_the_experiments_code_the_journal_is_exported_and_that_is_said(theory, tmp_path, capsys, monkeypatch):

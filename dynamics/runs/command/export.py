@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from dynamics.record import Record, told
+from dynamics.runs.command.target import target_file, written
 from dynamics.runs.durable.errors import BadInput, Unusable
 from dynamics.runs.durable.load import LoadedRun, load
 from dynamics.runs.printable import printable
-from dynamics.runs.report.listing import half_written
 from dynamics.runs.sweep.replay import replayed
 
 SOURCE = "source"
@@ -52,7 +50,9 @@ def export(path: Path, target: Path | None = None, to: str | None = None, trust:
         Unusable: when ``path`` cannot be read or ``target`` not be written.
         ImportError: without xarray; the message names the extra.
     """
-    target, write = _asked(path, target, to)
+    wanted = None if to is None else FORMATS[to][0]
+    endings = {ending: write for ending, write in FORMATS.values()}
+    target = target_file(target, "-".join(path.resolve().parts[-2:]), list(endings), wanted)
     run = load(path)
     records, words = _records(run, trust)
     if not records:
@@ -60,37 +60,11 @@ def export(path: Path, target: Path | None = None, to: str | None = None, trust:
             f"path: got {str(path)!r}, whose run recorded no curves; allowed: one that did (numbers: claims.json)"
         )
     about = {"experiment": run.provenance.get("experiment"), "config": json.dumps(run.config), "status": run.status}
-    fill, told_last = write(records, {key: value for key, value in about.items() if value is not None})
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):  # of an export that was killed
-        if half_written(left):
-            left.unlink(missing_ok=True)
-    try:
-        beside.unlink(missing_ok=True)
-        count = fill(beside)
-        os.replace(beside, target)
-    except OSError as error:
-        raise Unusable(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
-    lines = (f"{len(records)} records, {count} arrays written to {target}", words, told_last)
+    set_down = {key: value for key, value in about.items() if value is not None}
+    write, more = endings[target.suffix](records, set_down)
+    lines = (f"{len(records)} records, {written(target, write)} arrays written to {target}", words, more)
     print("\n".join(printable(line) for line in lines if line))
     return 0
-
-
-def _asked(path: Path, target: Path | None, to: str | None) -> tuple[Path, Callable[..., Any]]:
-    """The file to write, and who writes its format."""
-    wanted = target.suffix if target is not None else FORMATS.get(to or "netcdf", ("",))[0]
-    formats = {ending: write for ending, write in FORMATS.values()}
-    if wanted not in formats:
-        raise BadInput(f"target: got {str(target)!r}; allowed: a file that ends in {', '.join(formats)}")
-    if to is not None and FORMATS[to][0] != wanted:
-        raise BadInput(f"target: got {str(target)!r} with --to {to}; allowed: a file that ends in {FORMATS[to][0]}")
-    if target is None:
-        target = Path("-".join(path.resolve().parts[-2:]) + wanted)
-    if not target.parent.is_dir():
-        raise BadInput(f"target: got {str(target)!r}; allowed: a file in a folder that exists")
-    return target, formats[wanted]
 
 
 def _records(run: LoadedRun, trust: bool) -> tuple[Records, str]:
@@ -99,7 +73,7 @@ def _records(run: LoadedRun, trust: bool) -> tuple[Records, str]:
         return run.records, ""
     try:
         found = replayed(run.path, trust)
-    except Unusable as error:
+    except (BadInput, Unusable) as error:
         return run.records, f"without what its experiment computes beside its studies: {error}"
     words = "the source of its experiment has changed since: what it computes beside its studies is of now"
     return getattr(found.result, "records", None) or run.records, words if found.changed else ""
@@ -247,7 +221,11 @@ def _real(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     real: dict[str, np.ndarray] = {}
     for name, value in told(values).items():
         array = _plain(value)
-        parts = {f"{name}_real": array.real, f"{name}_imag": array.imag} if array.dtype.kind == "c" else {name: array}
+        parts = (
+            {f"{name}_real": np.real(array), f"{name}_imag": np.imag(array)}
+            if array.dtype.kind == "c"
+            else {name: array}
+        )
         real |= parts
     return real
 

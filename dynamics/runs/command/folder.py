@@ -19,7 +19,12 @@ PATHS = {
 COMMANDS = {
     "list": ("report.listing:print_list", "every run, its status and its claims", ["root"]),
     "show": ("report.compare:print_show", "one run: settings, claims, records, warnings", ["path"]),
-    "compare": ("report.compare:print_compare", "where two runs differ", ["path", "other"]),
+    "compare": ("command.redraw:compare", "where two runs differ, in words, numbers and curves", ["path", "other"]),
+    "figure": (
+        "command.redraw:figure",
+        "draw a run's figure again, for a paper",
+        ["path", "target"],
+    ),
     "export": ("command.export:export", "a run's records as netCDF, npz or CSV", ["path", "target"]),
     "index": ("report.index_page:print_index", "write index.html, the page that lists every run", ["root"]),
     "serve": ("report.live:serve", "the live page of runs while they go, on this machine alone", ["root"]),
@@ -36,6 +41,17 @@ OPTIONAL: dict[str, Any] = {"root": {"nargs": "?", "default": "runs"}, "target":
 SET: dict[str, Any] = {"action": "store_true"}
 TRUST = ("--trust", "run the code that it names, also where that lies outside the current folder", SET)
 FLAGS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
+    "compare": [
+        ("--plot", "draw both over each other, into this file", {"type": Path, "metavar": "FILE"}),
+        ("--show", "the one reading to tell of and to draw, NAME or LABEL/NAME", {"metavar": "NAME"}),
+    ],
+    "figure": [
+        ("--panel", "draw this panel alone, from 1", {"type": int, "metavar": "N"}),
+        ("--width", "width in inches: 3.3 for a column", {"type": float, "metavar": "INCHES"}),
+        ("--pdf", "write PDF", SET),
+        ("--style", "paper: small text, thin lines, no grid, no heading, letters", {"choices": ["paper"]}),
+        TRUST,
+    ],
     "export": [
         ("--to", "format (default: what the file's ending says, or netcdf)", {"choices": ["netcdf", "npz", "csv"]}),
         TRUST,
@@ -60,7 +76,10 @@ def main(argv: list[str]) -> int:
             made.add_argument(argument, type=str if argument == "shell" else Path, help=PATHS[argument], **options)
         for flag, words, options in FLAGS.get(name, ()):
             made.add_argument(flag, help=words, **options)
-    given = vars(parser.parse_args(argv))
+    if argv[:1] and argv[0] in COMMANDS:  # a file may then follow a flag, which subparsers do not allow
+        given = {"command": argv[0], **vars(commands.choices[argv[0]].parse_intermixed_args(argv[1:]))}
+    else:
+        given = vars(parser.parse_args(argv))
     module, _, function = COMMANDS[given.pop("command")][0].partition(":")
     return getattr(importlib.import_module(f"dynamics.runs.{module}"), function)(**given)
 
