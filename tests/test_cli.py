@@ -325,9 +325,12 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
     assert "eta: [0.1, 0.5] -> [0.1, 0.3]" in out
     assert "decay at eta = 0.1: the same bits" in out
     assert "decay: other readings, shapes, axes or steps" in run("compare", root / "toy" / "a", root / "toy" / "c")[1]
-    for name, suffix in (("a", "npz"), ("a", "nc"), ("c", "npz"), ("c", "nc")):
-        assert run("export", root / "toy" / name, tmp_path / f"{name}.{suffix}")[0] == 0
+    for name, suffix in (("a", "npz"), ("a", "nc"), ("c", "npz"), ("c", "csv")):
+        assert run("export", root / "toy" / name, tmp_path / f"{name}.{suffix}", "--trust")[0] == 0
         assert (tmp_path / f"{name}.{suffix}").stat().st_size
+    for name in ("a", "c"):  # a run and a sweep, drawn again from what is stored
+        assert run("figure", root / "toy" / name, tmp_path / "a.png", "--trust") == (0, f"{tmp_path / 'a.png'}\n")
+        assert (tmp_path / "a.png").read_bytes() == (root / "toy" / name / "figure.png").read_bytes()
     assert run("export", root / "toy" / "a", tmp_path / "a.pkl")[0] == 2
     assert run("show", root / "toy" / "broken")[0] == 4
     for name, records in (("a", 1), ("c", 2)):
