@@ -11,6 +11,7 @@ from dynamics.evolve.linearized import LinearizedState, linearized
 from dynamics.evolve.outcome import OutcomeMap, outcome_map
 from dynamics.evolve.simulate import Carry, every, log_steps, simulate
 from dynamics.evolve.study import Drawn, study
+from dynamics.evolve.td import Transitions, fresh_batches, td
 from dynamics.types import gone
 
 __all__ = [
@@ -24,11 +25,13 @@ __all__ = [
     "LaneState",
     "LinearizedState",
     "OutcomeMap",
+    "Transitions",
     "adam",
     "adaptive_central_flow",
     "central_flow",
     "descent",
     "every",
+    "fresh_batches",
     "gradient_descent",
     "gradient_flow",
     "kernel_descent",
@@ -39,6 +42,7 @@ __all__ = [
     "outcome_map",
     "simulate",
     "study",
+    "td",
     "training_batch",
 ]
 

@@ -10,6 +10,7 @@ from dynamics.observe.directions import random_direction
 from dynamics.observe.eigenvalues import eigenvalues, hessian_eigenvalues, layer_eigenvalues
 from dynamics.observe.functional_dimension import FunctionalDimension, functional_dimension
 from dynamics.observe.gradients import breakpoints, layer_gradients
+from dynamics.observe.jacobian import jacobian
 from dynamics.observe.learning_coefficient import LocalLearningCoefficient, local_learning_coefficient
 from dynamics.observe.loss import accuracy, loss, scores
 from dynamics.observe.matching import weight_matching
@@ -48,6 +49,7 @@ __all__ = [
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",
+    "jacobian",
     "joined",
     "layer_densities",
     "layer_eigenvalues",
