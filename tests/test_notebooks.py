@@ -23,10 +23,6 @@ def pictures(notebook):
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-def test_there_are_nine():
-    assert len(NOTEBOOKS) == 9
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_notebook_tells_its_story(path):
     nbformat = pytest.importorskip("nbformat", reason="needs nbformat, of the extra `test`")

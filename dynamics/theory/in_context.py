@@ -186,13 +186,14 @@ def ridge(
     Reference: Raventos, Paul, Chen & Ganguli 2023.
 
     Example:
-        >>> ridge(jnp.eye(2), jnp.array([1.0, 0.0]), 0.5).tolist()
+        >>> ridge(jnp.eye(2), jnp.array([1.0, 0.0]), 0.5).round(4).tolist()
         [0.5, 0.0]
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     d = x.shape[-1]
     gram = jnp.swapaxes(x, -1, -2) @ x + d * jnp.asarray(noise) * jnp.eye(d, dtype=x.dtype)
-    return jnp.linalg.solve(gram, jnp.einsum("...nd,...n->...d", x, y)[..., None])[..., 0]
+    factor = jax.scipy.linalg.cho_factor(gram)
+    return jax.scipy.linalg.cho_solve(factor, jnp.einsum("...nd,...n->...d", x, y)[..., None])[..., 0]
 
 
 def _pair(R, covariance) -> tuple[Array, Array]:
