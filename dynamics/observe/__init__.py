@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from dynamics import statistics
 from dynamics.observe.cka import cka
+from dynamics.observe.coherence import coherence
 from dynamics.observe.compose import joined, prefixed, since_start
 from dynamics.observe.density import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
 from dynamics.observe.directions import random_direction
@@ -40,6 +41,7 @@ __all__ = [
     "batch_sharpness",
     "breakpoints",
     "cka",
+    "coherence",
     "density",
     "eigenvalues",
     "end_to_end",
