@@ -8,6 +8,7 @@ from dynamics.evolve.flow import gradient_flow, ode
 from dynamics.evolve.kernel_descent import KernelDescentState, kernel_descent
 from dynamics.evolve.lane import Lane, LaneState
 from dynamics.evolve.linearized import LinearizedState, linearized
+from dynamics.evolve.mirror import mirror
 from dynamics.evolve.outcome import OutcomeMap, outcome_map
 from dynamics.evolve.simulate import Carry, every, log_steps, simulate
 from dynamics.evolve.study import Drawn, study
@@ -38,6 +39,7 @@ __all__ = [
     "linearized",
     "log_steps",
     "minibatch",
+    "mirror",
     "ode",
     "outcome_map",
     "simulate",

@@ -10,6 +10,7 @@ from dynamics.observe.density import density, gauss_newton_density, hessian_dens
 from dynamics.observe.directions import random_direction
 from dynamics.observe.eigenvalues import eigenvalues, hessian_eigenvalues, layer_eigenvalues
 from dynamics.observe.functional_dimension import FunctionalDimension, functional_dimension
+from dynamics.observe.geometry import dual_gaussianity, dual_norms
 from dynamics.observe.gradients import breakpoints, layer_gradients
 from dynamics.observe.jacobian import jacobian
 from dynamics.observe.learning_coefficient import LocalLearningCoefficient, local_learning_coefficient
@@ -43,6 +44,8 @@ __all__ = [
     "cka",
     "coherence",
     "density",
+    "dual_gaussianity",
+    "dual_norms",
     "eigenvalues",
     "end_to_end",
     "functional_dimension",
