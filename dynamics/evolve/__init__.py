@@ -9,6 +9,14 @@ from dynamics.evolve.kernel_descent import KernelDescentState, kernel_descent
 from dynamics.evolve.lane import Lane, LaneState
 from dynamics.evolve.linearized import LinearizedState, linearized
 from dynamics.evolve.outcome import OutcomeMap, outcome_map
+from dynamics.evolve.over_tasks import TasksState, over_tasks, task_readings
+from dynamics.evolve.plasticity import (
+    ContinualBackpropState,
+    HiddenState,
+    ShrinkAndPerturbState,
+    continual_backprop,
+    shrink_and_perturb,
+)
 from dynamics.evolve.simulate import Carry, every, log_steps, simulate
 from dynamics.evolve.study import Drawn, study
 from dynamics.types import gone
@@ -17,16 +25,21 @@ __all__ = [
     "Carry",
     "CentralStart",
     "CentralState",
+    "ContinualBackpropState",
     "DescentState",
     "Drawn",
+    "HiddenState",
     "KernelDescentState",
     "Lane",
     "LaneState",
     "LinearizedState",
     "OutcomeMap",
+    "ShrinkAndPerturbState",
+    "TasksState",
     "adam",
     "adaptive_central_flow",
     "central_flow",
+    "continual_backprop",
     "descent",
     "every",
     "gradient_descent",
@@ -37,8 +50,11 @@ __all__ = [
     "minibatch",
     "ode",
     "outcome_map",
+    "over_tasks",
+    "shrink_and_perturb",
     "simulate",
     "study",
+    "task_readings",
     "training_batch",
 ]
 
