@@ -16,6 +16,9 @@ from dynamics.observe.compose import joined, prefixed
 from dynamics.program.lanes_last import lanes_last
 from dynamics.types import Array, Dynamics, Observable, PyTree, Stream, View, scalar
 
+READ = 1000
+"""Steps of an online task whose samples observables see."""
+
 
 class TasksState(NamedTuple):
     """State of ``over_tasks``.
@@ -51,11 +54,11 @@ def over_tasks(
     reads of the last task
 
     - ``online_error``, the mean of ``error`` over the task's steps, each before the update on the same batch;
-    - ``end_error``, ``error`` after the last step, on all of the task's samples;
+    - ``end_error``, ``error`` on the task after its last step (of an online stream, with ``forgetting``);
     - ``time_to_fit``, with ``fit``: updates until ``error <= fit``, NaN where that is never reached;
     - ``forgetting``, if asked for: how far ``error`` on the task before has risen, NaN in the first task;
-    - what the observables ``before`` and ``after`` read at the task's start and end on all of its samples, as
-      ``before_<name>`` and ``after_<name>``.
+    - what the observables ``before`` and ``after`` read at the task's start and end, on its samples (of an online
+      stream on those of its first 1000 steps), as ``before_<name>`` and ``after_<name>``.
 
     Lanes (``study``, ``jax.vmap``) of a small network run with their axis last: 30 networks of 20-5-1 at batch size 1
     take some microseconds a step, where mapping single steps takes a millisecond.
@@ -128,7 +131,8 @@ class _Training:
             for name, given in (("before", before), ("after", after))
         )
         self.fit, self.leave, self.forgetting = fit, leave, forgetting
-        self.error, self.loop = error, lanes_last(self._until_fit if leave else self._all_steps)
+        self.error, self.loop = error, self._until_fit if leave else self._all_steps
+        self.task = lanes_last(self._task)
 
     def dynamics(self) -> Dynamics:
         inner = self.inner
@@ -142,17 +146,21 @@ class _Training:
         )  # fmt: skip
 
     def init(self, params) -> TasksState:
-        zero = jnp.zeros((), jnp.int32)
-        state, data, key = self.inner.init(params), self.stream.data(zero), jax.random.key(0)
-        views = self._view(state, data, zero, key)
-        memory = self.before.init(views), self.after.init(views)
+        zero, key, state = jnp.zeros((), jnp.int32), jax.random.key(0), self.inner.init(params)
+
+        def memories(state):
+            view = self._view(state, self.stream.data(zero), zero, key)
+            return self.before.init(view), self.after.init(view)
+
+        memory = jax.eval_shape(memories, state)
+        memory = jax.jit(memories)(state) if jax.tree.leaves(memory) else memory
         shapes = jax.eval_shape(partial(self._task, zero), key, state, memory, jnp.zeros(()))[2]
         nothing = jax.tree.map(lambda one: jnp.full(one.shape, jnp.nan, one.dtype), shapes)
         return TasksState(state, memory, zero, nothing)
 
     def step(self, key, state: TasksState, data) -> TasksState:
-        last = state.readings["end_error"]
-        inner, memory, readings = self._task(state.step, key, state.state, state.memory, last)
+        last = state.readings.get("end_error", jnp.zeros(()))
+        inner, memory, readings = self.task(state.step, key, state.state, state.memory, last)
         return TasksState(inner, memory, state.step + 1, readings)
 
     def _task(self, task, key, state, memory, last_error):
@@ -160,16 +168,14 @@ class _Training:
         first, before = self.before.update(memory[0], self._view(state, data, task, key))
         state, (online, time) = self.loop(key, state, data)
         second, after = self.after.update(memory[1], self._view(state, data, task, key))
-        end = self._error(state, self._whole(data))
-        readings = {"online_error": online, "end_error": end}
+        readings = {"online_error": online}
         if self.fit is not None:
-            late = end <= self.fit if self.stream.steps is None else False
-            readings["time_to_fit"] = jnp.where(jnp.isnan(time) & late, self.steps, time)
+            readings["time_to_fit"] = time
+        if self.forgetting or self.stream.steps is None:
+            readings["end_error"] = self._error_of_all(state, data)
         if self.forgetting:
-            previous = self._error(state, self._whole(self.stream.data(jnp.maximum(task - 1, 0))))
+            previous = self._error_of_all(state, self.stream.data(jnp.maximum(task - 1, 0)))
             readings["forgetting"] = jnp.where(task > 0, previous - last_error, jnp.nan)
-        if taken := sorted(readings.keys() & {**before, **after}.keys()):
-            raise ValueError(f"reading: got the name {taken[0]!r}; allowed: any other")
         readings |= {name: _floating(value) for name, value in {**before, **after}.items()}
         return state, (first, second), readings
 
@@ -188,6 +194,8 @@ class _Training:
         start = (state, *self._nothing(state, data))
         rows = jnp.arange(self.steps), None if self.stream.steps is None else data
         (state, total, time), _ = jax.lax.scan(one, start, rows)
+        if self.fit is not None and self.stream.steps is None:
+            time = jnp.where(jnp.isnan(time) & (self._error(state, training_part(data)) <= self.fit), self.steps, time)
         return state, (total / self.steps, time)
 
     def _until_fit(self, key, state, data):
@@ -222,17 +230,29 @@ class _Training:
             raise TypeError("error: got none, for a dynamics without an objective; allowed: (params, batch) -> scalar")
         return objective._replace(penalty=None)(params, batch)
 
-    def _whole(self, data):
-        """All samples of a task as one batch."""
+    def _error_of_all(self, state, data) -> Array:
+        """``error`` on a task; of an online stream the mean over its steps' batches."""
+        batches = training_part(data)
+        if self.stream.steps is None:
+            return self._error(state, batches)
+
+        def add(total, batch):
+            return total + self._error(state, batch), None
+
+        kind = jax.eval_shape(self._error, state, jax.tree.map(lambda leaf: leaf[0], batches)).dtype
+        return jax.lax.scan(add, jnp.zeros((), kind), batches)[0] / self.steps
+
+    def _seen(self, data):
+        """What observables read: a task, or the first samples of an online one as one batch."""
         batch = training_part(data)
         if self.stream.steps is None:
             return batch
-        return jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, *leaf.shape[2:])), batch)
+        return jax.tree.map(lambda leaf: jnp.reshape(leaf[:READ], (-1, *leaf.shape[2:])), batch)
 
     def _view(self, state, data, task, key) -> View:
         own = jax.random.fold_in(key, 2**31 - 1)
         view = View(None, None, state=state, step=task, key=own, data=data, reading=task)
-        return of_state(self.inner, view, self._whole(data))
+        return of_state(self.inner, view, self._seen(data))
 
 
 def _floating(value: Any) -> Array:

@@ -146,7 +146,7 @@ def continual_backprop(
     Cost: one forward pass, which the compiler shares with the loss, and of a step that replaces, new weights.
 
     Reference: Dohare et al. 2024, 'Loss of plasticity in deep continual learning', algorithm 1; utility as in their
-    code's 'adaptable contribution'.
+    code's 'adaptable contribution', but with w and v from before the step, as h is.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -185,8 +185,7 @@ def continual_backprop(
             raise ValueError(f"features: got shapes {shapes}; allowed: {wanted}, hidden layers in order")
         updates, kept = inner.update(updates, state.inner, params, batch=batch, **extra)
         chain = dense_chain(params, layers)
-        new = optax.apply_updates(params, updates)
-        sizes = [_sizes(new, *pair) for pair in itertools.pairwise(chain)]
+        sizes = [_sizes(params, *pair) for pair in itertools.pairwise(chain)]
         hidden = tuple(
             _measured(one, h, size, rate, decay, maturity) for one, h, size in zip(state.hidden, found, sizes)
         )

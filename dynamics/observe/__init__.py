@@ -25,6 +25,7 @@ from dynamics.observe.sharpness import (
     top_eigenvalue,
 )
 from dynamics.observe.slice import Slice, slice
+from dynamics.observe.units import dead_units
 from dynamics.observe.watch import Watch, watch
 from dynamics.types import gone
 
@@ -39,6 +40,7 @@ __all__ = [
     "batch_sharpness",
     "breakpoints",
     "cka",
+    "dead_units",
     "density",
     "eigenvalues",
     "end_to_end",

@@ -8,6 +8,7 @@ time, and a branch computes both its sides at every step. Here each equation of 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,15 +18,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import eval_jaxpr
 from jax.custom_batching import custom_vmap
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from dynamics.program import jaxpr
 from dynamics.program.sample_axis_rules import MAPPED
 from dynamics.types import Array
 
-SMALL = 4096
-"""Multiplications of a product, at most: a program with a larger one is left to ``jax.vmap``, whose products are then
-the faster ones."""
+FEW = 8
+"""Smallest size of a product (rows, columns, terms of a sum), at most, for which it is a multiply-and-sum: a larger one
+reads each number so often that a matrix product is the faster, and its lanes must lead."""
 SAME_PARAMETERS = {"cumsum", "cumprod", "cummax", "cummin", "reduce_sum", "reduce_max", "reduce_min", "reduce_prod"}
 SAME_PARAMETERS |= {"reduce_and", "reduce_or", "argmax", "argmin", "rev"}
 """Operations along numbered axes, which a further axis behind them does not concern."""
@@ -42,8 +43,8 @@ def lanes_last(function: Callable[..., Any]) -> Callable[..., Any]:
             It has no derivative.
 
     Returns:
-        A function of the same arguments. Programs with a product of more than ``SMALL`` multiplications, for which
-        this layout is the slower one, are mapped as usual.
+        A function of the same arguments. Programs whose loops hold matrix products of more than ``FEW`` rows, columns
+        and terms, or convolutions, are mapped as usual: for them this layout is the slower one.
     """
 
     def call(*arguments):
@@ -63,7 +64,7 @@ def lanes_last(function: Callable[..., Any]) -> Callable[..., Any]:
 
         @mapped.def_vmap
         def rule(lanes, batched, *values):
-            if largest_product(known) > SMALL:
+            if multiplies_matrices(known):
                 out = jax.vmap(plain, [0 if own else None for own in batched])(*values)
                 return out, [True] * len(out)
             held = [
@@ -77,19 +78,25 @@ def lanes_last(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def largest_product(program: ClosedJaxpr) -> int:
-    """Multiplications of its largest product or convolution (which counts as boundless), inner programs included."""
-    found = 0
+def multiplies_matrices(program: ClosedJaxpr, within: bool = False) -> bool:
+    """Whether a loop of the program (or the program, ``within`` one) holds a convolution or a product of matrices."""
     for equation in program.jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            return 2**62
-        if equation.primitive.name == "dot_general":
-            (_, contract), _ = equation.params["dimension_numbers"]
-            inner = math.prod(jaxpr.shape(equation.invars[1])[axis] for axis in contract)
-            found = max(found, inner * math.prod(jaxpr.shape(equation.outvars[0])))
-        for parameter in equation.params.values():
-            found = max([found, *map(largest_product, jaxpr.bodies(parameter))])
-    return found
+        name = equation.primitive.name
+        if within and (name == "conv_general_dilated" or (name == "dot_general" and smallest_size(equation) > FEW)):
+            return True
+        inside = within or name in ("scan", "while")
+        if any(multiplies_matrices(body, inside) for held in equation.params.values() for body in jaxpr.bodies(held)):
+            return True
+    return False
+
+
+def smallest_size(product: JaxprEqn) -> int:
+    """The least of rows, columns and terms of a product."""
+    (contract, _), (batch, _) = product.params["dimension_numbers"]
+    left, out = (jaxpr.shape(atom) for atom in (product.invars[0], product.outvars[0]))
+    terms, batches = (math.prod(left[axis] for axis in axes) for axes in (contract, batch))
+    rows = math.prod(left) // max(terms * batches, 1)
+    return min(terms, rows, math.prod(out) // max(rows * batches, 1))
 
 
 def evaluate(program: ClosedJaxpr, values: Sequence[Held], lanes: int) -> list[Held]:
@@ -101,9 +108,30 @@ def evaluate(program: ClosedJaxpr, values: Sequence[Held], lanes: int) -> list[H
     def read(atom) -> Held:
         return (atom.val, False) if isinstance(atom, Literal) else env[atom]
 
+    turned = transposed_products(body)
     for equation in body.eqns:
-        env.update(zip(equation.outvars, step(equation, [read(atom) for atom in equation.invars], lanes)))
+        given = [read(atom) for atom in equation.invars]
+        if equation.outvars[0] in turned and any(own for _, own in given):
+            out = dot_general(equation, given, lanes, turned[equation.outvars[0]])
+        elif equation.primitive.name == "transpose" and equation.invars[0] in turned and given[0][1]:
+            out = given
+        else:
+            out = step(equation, given, lanes)
+        env.update(zip(equation.outvars, out))
     return [read(atom) for atom in body.outvars]
+
+
+def transposed_products(body: Jaxpr) -> dict[Any, tuple[int, ...]]:
+    """Products, by their variable, that are only read transposed, as gradients of weights are: they are made so."""
+    uses = Counter(atom for equation in body.eqns for atom in equation.invars if not isinstance(atom, Literal))
+    uses.update(atom for atom in body.outvars if not isinstance(atom, Literal))
+    named = [equation for equation in body.eqns if equation.primitive.name == "dot_general"]
+    products = {equation.outvars[0] for equation in named if smallest_size(equation) <= FEW}
+    return {
+        equation.invars[0]: equation.params["permutation"]
+        for equation in body.eqns
+        if equation.primitive.name == "transpose" and equation.invars[0] in products and uses[equation.invars[0]] == 1
+    }
 
 
 def step(equation: JaxprEqn, values: list[Held], lanes: int) -> list[Held]:
@@ -185,21 +213,24 @@ def dynamic_slice(equation, values, lanes):
     return [(lax.dynamic_slice(operand, at, (*equation.params["slice_sizes"], lanes)), True)]
 
 
-def dot_general(equation, values, lanes):
-    """``sum_k lhs[b, m, 1, k] rhs[b, 1, n, k]``."""
+def dot_general(equation, values, lanes, order=None):
+    """``sum_k lhs[k, b, m, 1] rhs[k, b, 1, n]``, the axes of the result in another ``order`` where one is given."""
+    if smallest_size(equation) > FEW:
+        return None
     contract, batch = equation.params["dimension_numbers"]
     shapes = [jaxpr.shape(atom) for atom in equation.invars]
     free = [[i for i in range(len(s)) if i not in (*c, *b)] for s, c, b in zip(shapes, contract, batch)]
+    summed, ndim = len(contract[0]), len(jaxpr.shape(equation.outvars[0]))
+    order = range(ndim) if order is None else order
     parts = []
     for side, (value, own) in enumerate(values):
-        order = [*contract[side], *batch[side], *free[side]]
-        value = jnp.transpose(value, [*order, len(order)] if own else order)
-        value = value if own else value[..., None]
-        at = len(contract[side]) + len(batch[side]) + (0 if side else len(free[0]))
-        parts.append(jnp.expand_dims(value, tuple(range(at, at + len(free[1 - side])))))
+        axes = [*contract[side], *batch[side], *free[side]]
+        value = jnp.transpose(value, [*axes, len(axes)]) if own else jnp.transpose(value, axes)[..., None]
+        at = summed + len(batch[side]) + (0 if side else len(free[0]))
+        value = jnp.expand_dims(value, tuple(range(at, at + len(free[1 - side]))))
+        parts.append(jnp.transpose(value, [*range(summed), *(summed + i for i in order), summed + ndim]))
     kind = equation.params["preferred_element_type"]
-    product = parts[0] * parts[1]
-    found = jnp.sum(product, tuple(range(len(contract[0]))))
+    found = jnp.sum(parts[0] * parts[1], tuple(range(summed)))
     return [(found if kind is None else found.astype(kind), True)]
 
 

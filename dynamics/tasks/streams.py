@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from dynamics.types import Batch, Data, Stream
 
 MOST_RANDOM_BITS = 12
 """Bits drawn anew at every step, at most: a task's inputs are taken from a table of all of them."""
+
+
+class SlowBits(NamedTuple):
+    """Slowly changing regression.
+
+    Attributes:
+        stream: online, of ``Batch(x [steps, 1, bits], y [steps, 1, 1])``, x in {0, 1}.
+        table: ``task -> Batch`` of all ``2^random`` inputs of a task and their targets, in equal shares of its stream.
+    """
+
+    stream: Stream
+    table: Callable[[Any], Batch]
 
 
 def slow_bits(
@@ -24,7 +36,7 @@ def slow_bits(
     units: int = 100,
     share: float = 0.7,
     flip_one: bool = False,
-) -> Stream:
+) -> SlowBits:
     """Slowly changing regression: inputs of ``slow`` bits that hold for a task, and ``random`` bits drawn at each step.
 
     The target is a sum of ``units`` linear threshold units with weights and biases of +-1, and an output bias: unit j
@@ -39,9 +51,6 @@ def slow_bits(
         share: of the inputs at which a unit fires.
         flip_one: one slow bit, at random, flips from task to task, in place of all being drawn anew.
 
-    Returns:
-        An online ``Stream`` of ``Batch(x [steps, 1, slow + random], y [steps, 1, 1])``, x in {0, 1}.
-
     Raises:
         ValueError: for sizes out of range.
 
@@ -52,7 +61,7 @@ def slow_bits(
 
     Example:
         >>> import jax
-        >>> task = slow_bits(jax.random.key(0), steps=100).data(3)
+        >>> task = slow_bits(jax.random.key(0), steps=100).stream.data(3)
         >>> task.x.shape, task.y.shape, bool((task.x[:, :, :15] == task.x[0, :, :15]).all())
         ((100, 1, 20), (100, 1, 1), True)
     """
@@ -61,7 +70,6 @@ def slow_bits(
         raise ValueError(f"sizes: got {got}; allowed: >= 1, random from 0 to {MOST_RANDOM_BITS}")
     of_target, of_slow, of_steps = jax.random.split(key, 3)
     m = slow + random
-    patterns = jnp.asarray((np.arange(2**random)[:, None] >> np.arange(random)) & 1, float)
 
     def target(x):
         signs = jax.random.rademacher(of_target, ((m + 2) * units + 1,), float)
@@ -70,7 +78,7 @@ def slow_bits(
         fires = x @ w + b > share * (m + 1) - (m - jnp.sum(w, 0) + b) / 2
         return fires.astype(float) @ v[:, None] + last
 
-    def slow_part(task):
+    def held(task):
         if not flip_one:
             return jax.random.bernoulli(jax.random.fold_in(of_slow, task), 0.5, (slow,)).astype(float)
         start, turns = jax.random.split(of_slow)
@@ -81,13 +89,19 @@ def slow_bits(
 
         return jax.lax.fori_loop(0, task, flip, jax.random.bernoulli(start, 0.5, (slow,)).astype(float))
 
-    def data(task) -> Batch:
-        x = jnp.concatenate([jnp.broadcast_to(slow_part(task), (2**random, slow)), patterns], 1)
-        y = target(x)
-        drawn = jax.random.randint(jax.random.fold_in(of_steps, task), (steps,), 0, 2**random)
-        return Batch(x[drawn][:, None], y[drawn][:, None])
+    def inputs(bits, number):
+        drawn = (number[:, None] >> jnp.arange(random)) & 1
+        return jnp.concatenate([jnp.broadcast_to(bits, (len(number), slow)), drawn.astype(float)], 1)
 
-    return Stream(data, steps)
+    def table(task) -> Batch:
+        x = inputs(held(task), jnp.arange(2**random))
+        return Batch(x, target(x))
+
+    def data(task) -> Batch:
+        drawn = jax.random.randint(jax.random.fold_in(of_steps, task), (steps,), 0, 2**random)
+        return Batch(inputs(held(task), drawn)[:, None], table(task).y[drawn][:, None])
+
+    return SlowBits(Stream(data, steps), table)
 
 
 def label_flips(batch: Any) -> Stream:
