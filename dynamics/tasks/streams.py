@@ -90,16 +90,16 @@ def slow_bits(
         return jax.lax.fori_loop(0, task, flip, jax.random.bernoulli(start, 0.5, (slow,)).astype(float))
 
     def inputs(bits, number):
-        drawn = (number[:, None] >> jnp.arange(random)) & 1
-        return jnp.concatenate([jnp.broadcast_to(bits, (len(number), slow)), drawn.astype(float)], 1)
+        drawn = ((number[..., None] >> jnp.arange(random)) & 1).astype(float)
+        return jnp.concatenate([jnp.broadcast_to(bits, (*number.shape, slow)), drawn], -1)
 
     def table(task) -> Batch:
         x = inputs(held(task), jnp.arange(2**random))
         return Batch(x, target(x))
 
     def data(task) -> Batch:
-        drawn = jax.random.randint(jax.random.fold_in(of_steps, task), (steps,), 0, 2**random)
-        return Batch(inputs(held(task), drawn)[:, None], table(task).y[drawn][:, None])
+        drawn = jax.random.randint(jax.random.fold_in(of_steps, task), (steps, 1), 0, 2**random)
+        return Batch(inputs(held(task), drawn), table(task).y[drawn])
 
     return SlowBits(Stream(data, steps), table)
 
