@@ -28,6 +28,7 @@ from dynamics.observe.sharpness import (
     top_eigenvalue,
 )
 from dynamics.observe.slice import Slice, slice
+from dynamics.observe.units import dead_units
 from dynamics.observe.watch import Watch, watch
 from dynamics.types import gone
 
@@ -43,6 +44,7 @@ __all__ = [
     "breakpoints",
     "cka",
     "coherence",
+    "dead_units",
     "density",
     "dual_gaussianity",
     "dual_norms",
