@@ -23,7 +23,7 @@ FLOORS = (
     ("types",),
     ("compiled", "config", "linalg", "losses", "mesh", "program", "statistics", "tasks"),
     ("empirical", "taylor"),
-    ("operators", "preconditioners", "stax"),
+    ("geometry", "operators", "preconditioners", "stax"),
     ("models", "stability"),
     ("interop", "observe"),
     ("evolve", "theory"),

@@ -325,9 +325,12 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
     assert "eta: [0.1, 0.5] -> [0.1, 0.3]" in out
     assert "decay at eta = 0.1: the same bits" in out
     assert "decay: other readings, shapes, axes or steps" in run("compare", root / "toy" / "a", root / "toy" / "c")[1]
-    for name, suffix in (("a", "npz"), ("a", "nc"), ("c", "npz"), ("c", "nc")):
-        assert run("export", root / "toy" / name, tmp_path / f"{name}.{suffix}")[0] == 0
+    for name, suffix in (("a", "npz"), ("a", "nc"), ("c", "npz"), ("c", "csv")):
+        assert run("export", root / "toy" / name, tmp_path / f"{name}.{suffix}", "--trust")[0] == 0
         assert (tmp_path / f"{name}.{suffix}").stat().st_size
+    for name in ("a", "c"):  # a run and a sweep, drawn again from what is stored
+        assert run("figure", root / "toy" / name, tmp_path / "a.png", "--trust") == (0, f"{tmp_path / 'a.png'}\n")
+        assert (tmp_path / "a.png").read_bytes() == (root / "toy" / name / "figure.png").read_bytes()
     assert run("export", root / "toy" / "a", tmp_path / "a.pkl")[0] == 2
     assert run("show", root / "toy" / "broken")[0] == 4
     for name, records in (("a", 1), ("c", 2)):
@@ -351,11 +354,13 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
 
 SHORT = {
     "depth": "--seeds 2 --nets 20 --width 16 --ratio 0.125 0.25 --residual-depth 8",
+    "diffusion": "--seeds 2 --dimension 16 --samples 4 40 --decay 1 --noise 0.1 --network-samples 25 50",
     "edge_of_stability": "--seeds 1 --eta 0.2 --samples 40 --width 8 --depth 1 --steps 60 --record-every 20"
     " --flow-steps 40",
     "grokking": "--seeds 1 --alpha 0.2 0.4 --samples 40 --window 20 --dimension 12 --width 20 --steps 100"
     " --window-steps 50",
     "landscape": "--seeds 2 --data 1 2 --points 64 --coarse 16 --levels 2 --steps 60",
+    "representation": "--seeds 2 --states 6 --features 2 --steps 20 --heads 4 8 --head-seeds 2 --times 1 2",
     "rich_lazy": "--seeds 2 --alpha 0.1 1 10 --width 16 32 --steps 50",
 }
 

@@ -31,7 +31,7 @@ from dynamics.tools.command import COMMANDS as TOOLS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 RUN_ELSEWHERE = "porting.md"  # by test_porting.py
-EXECUTED = [ROOT / "README.md", ROOT / "docs" / "first-steps.md"]  # whose commands run for real
+WITH_COMMANDS = [ROOT / "README.md", ROOT / "docs" / "first-steps.md"]  # whose commands run for real
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -131,7 +131,7 @@ def test_install_names_every_extra():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
 def test_commands_run(page, tmp_path, monkeypatch):
     """Every ``dynamics ...`` line, for real, and the blocks that read what it left; ``make`` and ``pip`` aside."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

@@ -19,9 +19,14 @@ from typing import Any
 from dynamics.runs.command.discover import Entry, gallery
 from dynamics.runs.durable.errors import HOLDS, BadInput, Damaged
 from dynamics.runs.durable.files import json_text, read_json, write_bytes
+from dynamics.runs.machine import REFERENCE, here, matmul_rate
 
 OPEN, CLOSE = "<!-- gallery -->", "<!-- /gallery -->"
 FIGURE_BYTES = 60_000  # of one figure in the repository
+TIMES = (
+    f"Times are of the quick presets on two cores that do {REFERENCE:.0f} GFLOP/s in a float32 product of 1024 rows; "
+    "`dynamics experiments` scales them to your machine."
+)
 
 
 def show_gallery(package: str, argv: list[str], start: str) -> int:
@@ -40,7 +45,14 @@ def show_gallery(package: str, argv: list[str], start: str) -> int:
     if argv == ["--json"]:
         print(json_text([entry._asdict() for entry in entries]), end="")
         return HOLDS
-    print(f"{len(entries)} experiments, with the time of their quick presets on two CPU cores.")
+    rate = matmul_rate()
+    entries = [
+        entry if entry.seconds is None else entry._replace(seconds=here(entry.seconds, rate)) for entry in entries
+    ]
+    print(
+        f"{len(entries)} experiments. The time of their quick presets is scaled to this machine as it is now:\n"
+        f"{rate:.0f} GFLOP/s in a float32 product of 1024 rows, {REFERENCE:.0f} where it was measured."
+    )
     print(f"{start}FAMILY.PAPER runs one, {start}FAMILY its flagship (*); --help has more.")
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(listing(entries, columns)))
@@ -84,7 +96,12 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
         >>> print(table([entry], {"toy.decay": {"held": 3, "tested": 4, "rejected": 5, "rivals": 6}}).splitlines()[-1])
         | **`toy.decay`** | Decay of modes | Doe 2020 | 3 of 4 | 5 of 6 | 5 s |
     """
-    lines = ["| experiment | what it shows | paper | claims held | rivals rejected | time |", "|---" * 6 + "|"]
+    lines = [
+        TIMES,
+        "",
+        "| experiment | what it shows | paper | claims held | rivals rejected | time |",
+        "|---" * 6 + "|",
+    ]
     for entry in entries:
         name = f"**`{entry.experiment}`**" if entry.flagship else f"`{entry.experiment}`"
         found = results.get(entry.experiment)

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ class Swept(NamedTuple):
         loaded = {cell: load(folders[cell]) for cell in range(count) if cell not in failed}
         if not loaded:
             raise RuntimeError(f"all {count} cells failed, the first with: {next(iter(failed.values()))}")
-        result = Result(self, loaded, failed, _records(loaded, self.values))
+        result = self._result(loaded, failed)
         for label, record in result.records.items():
             header = {
                 "axes": [[name, plain(held)] for name, held in record.axes.items()],
@@ -73,6 +74,18 @@ class Swept(NamedTuple):
             run.store(run.enter(label), header, record)
             run.diverged(label, _diverged(loaded, label, count))
         return result
+
+    def stored(self, path: Path) -> Result:
+        """The cells of the finished sweep at ``path``, as they lie there."""
+        count = math.prod(len(held) for held in self.values.values())
+        found = {cell: load(path / "cells" / f"{cell:06d}") for cell in range(count)}
+        over = {cell: cell_run for cell, cell_run in found.items() if cell_run.status in ("finished", "diverged")}
+        if not over:
+            raise Unusable(f"{path}: none of its {count} cells ran to its end")
+        return self._result(over, {cell: f"is {run.status}" for cell, run in found.items() if cell not in over})
+
+    def _result(self, cells: dict[int, LoadedRun], failed: dict[int, str]) -> Result:
+        return Result(self, cells, failed, _records(cells, self.values))
 
     def _cell(self, cell: int, part: Directory) -> str:
         """Runs a cell to its end in its own directory; returns what went wrong, or nothing."""
