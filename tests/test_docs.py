@@ -20,6 +20,9 @@ from conftest import users_environment
 from jaxtyping import TypeCheckError
 
 import dynamics
+from dynamics.evolve import ode
+from dynamics.runs import open_run
+from dynamics.runs.command.folder import run_main
 from dynamics.theory.deep_linear import lambda_balanced
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
 
@@ -45,8 +48,13 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != RUN_ELSEWHERE], ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """Blocks of a page share one namespace; ``file=NAME`` blocks become files; ``python NAME ...`` lines run them."""
+    """Blocks of a page share one namespace; ``file=NAME`` blocks become files; ``python NAME ...`` lines run them.
+
+    So do ``python -m dynamics.runs`` lines on a run that an earlier line has left. Of README's flagship there is a run.
+    """
     monkeypatch.chdir(tmp_path)
+    if page.name == "README.md":
+        a_flagship(tmp_path / "runs" / "grokking.lazy_to_rich" / "first")
     monkeypatch.syspath_prepend(tmp_path)
     namespace = {"__name__": page.stem}
     for language, options, body, line in blocks(page):
@@ -59,6 +67,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         elif language == "console":
             for command in body.splitlines():
                 run_own_file(command, tmp_path)
+                run_on_own_run(command, tmp_path)
 
 
 def run_own_file(command, folder):
@@ -70,6 +79,24 @@ def run_own_file(command, folder):
         [sys.executable, *words[1:]], cwd=folder, env=users_environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def run_on_own_run(command, folder):
+    """Runs ``python -m dynamics.runs COMMAND RUN ...`` where there is such a run."""
+    words = command.partition("#")[0].split()
+    if words[:3] == ["python", "-m", "dynamics.runs"] and len(words) > 4 and (folder / words[4]).is_dir():
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert run_main(words[3:]) == 0, command
+
+
+def a_flagship(path):
+    """A run with the records of the flagship, of two lanes."""
+    with open_run(path, {}) as run:
+        run.study(
+            {"alpha": [0.1, 0.2], "seed": range(2)}, draw=lambda lane: jnp.ones(()),
+            make=lambda lane: ode(lambda x, data: -lane.alpha * x, 0.1),
+            read=[lambda x, data: {"test_loss": x}], data=(), steps=2, label="network",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", modules())

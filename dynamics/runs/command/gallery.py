@@ -18,6 +18,7 @@ from typing import Any
 from dynamics.runs.command.discover import Entry, gallery
 from dynamics.runs.durable.errors import HOLDS, BadInput, Damaged
 from dynamics.runs.durable.files import json_text, read_json, write_bytes
+from dynamics.runs.report.claim_words import counted
 
 OPEN, CLOSE = "<!-- gallery -->", "<!-- /gallery -->"
 
@@ -71,7 +72,8 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
     Args:
         entries: what ``discover.gallery`` finds.
         results: ``{experiment: {"held", "tested", "rejected", "rivals", ...}}``, the claims that held of those tested
-            in the quick preset, and the rivals rejected of those that claims name; an identity counts as no claim.
+            in the quick preset (``unreached`` of them within it), and the rivals rejected of those that claims name; an
+            identity counts as no claim.
 
     Example:
         >>> entry = Entry("experiments.toy.decay", "Decay of modes (Doe 2020)", 5, True, "Doe 2020, 'On decay'")
@@ -83,6 +85,7 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
         name = f"**`{entry.experiment}`**" if entry.flagship else f"`{entry.experiment}`"
         found = results.get(entry.experiment)
         held = f"{found['held']} of {found['tested']}" if found else "not run yet"
+        held += f", {found['unreached']} not reached" if found and found.get("unreached") else ""
         rejected = f"{found['rejected']} of {found['rivals']}" if found and found.get("rivals") else "–"
         title = re.sub(r"\s*\([^()]*\d{4}[^()]*\)\s*$", "", entry.title)
         papers = "; ".join(part.split(", '")[0].strip() for part in entry.source.split(";"))
@@ -115,12 +118,14 @@ def verdicts(root: Path) -> dict[str, dict[str, Any]]:
         flags = [word for word in about.get("command", [])[3:] if word.startswith("--")]
         if about.get("preset") != "quick" or set(flags) - {"--out", "--name", "--quiet", "--json", "--x64"}:
             continue
-        claims = [claim for claim in claims if claim["holds"] is not None]
         claims = [claim for claim in claims if not claim.get("source", "").startswith("identity")]
+        count = counted(claims)
+        claims = [claim for claim in claims if claim["holds"] is not None]
         rivals = sum(len(claim.get("rivals", ())) for claim in claims)
         found = {
-            "held": sum(claim["holds"] for claim in claims),
-            "tested": len(claims),
+            "held": count["holds"],
+            "tested": len(claims) + count["unreached"],
+            **({"unreached": count["unreached"]} if count["unreached"] else {}),
             "rejected": rivals - sum(len(claim.get("standing", ())) for claim in claims),
             "rivals": rivals,
             "seconds": about.get("seconds"),
