@@ -17,6 +17,7 @@ _MODULES = {
         "config",
         "empirical",
         "evolve",
+        "geometry",
         "interop",
         "linalg",
         "losses",

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynamics.extras import missing
+
 RESERVED = ("step", "time", "cell")
 """Names that no reading and no axis may have: the coordinates of records."""
 
@@ -126,7 +128,7 @@ class Record(NamedTuple):
         try:
             import xarray
         except ImportError as error:
-            raise ImportError("Record.to_dataset needs xarray: pip install 'dynamics[xarray]'") from error
+            raise missing("Record.to_dataset", "xarray", "xarray") from error
 
         def labelled(name: str, value: Any) -> tuple[tuple[str, ...], np.ndarray]:
             array, known = np.asarray(value), ("step", *self.axes)
@@ -158,7 +160,7 @@ class Record(NamedTuple):
         try:
             import pandas
         except ImportError as error:
-            raise ImportError("Record.to_frame needs pandas: pip install 'dynamics[xarray]'") from error
+            raise missing("Record.to_frame", "pandas", "xarray") from error
         step = np.asarray(self.step)
         shape = (len(step), *(len(values) for values in self.axes.values()))
 

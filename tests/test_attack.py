@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dynamics.runs.report.export import export
 
 from dynamics.evolve import ode, simulate
 from dynamics.runs import BadInput, RunError, cli, load, open_run, phase_diagram, write_index, write_report
 from dynamics.runs.command.folder import run_main
 from dynamics.runs.durable.files import pack
 from dynamics.runs.durable.journal import Journal, entry_digest, header_text, root
+from dynamics.runs.command.export import export
 from dynamics.runs.trackers import Tracker, log_record
 from dynamics.types import Record
 
@@ -410,9 +410,14 @@ def test_the_line_that_resumes_can_be_pasted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment, "execute", stop)
     monkeypatch.setattr(experiment, "set_up_jax", lambda *given: None)
+    monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "-X", "dev", TOY, "--more"])
+    monkeypatch.setattr("sys.argv", [TOY, "--more"])
     code, _, errors = said("--out", "my runs", "--name", "a", "--x64", "--device", "cpu:0")
     line = errors.splitlines()[-1]
-    assert (code, line) == (3, f"resume with: python {TOY} --out 'my runs' --name a --resume --x64 --device cpu:0")
+    assert (code, line) == (
+        3,
+        f"resume with: .venv/bin/python -X dev {TOY} --out 'my runs' --name a --resume --x64 --device cpu:0",
+    )
 
 
 def test_a_tracker_and_a_log_of_nonsense(tmp_path):

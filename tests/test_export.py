@@ -127,7 +127,7 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(run, tmp_path, capsys
     assert "allowed: a file that ends in .csv" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "xarray", None)
     assert run_main(["export", str(run), str(tmp_path / "b.nc")]) == 2
-    assert "pip install 'dynamics[xarray]'" in capsys.readouterr().err
+    assert "pip install -e '.[xarray]'" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.nc"]
 
 

@@ -1,4 +1,4 @@
-"""``python -m dynamics.runs COMMAND``: looks after a folder of runs. Each command loads what it needs, and no more."""
+"""``dynamics runs COMMAND``: looks after a folder of runs. Each command loads what it needs, and no more."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COMMANDS = {
     "work": ("sweep.worker:work", "take up the open parts of a run, beside it and other workers", ["path"]),
     "completion": (
         "command.completion:print_script",
-        "print a shell's completion of `python -m experiments`",
+        "print a shell's completion of `dynamics`",
         ["shell"],
     ),
 }
@@ -65,9 +65,9 @@ FLAGS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
 }
 
 
-def main(argv: list[str]) -> int:
-    """``python -m dynamics.runs COMMAND``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dynamics.runs", description="Look after a folder of runs.")
+def main(argv: list[str], prog: str = "python -m dynamics.runs") -> int:
+    """``dynamics runs COMMAND``; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=prog, description="Look after a folder of runs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, text, arguments) in COMMANDS.items():
         made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynamics.evolve.merge import merged
+from dynamics.extras import MissingExtra
 from dynamics.runs.durable.directory import Directory
 from dynamics.runs.durable.errors import RunError, Unusable
 from dynamics.runs.durable.files import plain
@@ -92,7 +93,7 @@ class Swept(NamedTuple):
             return ""
         try:
             run_to_the_end(self.module, cell_config(self.config, self.values, cell), part)
-        except RunError:
+        except (MissingExtra, RunError):
             raise
         except Exception as error:
             sentence = f"{type(error).__name__}: {error}"
