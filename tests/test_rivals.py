@@ -28,7 +28,6 @@ def test_a_wrong_theory_is_noticed(entry):
     found = {claim.name: claim for claim in experiment.claims(result)}
     evidence = [claim for claim in found.values() if claim.holds is not None and not claim.identity]
     assert not [claim.name for claim in evidence if not claim.rivals]
-    assert not [claim.name for claim in found.values() if claim.unreached is not None]
     right = {claim.name for claim in evidence if claim.holds}
     assert right
     tried = 0
