@@ -135,7 +135,7 @@ def rising_claims(record: Record, over, source: str) -> list[Claim]:
     if not until.any(0).all():
         return [Claim.not_applicable(name, source, "a run starts above 2/eta")]
     if not after.any(0).all():
-        return [Claim.not_reached(name, source, record.step[-1], "a run ends before it reaches 2/eta")]
+        return [Claim.not_reached(name, source, int(record.step[-1]), "a run ends before it reaches 2/eta")]
     later, earlier = ((rises & rows).sum(0) / rows.sum(0) for rows in (after, until))
     return [Claim.at_least(name, source, later.mean(0), 0.05, rivals={"before": earlier.mean(0)})]
 

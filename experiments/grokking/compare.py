@@ -222,7 +222,7 @@ def claims(result: Result) -> list[Claim]:
         reached = np.array([np.isfinite(times(found, record)).all() for record in records])
         ended = [record.values[f"{part}_{found.measure}"][-1] for record in records for part in ("train", "test")]
         if not reached.any() and result.config.pace < 1 and np.isfinite(ended).all():
-            note, last = "no setting generalises within these steps", max(record.step[-1] for record in records)
+            note, last = "no setting generalises within these steps", max(int(record.step[-1]) for record in records)
             out.append(Claim.not_reached(f"{found.title}: delay and what moves", source, last, note))
             continue
         delays = np.array([ratio(times(found, record)) for record in records])
