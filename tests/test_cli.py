@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from dynamics.runs.command.folder import run_main
 from dynamics.runs.command.gallery import listing
 from dynamics.runs.durable.lock import Lock
 from dynamics.runs.durable.run import default_name
+from dynamics.runs.report.listing import listed
 from dynamics.runs.sweep import specs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -193,6 +195,23 @@ def test_a_failing_claim_exits_5_and_an_error_1(command, tmp_path):
     with pytest.raises(RuntimeError, match="as asked"):
         cli.main(TOY, ["--fail", "run", "--name", "broken", "--quiet"])
     assert load(tmp_path / "runs" / "toy" / "broken").status == "failed"
+
+
+def test_a_claim_that_was_not_reached_exits_6_and_is_said(command, tmp_path):
+    code, out, _ = command("--fail", "late", "--name", "a")
+    assert code == 6
+    assert re.search(r"^not reached  time to fall +not by step 20", out, re.MULTILINE)
+    assert "… 2 of 3 claims hold, 1 not reached; finished" in out
+    assert "… 2 of 3 claims hold, 1 not reached; already finished" in command("--fail", "late", "--name", "a")[1]
+    run = tmp_path / "runs" / "toy" / "a"
+    assert [claim["unreached"] for claim in json.loads((run / "claims.json").read_text())] == [None, None, 20, None]
+    assert [claim.unreached for claim in load(run).claims] == [None, None, 20, None]
+    assert "… not reached by step 20" in (run / "report.html").read_text()
+    assert [row.verdict for row in listed(tmp_path / "runs")] == ["2/3 hold, 1 not reached"]
+    code, out, _ = command("--fail", "late", "--sweep", "width=2,3", "--name", "b")
+    assert code == 6
+    assert re.search(r"^not reached  time to fall +0 of 2 cells", out, re.MULTILINE)
+    assert load(run.with_name("b")).claims[2].note == "not reached in {'width': 2} and 1 more"
 
 
 def test_other_settings_under_a_name_exit_4_and_resume_takes_the_stored_ones(command):
