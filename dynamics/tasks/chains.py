@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float, PRNGKeyArray, Real, Shaped
 
 from dynamics.types import Array, ArrayLike
@@ -48,7 +49,7 @@ def chain(transition: Real[ArrayLike, "n n"]) -> Chain:
     P = jnp.asarray(transition, jnp.result_type(float, jnp.asarray(transition).dtype))
     if P.ndim != 2 or P.shape[0] != P.shape[1] or not P.size:
         raise ValueError(f"transition: got shape {P.shape}; allowed: [n, n]")
-    concrete = not isinstance(P, jax.core.Tracer)
+    concrete = not isinstance(P, Tracer)
     if concrete:
         off = float(np.max(np.abs(np.sum(P, 1) - 1)))
         if not np.all(P >= 0) or not off <= 100 * len(P) * jnp.finfo(P.dtype).eps:

@@ -246,7 +246,8 @@ def networks(config: Config, study) -> Record:
     def start(key):
         sizes = (1, *[config.width] * LAYERS, 1)
         keys = jax.random.split(key, len(sizes) - 1)
-        return [jax.random.normal(k, (9 * a, b)) * (2 / (9 * a)) ** 0.5 for k, a, b in zip(keys, sizes, sizes[1:])]
+        drawn = [jax.random.normal(k, (9 * a, b)) * (2 / (9 * a)) ** 0.5 for k, a, b in zip(keys, sizes, sizes[1:])]
+        return [*drawn[:-1], 0.1 * drawn[-1]]  # near the identity
 
     def draw(lane):
         train, test = digit_halves(config, lane.seed)
