@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from dynamics import evolve, models, observe, operators, stax
+from dynamics import evolve, geometry, models, observe, operators, stax
 from dynamics.losses import accuracy, half_mse
 from dynamics.statistics import weight_norm
 from dynamics.types import Batch, Objective, View
@@ -47,6 +47,7 @@ ARGUMENTS = {
     "operator": operators.hessian,
     "optimizer": optax.adam(1e-2),
     "outputs": 2,
+    "potential": geometry.signed_entropy(),
     "preactivations": lambda params, x: {"hidden": x * weight_norm(params)},
     "phi": jnp.tanh,
     "prefix": "a",

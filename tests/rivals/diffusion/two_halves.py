@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments.diffusion import two_halves as experiment
+from dynamics.experiments.diffusion import two_halves as experiment
 from rivals import replaced
 
 CONFIG = {
