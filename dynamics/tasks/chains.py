@@ -136,7 +136,7 @@ def value(chain: Chain, reward: Shaped[ArrayLike, " n *k"], discount: Real[Array
         discount: gamma in [0, 1).
 
     Raises:
-        ValueError: for a discount outside.
+        ValueError: for a discount outside, or rewards of another number of states.
 
     Cost: ``2/3 n^3`` FLOPs.
 
@@ -146,8 +146,10 @@ def value(chain: Chain, reward: Shaped[ArrayLike, " n *k"], discount: Real[Array
     """
     if isinstance(discount, (int, float)) and not 0 <= discount < 1:
         raise ValueError(f"discount: got {discount!r}; allowed: 0 <= discount < 1")
-    P = chain.transition
-    return jnp.linalg.solve(jnp.eye(len(P), dtype=P.dtype) - discount * P, jnp.asarray(reward))
+    P, reward = chain.transition, jnp.asarray(reward)
+    if reward.ndim not in (1, 2) or len(reward) != len(P):
+        raise ValueError(f"reward: got shape {reward.shape}; allowed: [{len(P)}] or [{len(P)}, k]")
+    return jnp.linalg.solve(jnp.eye(len(P), dtype=P.dtype) - discount * P, reward)
 
 
 def irreversibility(chain: Chain) -> Float[Array, ""]:
