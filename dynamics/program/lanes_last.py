@@ -102,7 +102,7 @@ def smallest_size(product: JaxprEqn) -> int:
 def evaluate(program: ClosedJaxpr, values: Sequence[Held], lanes: int) -> list[Held]:
     """The program's results at values, of which some have the lanes' axis."""
     body = program.jaxpr
-    env: dict[Any, Held] = {name: (value, False) for name, value in zip(body.constvars, program.consts)}
+    env: dict[Any, Held] = dict(zip(body.constvars, ((value, False) for value in program.consts)))
     env |= dict(zip(body.invars, values))
 
     def read(atom) -> Held:
@@ -111,8 +111,9 @@ def evaluate(program: ClosedJaxpr, values: Sequence[Held], lanes: int) -> list[H
     turned = transposed_products(body)
     for equation in body.eqns:
         given = [read(atom) for atom in equation.invars]
-        if equation.outvars[0] in turned and any(own for _, own in given):
-            out = dot_general(equation, given, lanes, turned[equation.outvars[0]])
+        product = next((turned[name] for name in equation.outvars if name in turned), None)
+        if product is not None and any(own for _, own in given):
+            out = multiply_and_sum(equation, given, product)
         elif equation.primitive.name == "transpose" and equation.invars[0] in turned and given[0][1]:
             out = given
         else:
@@ -213,10 +214,12 @@ def dynamic_slice(equation, values, lanes):
     return [(lax.dynamic_slice(operand, at, (*equation.params["slice_sizes"], lanes)), True)]
 
 
-def dot_general(equation, values, lanes, order=None):
+def dot_general(equation, values, lanes):
+    return None if smallest_size(equation) > FEW else multiply_and_sum(equation, values)
+
+
+def multiply_and_sum(equation: JaxprEqn, values: list[Held], order: Sequence[int] | None = None) -> list[Held]:
     """``sum_k lhs[k, b, m, 1] rhs[k, b, 1, n]``, the axes of the result in another ``order`` where one is given."""
-    if smallest_size(equation) > FEW:
-        return None
     contract, batch = equation.params["dimension_numbers"]
     shapes = [jaxpr.shape(atom) for atom in equation.invars]
     free = [[i for i in range(len(s)) if i not in (*c, *b)] for s, c, b in zip(shapes, contract, batch)]
