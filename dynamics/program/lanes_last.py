@@ -27,6 +27,9 @@ from dynamics.types import Array
 FEW = 8
 """Smallest size of a product (rows, columns, terms of a sum), at most, for which it is a multiply-and-sum: a larger one
 reads each number so often that a matrix product is the faster, and its lanes must lead."""
+BLOCK = 32
+"""Lanes side by side, at most: more leave the cache, and a step of them is divided among threads, which then wait for
+one another at every one."""
 SAME_PARAMETERS = {"cumsum", "cumprod", "cummax", "cummin", "reduce_sum", "reduce_max", "reduce_min", "reduce_prod"}
 SAME_PARAMETERS |= {"reduce_and", "reduce_or", "argmax", "argmin", "rev"}
 """Operations along numbered axes, which a further axis behind them does not concern."""
@@ -67,15 +70,32 @@ def lanes_last(function: Callable[..., Any]) -> Callable[..., Any]:
             if multiplies_matrices(known):
                 out = jax.vmap(plain, [0 if own else None for own in batched])(*values)
                 return out, [True] * len(out)
-            held = [
-                (jnp.moveaxis(value, 0, -1), True) if own else (value, False) for value, own in zip(values, batched)
-            ]
-            out = evaluate(known, held, lanes)
-            return [jnp.moveaxis(v, -1, 0) if own else v for v, own in out], [own for _, own in out]
+            return in_blocks(known, lanes, batched, values)
 
         return jax.tree.unflatten(shape, mapped(*program.consts, *leaves))
 
     return call
+
+
+def in_blocks(program: ClosedJaxpr, lanes: int, batched: Sequence[bool], values: Sequence[Any]):
+    """``(results, whether they lead with the lanes' axis)``, of at most ``BLOCK`` lanes at a time."""
+    blocks = -(-lanes // BLOCK)
+    size = -(-lanes // blocks)
+    flags: list[bool] = []
+
+    def block(rows):
+        left = iter(rows)
+        held = [(jnp.moveaxis(next(left), 0, -1), True) if own else (v, False) for v, own in zip(values, batched)]
+        out = evaluate(program, held, size)
+        flags[:] = [own for _, own in out]
+        return [jnp.moveaxis(v, -1, 0) if own else v for v, own in out]
+
+    rows = [value for value, own in zip(values, batched) if own]
+    if blocks == 1:
+        return block(rows), flags
+    places = jnp.minimum(jnp.arange(blocks * size), lanes - 1).reshape(blocks, size)
+    out = lax.map(block, [value[places] for value in rows])
+    return [v.reshape(-1, *v.shape[2:])[:lanes] if own else v[0] for v, own in zip(out, flags)], flags
 
 
 def multiplies_matrices(program: ClosedJaxpr, within: bool = False) -> bool:
