@@ -374,13 +374,16 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
 SHORT = {
     "depth": "--seeds 2 --nets 20 --width 16 --ratio 0.125 0.25 --residual-depth 8",
     "diffusion": "--seeds 2 --dimension 16 --samples 4 40 --decay 1 --noise 0.1 --network-samples 25 50",
+    "distillation": "--seeds 2 --draws 4 --samples 20 --width 16 --ridge 0.3 3 --steps 40",
     "edge_of_stability": "--seeds 1 --eta 0.2 --samples 40 --width 8 --depth 1 --steps 60 --record-every 20"
     " --flow-steps 40",
     "grokking": "--seeds 1 --alpha 0.2 0.4 --samples 40 --window 20 --dimension 12 --width 20 --steps 100"
     " --window-steps 50",
+    "influence": "--seeds 2 --samples 20 --width 8 16 --steps 10 --draws 4 --images 40 --hidden 8 --time 8",
     "landscape": "--seeds 2 --data 1 2 --points 64 --coarse 16 --levels 2 --steps 60",
     "representation": "--seeds 2 --states 6 --features 2 --steps 20 --heads 4 8 --head-seeds 2 --times 1 2",
     "rich_lazy": "--seeds 2 --alpha 0.1 1 10 --width 16 32 --steps 50",
+    "samples": "--seeds 2 --tasks 2 8 --dim 4 --length 8 --batch 16 --steps 20 --sequences 50",
 }
 
 
