@@ -50,6 +50,7 @@ _NAMES = {
     "Record": "dynamics.types:Record",
     "View": "dynamics.types:View",
     "Drawn": "dynamics.evolve:Drawn",
+    "load": "dynamics.runs:load",
     "simulate": "dynamics.evolve:simulate",
     "study": "dynamics.evolve:study",
     "batch": "dynamics.stax:batch",

@@ -54,7 +54,7 @@ def hessian(
         _, matvec = jax.linearize(gradient(batch), theta)
     elif objective.apply is None:
         parts = _split(batch, batch_size)
-        sound = _mean(objective(params, batch), jax.lax.map(lambda piece: objective(params, piece), parts))
+        sound = checked_mean(objective(params, batch), jax.lax.map(lambda piece: objective(params, piece), parts))
         matvec = _summed(lambda piece: lambda v: sound * jax.jvp(gradient(piece), (theta,), (v,))[1], parts)
     else:
         cut = Passes(objective.f("hessian"), params, merge, theta, batch.x, batch_size)
@@ -201,7 +201,7 @@ def _single_losses(objective: Objective, params: Params, batch: Any, merge, thet
 
     parts = _split(batch, n if batch_size is None else batch_size)
     apart = jax.lax.map(lambda part: losses(theta, part), parts)
-    sound = _mean(objective.loss(params, batch), jnp.ravel(apart))
+    sound = checked_mean(objective.loss(params, batch), jnp.ravel(apart))
     if batch_size is None:
         _, push, pull = linearized(lambda v: losses(v, batch), theta)
         return sound, push, pull
@@ -333,7 +333,7 @@ def is_mean(whole: Array, parts: Array) -> Array:
     return jnp.abs(whole - jnp.mean(parts)) <= jnp.sqrt(jnp.finfo(parts.dtype).eps) * scale
 
 
-def _mean(whole: Array, parts: Array) -> Array:
+def checked_mean(whole: Array, parts: Array) -> Array:
     """1 where L of the batch is the mean over its parts; else an error, or NaN where the values are traced."""
     sound = is_mean(whole, parts)
     if isinstance(sound, Tracer):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dynamics import stax
+from dynamics.empirical import empirical_ntk_fn
 from dynamics.evolve import gradient_descent, simulate
 from dynamics.losses import half_mse
-from dynamics.models import centred, from_equinox, from_flax, frozen, scaled
+from dynamics.models import antisymmetric, centred, from_equinox, from_flax, frozen, scaled
 from dynamics.observe import loss
 from dynamics.types import Batch, Model, Objective, StatefulModel
 
@@ -120,3 +122,19 @@ def test_scale_and_centring(precision, key, batch):
         *(jax.tree.leaves(jax.jacobian(lambda p, f=f: f(p, batch.x))(params)) for f in (zero, large.apply))
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_antisymmetric_model_starts_at_zero_with_the_models_kernel(x64, key):
+    inner = stax.serial(stax.Dense(6), stax.Erf(), stax.Dense(2))
+    model, x = antisymmetric(inner), jax.random.normal(key, (5, 3))
+    _, params = model.init(key, x.shape)
+    np.testing.assert_array_equal(model.apply(params, x), 0)
+    assert model.kernel is inner.kernel
+    ntk, own = empirical_ntk_fn(model.apply), empirical_ntk_fn(inner.apply)
+    np.testing.assert_allclose(ntk(x, None, params), own(x, None, params[0]), rtol=1e-12)
+    # along the descent on random labels the kernel's first derivative vanishes, that of the model alone does not
+    L, batch = Objective(model.apply, half_mse), Batch(x, jax.random.normal(key, (5, 2)))
+    slope = jax.grad(L)(params, batch)
+    _, change = jax.jvp(lambda p: ntk(x, None, p), (params,), (slope,))
+    _, alone = jax.jvp(lambda p: own(x, None, p), (params[0],), (slope[0],))
+    assert float(jnp.abs(change).max()) < 1e-12 < 1e-3 < float(jnp.abs(alone).max())

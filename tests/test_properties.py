@@ -29,7 +29,10 @@ L = Objective(network, half_mse)
 ARGUMENTS = {
     "batch_size": 2,
     "curve": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3),
+    "discount": 0.9,
+    "draw": lambda key, batch: batch,
     "dt": 0.1,
+    "dynamics": evolve.gradient_descent(L, 0.1),
     "field": lambda state, data: jax.tree.map(jnp.negative, state),
     "interval": 1,
     "k": 2,

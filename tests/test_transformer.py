@@ -31,6 +31,7 @@ def test_transformer_is_the_plain_one(x64, key):
     x = jax.random.randint(key, (7, 3), 0, 6)
     assert shape == (-1, 5)
     np.testing.assert_allclose(model.apply(params, x), plain(params, x), rtol=1e-10)
+    np.testing.assert_allclose(model.apply(params, jax.nn.one_hot(x, 6)), plain(params, x), rtol=1e-10)
 
 
 def test_transformer_needs_positions_to_tell_order(x64, key):

@@ -69,7 +69,7 @@ def descent(
         objective: L. With a ``StatefulModel`` in it, this dynamics' ``init`` takes ``(params, model_state)``, which the
             model's ``init`` gives, steps are those of its training mode, with dropout keys from the step's key, and
             what is read along the way is L at the state of that moment.
-        optimizer: any optax transformation.
+        optimizer: any optax transformation; one with extra arguments is given ``batch=``, the step's.
         dt: time per step; give the learning rate where time is to be comparable with gradient flow.
         batch_size: samples a step, drawn anew each step; None for the full batch.
         replace: draw the minibatch with replacement.
@@ -138,8 +138,9 @@ def descent_by(
         (value, model_state), slope = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.model_state, batch, model_key
         )
-        mover = real_view_optimizer(optimizer, state.params)
-        update, opt_state = mover.update(real_view.gradient(slope), state.opt_state, state.params)
+        mover = optax.with_extra_args_support(real_view_optimizer(optimizer, state.params))
+        slope = real_view.gradient(slope)
+        update, opt_state = mover.update(slope, state.opt_state, state.params, batch=batch)
         params = move(state.params, update)
         return DescentState(params, opt_state, model_state, state.step + 1, value.astype(state.loss.dtype))
 

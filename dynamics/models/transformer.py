@@ -37,8 +37,9 @@ def transformer(tokens: int, outputs: int, width: int = 128, heads: int = 4, mlp
         width: d, the residual stream. heads: attention heads, a divisor of d. mlp: hidden units, ``4 d`` by default.
 
     Returns:
-        A ``Model`` on ``TransformerParams``; inputs are int tokens ``[n, length]``, outputs ``[n, outputs]``. Weights
-        start as ``N(0, 1/d)`` (``down`` as ``N(0, 1/mlp)``), biases at zero.
+        A ``Model`` on ``TransformerParams``; inputs are int tokens ``[n, length]``, or vectors ``[n, length, tokens]``,
+        of which a one-hot row is a token; outputs ``[n, outputs]``. Weights start as ``N(0, 1/d)`` (``down`` as
+        ``N(0, 1/mlp)``), biases at zero.
 
     Raises:
         ValueError: when a size is below 1 or ``heads`` does not divide ``width``.
@@ -82,7 +83,8 @@ def transformer(tokens: int, outputs: int, width: int = 128, heads: int = 4, mlp
         return (input_shape[0], outputs), params
 
     def apply(params: TransformerParams, x):
-        stream = params.embed[x] + params.position  # [n, length, d]
+        embedded = params.embed[x] if jnp.issubdtype(x.dtype, jnp.integer) else x @ params.embed
+        stream = embedded + params.position  # [n, length, d]
         last = stream[:, -1]
         query = jnp.einsum("nd,hds->nhs", last, params.query)
         keys = jnp.einsum("nld,hds->nhls", stream, params.key)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from dynamics import statistics
 from dynamics.observe.cka import cka
+from dynamics.observe.coherence import coherence
 from dynamics.observe.compose import joined, prefixed, since_start
 from dynamics.observe.density import density, gauss_newton_density, hessian_density, layer_densities, ntk_density
 from dynamics.observe.directions import random_direction
@@ -11,6 +12,7 @@ from dynamics.observe.eigenvalues import eigenvalues, hessian_eigenvalues, layer
 from dynamics.observe.functional_dimension import FunctionalDimension, functional_dimension
 from dynamics.observe.geometry import dual_gaussianity, dual_norms
 from dynamics.observe.gradients import breakpoints, layer_gradients
+from dynamics.observe.jacobian import jacobian
 from dynamics.observe.learning_coefficient import LocalLearningCoefficient, local_learning_coefficient
 from dynamics.observe.loss import accuracy, loss, scores
 from dynamics.observe.matching import weight_matching
@@ -26,6 +28,7 @@ from dynamics.observe.sharpness import (
     top_eigenvalue,
 )
 from dynamics.observe.slice import Slice, slice
+from dynamics.observe.units import dead_units
 from dynamics.observe.watch import Watch, watch
 from dynamics.types import gone
 
@@ -40,6 +43,8 @@ __all__ = [
     "batch_sharpness",
     "breakpoints",
     "cka",
+    "coherence",
+    "dead_units",
     "density",
     "dual_gaussianity",
     "dual_norms",
@@ -51,6 +56,7 @@ __all__ = [
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",
+    "jacobian",
     "joined",
     "layer_densities",
     "layer_eigenvalues",

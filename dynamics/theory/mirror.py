@@ -164,7 +164,7 @@ def gaussian_nodes(nodes: int = NODES) -> tuple[Float[np.ndarray, " m"], Float[n
 def proximal(
     potential: Potential, shifted: Float[Array, "*s"], c: Real[ArrayLike, ""], side: Float[Array, "*s"]
 ) -> Float[Array, "*s"]:
-    """The w with ``phi'(w) + c w = t``, entry by entry: Newton on theta, or its bracket halved.
+    """The w with ``phi'(w) + c w = t``, entry by entry: Newton on theta, its bracket halved where that is slow.
 
     Args:
         potential: phi.

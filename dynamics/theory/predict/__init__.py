@@ -4,10 +4,11 @@ With the loss ``L = |f - y|^2 / (2 |y|)``, ``|y|`` the number of entries of ``y`
 kernel ``Theta`` stays fixed obey ``df/dt = -eta Theta (f - y) / |y|`` (Lee et al. 2019, section 2.2). Names, arguments
 and returns are those of neural-tangents' ``predict``. Beside them: the same in discrete steps, with momentum
 (``gradient_descent_mse_steps``) and minibatches (``stochastic_gradient_descent_mse``), and with a kernel renewed along
-the way (``refreshed_gradient_descent_mse``).
+the way (``refreshed_gradient_descent_mse``). Students that learn from their teacher's outputs: ``self_distillation``.
 """
 
 from dynamics.theory.predict.any_loss import ODEState, gradient_descent
+from dynamics.theory.predict.distillation import optimal_mixing, self_distillation
 from dynamics.theory.predict.ensemble import gradient_descent_mse_ensemble
 from dynamics.theory.predict.flow import gradient_descent_mse, max_learning_rate
 from dynamics.theory.predict.held_out import leave_one_out
@@ -30,6 +31,8 @@ __all__ = [
     "gradient_descent_mse_steps",
     "leave_one_out",
     "max_learning_rate",
+    "optimal_mixing",
     "refreshed_gradient_descent_mse",
+    "self_distillation",
     "stochastic_gradient_descent_mse",
 ]

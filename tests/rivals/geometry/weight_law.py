@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.geometry import weight_law as experiment
+from dynamics.experiments.geometry import weight_law as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 40, "weights": 200, "alpha": (0.1, 0.3), "start": ("log-normal",), "descent_steps": 10_000}

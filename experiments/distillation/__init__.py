@@ -1,0 +1,3 @@
+"""Distillation: networks that learn from networks."""
+
+FLAGSHIP = "self"

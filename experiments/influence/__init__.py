@@ -1,0 +1,3 @@
+"""Influence: what samples do to one another through their gradients."""
+
+FLAGSHIP = "coherence"

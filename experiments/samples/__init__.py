@@ -1,0 +1,3 @@
+"""Samples: what more data, and more tasks, teach."""
+
+FLAGSHIP = "in_context"
