@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from dynamics.config import Count, NonNegative, Positive, Range
 from dynamics.evolve import Drawn, descent, every
 from dynamics.evolve import study as in_memory
 from dynamics.geometry import NORMS, dual, norm_dual
+from dynamics.geometry.norms import Norm
 from dynamics.observe import dual_norms, loss
 from dynamics.runs.figures import measured_style, new_figure, rival_style
 from dynamics.types import Batch, Claim, Objective, Observable, Record
@@ -114,7 +115,7 @@ def norm_of(w, norm: str):
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def competition(key, norm: str, config: Config) -> dict:
+def competition(key, norm: Norm, config: Config) -> dict:
     """``<G, D>/(|D| |G|_*)`` of a Gaussian G, of the norm's own direction and the best of others."""
     kg, kd = jax.random.split(key)
     g = jax.random.normal(kg, (config.inputs, config.outputs))
@@ -139,13 +140,13 @@ def newton_schulz(key, size: int) -> dict:
     g = jax.random.normal(key, (size, size))
     params, matrix = {"w": g}, {"w": optax.contrib.MuonDimensionNumbers()}
     muon = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=matrix)
-    by_optax = muon.update(params, muon.init(params), params)[0]["w"]
-    by_dual = norm_dual("spectral", exact=False, unit=True).update(params, optax.EmptyState())[0]["w"]
+    by_optax: Any = muon.update(params, muon.init(params), params)[0]
+    by_dual: Any = norm_dual("spectral", exact=False, unit=True).update(params, optax.EmptyState())[0]
     s = jnp.linalg.svd(g, compute_uv=False)
     s = s / jnp.sqrt(jnp.sum(s**2))
     for _ in range(5):
         s = sum(c * s ** (2 * i + 1) for i, c in enumerate(QUINTIC))
-    values = {"optax": by_optax, "norm_dual": by_dual, "exact": dual(g, "spectral").direction}
+    values = {"optax": by_optax["w"], "norm_dual": by_dual["w"], "exact": dual(g, "spectral").direction}
     values = {name: jnp.sort(jnp.linalg.svd(w, compute_uv=False)) for name, w in values.items()}
     values |= {"scalar": jnp.sort(jnp.abs(s))}
     off = {f"{name}_off": jnp.max(jnp.abs(v - values["scalar"])) for name, v in values.items() if name != "scalar"}
