@@ -24,8 +24,8 @@ def dual_gaussianity(potentials: Mapping[str, Potential] | None = None) -> Obser
 
     Small movements are ``dw = dtheta / phi''(w_0)`` with dtheta of one scale, so that the slope of ``ln|dw|`` on
     ``ln|w_0|`` is 0 for gradient descent, ``2 - p`` for ``|w|^p/p``, 1 for exponentiated gradients. In the right
-    potential ``dtheta = phi'(w) - phi'(w_0)`` is Gaussian, but for a wrong one it often passes for that too: the slope
-    tells potentials apart where the distribution does not.
+    potential ``dtheta = phi'(w) - phi'(w_0)`` is Gaussian, but of a few hundred weights a wrong one may pass for
+    that too: the slope is the stronger test.
 
     Args:
         potentials: ``{name: phi}`` in which dtheta is looked at; ``|w|^2/2``, ``|w|^3/3`` and the signed entropy

@@ -7,7 +7,7 @@ Gaussian in the dual, as the paper has it, up to a shrinkage ``c = E[dtheta w] /
 leaves out. How ``ln|dw|`` depends on ``ln|w_0|`` tells the potentials apart: slope 0 for gradient descent, -1 for
 ``|w|^3/3``, +1 for exponentiated gradients at first order, and what the law says at any alpha.
 
-Run time: about 30 s for the quick preset on two CPU cores.
+Run time: about 40 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dynamics.theory.mirror import WeightLaw, gaussian_nodes, law_of, projection
 from dynamics.types import Batch, Claim, Objective, Observable, Record, View
 
 SOURCE = "Pogodin et al. 2023, 'Synaptic weight distributions depend on the geometry of plasticity'; law derived here"
-SECONDS = 30
+SECONDS = 40
 
 POTENTIALS = {"|w|^2/2": power(2), "|w|^3/3": power(3), "entropy": signed_entropy()}
 FIRST_ORDER = {"|w|^2/2": 0.0, "|w|^3/3": -1.0, "entropy": 1.0}  # of the slope, as alpha -> 0
