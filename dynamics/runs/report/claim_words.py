@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KINDS = {
-    "holds": "✓ holds", "fails": "✗ fails", "unreached": "… not reached by step {}", "none": "– not applicable"
+    "holds": "✓ holds", "fails": "✗ fails", "unreached": "… not reached", "none": "– not applicable"
 }  # fmt: skip
 """The states of a claim, with their words in the report; the class of a whole run is one of them too."""
 SHORT = {"holds": "holds", "fails": "FAILS", "unreached": "not reached", "none": "n/a"}
@@ -22,8 +22,7 @@ def kind(claim: Any) -> str:
 
 def badge(claim: Any) -> tuple[str, str]:
     """The class and the words of a claim's state: colour, sign and word, so that none of them is needed alone."""
-    state = kind(claim)
-    return state, KINDS[state].format(claim["unreached"]) if state == "unreached" else KINDS[state]
+    return kind(claim), KINDS[kind(claim)]
 
 
 def counted(claims: Sequence[Any]) -> dict[str, int]:
