@@ -322,8 +322,8 @@ def theory_claims(result: Result) -> list[Claim]:
         out.append(Claim.cells(title, SECTION, (mean - theory)[:, many] / spread, rivals=z, note=note))
     mean = result.records["measured"].values["distance"][0].mean(-1)
     least, right = (
-        float(np.abs(curve["distance"][0] / mean - 1)[:, between].min())
-        for curve in (wrong["kappa = s^2"], result.records["theory"].values)
+        float(np.abs(values["distance"][0] / mean - 1)[:, between].min())
+        for values in (wrong["kappa = s^2"], result.records["theory"].values)
     )
     off = wrong["kappa = s^2"]["distance"][0, 0] / mean[0] - 1
     note = f"variances ~ i^-{cfg.decay[0]:g}: " + ", ".join(
