@@ -11,7 +11,6 @@ from jaxtyping import Real
 
 from dynamics.evolve.checks import check_dynamics, check_numbers
 from dynamics.evolve.views import training_part
-from dynamics.losses import targets_like
 from dynamics.types import Array, ArrayLike, Batch, Dynamics, Objective, check_objective, factory, scalar
 
 
@@ -82,10 +81,12 @@ def td(objective: Objective, discount: Real[ArrayLike, ""], make: Callable[[Obje
         now, ahead = values(params, batch.x), values(params, batch.next_x)
         if batch.expected is not None:
             ahead = jnp.tensordot(jnp.asarray(batch.expected), ahead, 1)
+        reward = jnp.asarray(batch.reward)
+        if reward.shape != now.shape:
+            raise ValueError(f"reward: got shape {reward.shape}; allowed: that of the values, {now.shape}")
         if ahead.shape != now.shape:
             raise ValueError(f"next_x: got values {ahead.shape} at it; allowed: those at x, {now.shape}")
-        target = targets_like(now, batch.reward) + discount * ahead
-        return scalar(objective.loss(now, jax.lax.stop_gradient(target)))
+        return scalar(objective.loss(now, jax.lax.stop_gradient(reward + discount * ahead)))
 
     return make(Objective.of(error, objective.penalty))
 

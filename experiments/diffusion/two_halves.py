@@ -325,9 +325,9 @@ def theory_claims(result: Result) -> list[Claim]:
         float(np.abs(values["distance"][0] / mean - 1)[:, between].min())
         for values in (wrong["kappa = s^2"], result.records["theory"].values)
     )
-    missed = wrong["kappa = s^2"]["distance"][0, 0] / mean[0] - 1
+    usual = wrong["kappa = s^2"]["distance"][0, 0] / mean[0] - 1
     note = f"variances ~ i^-{cfg.decay[0]:g}: " + ", ".join(
-        f"{missed[i]:+.2f} at {N[i]}" for i in np.flatnonzero(N >= 400)
+        f"{usual[i]:+.2f} at {N[i]}" for i in np.flatnonzero(N >= 400)
     )
     return [*out, Claim.at_least(last, SECTION, least, 0.05, rivals={"the effective ridge": right}, note=note)]
 

@@ -322,7 +322,7 @@ def figure(result: Result):
         along.plot(time, some[:, 0], color=colour(2 * i, 4), lw=0.9, label=label)
         along.plot(time, some[:, 1:], color=colour(2 * i, 4), lw=0.9, alpha=0.6)
     along.axhline(1, **rival_style(1))
-    along.set(xlabel="time", ylabel="E over its start", yscale="log", ylim=(1e-3, 2))
+    along.set(xlabel="time", ylabel="E over its start", yscale="log", ylim=(1e-3, 10))
     along.legend(fontsize=8)
     peak = energy.max(0)[2:]  # [ring, start, seed]
     for i, start in enumerate(STARTS):
