@@ -14,7 +14,7 @@ from dynamics.evolve.simulate import Observables, observables
 from dynamics.evolve.views import of_state, training_part
 from dynamics.observe.compose import joined, prefixed
 from dynamics.program.lanes_last import lanes_last
-from dynamics.types import Array, Dynamics, Observable, PyTree, Stream, View, scalar
+from dynamics.types import Array, Dynamics, Observable, PyTree, Stream, View, factory, scalar
 
 READ = 1000
 """Steps of an online task whose samples observables see."""
@@ -106,6 +106,7 @@ def over_tasks(
     return _Training(dynamics, stream, count, before, after, error, fit, leave, forgetting).dynamics()
 
 
+@factory("task_readings()")
 def task_readings() -> Observable:
     """Reads what ``over_tasks`` has read of the last task; at the start, before the first, NaN.
 
