@@ -71,6 +71,23 @@ class Config:
                 named[name] = getattr(cls, name)
         return named
 
+    def due(self) -> float:
+        """When first passages that no theory foretells are due: 0, in every run of these settings, or inf, in none.
+
+        A preset is long enough for what its claims need: with its settings (seeds aside) and its lengths (the fields
+        that end in ``steps``) or longer ones, what does not get there refutes them. What was cut short, or has other
+        settings, is not reached (``Claim.within``).
+        """
+        mine = {name: value for name, value in vars(self).items() if name not in ("seed", "seeds")}
+        for make in self.presets().values():
+            preset = vars(make())
+            if all(
+                value >= preset[name] if name.endswith("steps") else value == preset[name]
+                for name, value in mine.items()
+            ):
+                return 0.0
+        return math.inf
+
     def require(self, condition: bool, field: str, allowed: str) -> None:
         """Raises ValueError naming ``field``, its value and ``allowed`` unless ``condition`` holds."""
         if not condition:

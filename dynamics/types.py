@@ -101,9 +101,10 @@ class Batch(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What a run sees: ``train`` moves the parameters, ``test`` (a ``Batch``, or None) is only read."""
+    """What a run sees: ``train`` moves the parameters, ``test`` is only read (None for none); each a ``Batch``, or
+    whatever the objective takes."""
 
-    train: Batch
+    train: Any
     test: Any = None
 
 

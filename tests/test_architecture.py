@@ -21,7 +21,8 @@ FLOORS = (
     ("precision", "record"),
     ("claims",),
     ("types",),
-    ("compiled", "config", "linalg", "losses", "mesh", "program", "statistics", "tasks"),
+    ("program",),
+    ("compiled", "config", "linalg", "losses", "mesh", "statistics", "tasks"),
     ("empirical", "taylor"),
     ("geometry", "operators", "preconditioners", "stax"),
     ("models", "stability"),
@@ -102,6 +103,7 @@ INSIDE = set(
     [
         "equinox",
         "flax",
+        "PIL",
         "matplotlib",
         "pandas",
         "pooch",

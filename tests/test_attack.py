@@ -21,10 +21,10 @@ import pytest
 
 from dynamics.evolve import ode, simulate
 from dynamics.runs import BadInput, RunError, cli, load, open_run, phase_diagram, write_index, write_report
+from dynamics.runs.command.export import export
 from dynamics.runs.command.folder import run_main
 from dynamics.runs.durable.files import pack
 from dynamics.runs.durable.journal import Journal, entry_digest, header_text, root
-from dynamics.runs.report.export import export
 from dynamics.runs.trackers import Tracker, log_record
 from dynamics.types import Record
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from dynamics.runs.command.folder import run_main
 from dynamics.runs.command.gallery import listing
 from dynamics.runs.durable.lock import Lock
 from dynamics.runs.durable.run import default_name
+from dynamics.runs.report.listing import listed
 from dynamics.runs.sweep import specs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -195,6 +197,23 @@ def test_a_failing_claim_exits_5_and_an_error_1(command, tmp_path):
     assert load(tmp_path / "runs" / "toy" / "broken").status == "failed"
 
 
+def test_a_claim_that_was_not_reached_exits_6_and_is_said(command, tmp_path):
+    code, out, _ = command("--fail", "late", "--name", "a")
+    assert code == 6
+    assert re.search(r"^not reached  time to fall +not by step 20", out, re.MULTILINE)
+    assert "… 2 of 3 claims hold, 1 not reached; finished" in out
+    assert "… 2 of 3 claims hold, 1 not reached; already finished" in command("--fail", "late", "--name", "a")[1]
+    run = tmp_path / "runs" / "toy" / "a"
+    assert [claim["unreached"] for claim in json.loads((run / "claims.json").read_text())] == [None, None, 20, None]
+    assert [claim.unreached for claim in load(run).claims] == [None, None, 20, None]
+    assert "not by step 20" in (run / "report.html").read_text()
+    assert [row.verdict for row in listed(tmp_path / "runs")] == ["2/3 hold, 1 not reached"]
+    code, out, _ = command("--fail", "late", "--sweep", "width=2,3", "--name", "b")
+    assert code == 6
+    assert re.search(r"^not reached  time to fall +0 of 2 cells", out, re.MULTILINE)
+    assert load(run.with_name("b")).claims[2].note == "not reached in {'width': 2} and 1 more"
+
+
 def test_other_settings_under_a_name_exit_4_and_resume_takes_the_stored_ones(command):
     assert command("--name", "a", "--steps", "30")[0] == 0
     code, _, errors = command("--name", "a", "--steps", "40")
@@ -355,13 +374,16 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
 SHORT = {
     "depth": "--seeds 2 --nets 20 --width 16 --ratio 0.125 0.25 --residual-depth 8",
     "diffusion": "--seeds 2 --dimension 16 --samples 4 40 --decay 1 --noise 0.1 --network-samples 25 50",
+    "distillation": "--seeds 2 --draws 4 --samples 20 --width 16 --ridge 0.3 3 --steps 40",
     "edge_of_stability": "--seeds 1 --eta 0.2 --samples 40 --width 8 --depth 1 --steps 60 --record-every 20"
     " --flow-steps 40",
     "grokking": "--seeds 1 --alpha 0.2 0.4 --samples 40 --window 20 --dimension 12 --width 20 --steps 100"
     " --window-steps 50",
+    "influence": "--seeds 2 --samples 20 --width 8 16 --steps 10 --draws 4 --images 40 --hidden 8 --time 8",
     "landscape": "--seeds 2 --data 1 2 --points 64 --coarse 16 --levels 2 --steps 60",
     "representation": "--seeds 2 --states 6 --features 2 --steps 20 --heads 4 8 --head-seeds 2 --times 1 2",
     "rich_lazy": "--seeds 2 --alpha 0.1 1 10 --width 16 32 --steps 50",
+    "samples": "--seeds 2 --tasks 2 8 --dim 4 --length 8 --batch 16 --steps 20 --sequences 50",
 }
 
 

@@ -23,6 +23,7 @@ from jaxtyping import TypeCheckError
 import dynamics
 from dynamics.__main__ import COMMANDS
 from dynamics.runs.command.folder import COMMANDS as RUNS
+from dynamics.runs.command.folder import run_main
 from dynamics.runs.durable.modules import file_of
 from dynamics.theory.deep_linear import lambda_balanced
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
@@ -53,6 +54,7 @@ def modules() -> list[str]:
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """Blocks of a page share one namespace; ``file=NAME`` blocks become files; ``python NAME ...`` lines run them.
 
+    So do ``dynamics runs`` lines on a run that an earlier line has left.
     ``after=commands`` blocks read what the page's other commands leave: test_commands_run.
     """
     monkeypatch.chdir(tmp_path)
@@ -68,6 +70,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         elif language == "console":
             for command in body.splitlines():
                 run_own_file(command, tmp_path)
+                run_on_own_run(command, tmp_path)
 
 
 def run_own_file(command, folder):
@@ -79,6 +82,14 @@ def run_own_file(command, folder):
         [sys.executable, *words[1:]], cwd=folder, env=users_environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def run_on_own_run(command, folder):
+    """Runs ``dynamics runs COMMAND RUN ...`` where there is such a run."""
+    words = command.partition("#")[0].split()
+    if words[:2] == ["dynamics", "runs"] and len(words) > 3 and (folder / words[3]).is_dir():
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert run_main(words[2:]) == 0, command
 
 
 @pytest.mark.parametrize("name", modules())

@@ -84,6 +84,14 @@ def test_lanes_last_is_vmap(name, axes, key):
     )
 
 
+def test_many_lanes_go_in_blocks(key):
+    x = jax.random.normal(key, (71, 3, 4))
+    for function in (lambda x: (x @ x.T, 2.0), partial(walk, key)):
+        given = (x, jnp.swapaxes(x, 1, 2)) if isinstance(function, partial) else (x,)
+        found = jax.jit(jax.vmap(lanes_last(function)))(*given)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, jax.vmap(function)(*given))
+
+
 def test_lanes_last_sees_what_the_function_closes_over(key):
     x = jax.random.normal(key, (6, 3, 3))
 

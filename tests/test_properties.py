@@ -16,6 +16,7 @@ import pytest
 from dynamics import evolve, geometry, models, observe, operators, stax
 from dynamics.losses import accuracy, half_mse
 from dynamics.statistics import weight_norm
+from dynamics.tasks.streams import label_flips
 from dynamics.types import Batch, Objective, View
 
 
@@ -33,6 +34,7 @@ ARGUMENTS = {
     "draw": lambda key, batch: batch,
     "dt": 0.1,
     "dynamics": evolve.gradient_descent(L, 0.1),
+    "features": lambda params, x: {"hidden": weight_norm(params) * jnp.ones((3, 2))},
     "field": lambda state, data: jax.tree.map(jnp.negative, state),
     "interval": 1,
     "k": 2,
@@ -52,6 +54,7 @@ ARGUMENTS = {
     "phi": jnp.tanh,
     "prefix": "a",
     "read": lambda start, params, batch: {"moved": weight_norm(jax.tree.map(jnp.subtract, params, start))},
+    "stream": label_flips(Batch(jnp.ones((4, 3)), jnp.ones((4, 2)))),
     "tokens": 5,
     "width": 8,
 }
@@ -59,6 +62,7 @@ OF_A_VIEW = {"operator": lambda view: operators.hessian(view.objective, view.par
 # Further settings, for more readings or less time.
 SETTINGS = {
     "from_equinox": {"make": lambda key: eqx.nn.MLP(3, 2, 6, 1, activation=jnp.tanh, key=key)},
+    "over_tasks": {"steps": 2},
     "transformer": {"width": 8, "heads": 2},
     "scores": {"error": half_mse, "accuracy": accuracy},
     "weight_ranks": {"spectrum": True},

@@ -11,9 +11,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from dynamics.runs import BadInput, Damaged
+from dynamics.runs.durable.files import plain
 from dynamics.runs.figures import colour, drawn, new_figure, theory_style
+from dynamics.runs.report.claim_words import claims_table
 from dynamics.runs.report.index_page import write_index
 from dynamics.runs.report.run_page import write_report
+from dynamics.types import Claim
 
 # hostile text wherever a run's files can carry text
 HOSTILE = "<script>alert('x')</script>\"&<img src=x onerror=alert(1)>"
@@ -97,6 +100,21 @@ def test_report_is_self_contained_and_its_policy_matches_its_content(tmp_path):
         content = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL).group(1)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_a_rival_that_is_not_finite_and_a_claim_that_was_not_reached_are_shown(tmp_path):
+    late = Claim.at_least("delay", "s", [np.inf, 3.0], 2.0, rivals={"never": np.inf, "none": 0.0})
+    claims = plain([claim._asdict() for claim in (late, late._replace(holds=None, unreached=500))])
+    page = write_report(make_run(tmp_path, claims=claims)).read_text()
+    assert "NOT never inf" in page
+    assert "inf ± " not in page
+    assert "not by step 500" in page
+    assert '<span class="verdict unreached">… not reached</span>' in page
+    assert "✗ 0 of 2 claims hold, 1 not reached" in page
+    table = claims_table(claims).splitlines()
+    assert table[2].split()[:5] == ["not", "reached", "delay", "not", "by"]
+    index = write_index(tmp_path).read_text()
+    assert 'data-verdict="fails"' in index
 
 
 def test_report_of_an_unfinished_run(tmp_path):

@@ -47,7 +47,8 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    return write_report(make_run(tmp_path_factory.mktemp("runs"))).as_uri()
+    late = {"name": "late", "holds": None, "unreached": 500, "note": ""}
+    return write_report(make_run(tmp_path_factory.mktemp("runs"), claims=[*CLAIMS, late])).as_uri()
 
 
 @pytest.fixture(scope="module")

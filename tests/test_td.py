@@ -89,6 +89,7 @@ REFUSED = {
     "states": (lambda: chains.ring(2), "states: got 2; allowed: an integer >= 3"),
     "forward": (lambda: chains.ring(5, 1.5), "forward: got 1.5"),
     "discount": (lambda: chains.value(chains.ring(5), np.ones(5), 1.0), "discount: got 1.0; allowed: 0 <="),
+    "reward": (lambda: chains.value(chains.ring(5), np.ones(4), 0.5), r"reward: got shape \(4,\); allowed: \[5\]"),
     "td discount": (lambda: td(Objective(linear, half_mse), 1.5, lambda L: L), "discount: got 1.5; allowed: a number"),
     "draw": (lambda: fresh_batches(gradient_descent(Objective(linear, half_mse), 0.1), 3), "draw: got int"),
     "sigma": (lambda: denoising(lambda w, y: y, 0.0), "sigma: got 0.0; allowed: a number > 0"),
@@ -250,6 +251,8 @@ def test_jacobian_reads_every_sample(key):
     for M, asymmetry in ((W + W.T, 0.0), (W - W.T, 2**0.5)):
         np.testing.assert_allclose(read(lambda M, x: x @ M, M, flat)["jacobian_asymmetry"], asymmetry, atol=1e-6)
     assert np.isnan(read(lambda M, x: 0 * x, W, flat)["jacobian_asymmetry"]).all()
+    half = read(lambda M, x: 2 * x, W, flat.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(half["jacobian_eigenvalues"], np.full((5, 4), 2.0))
     with pytest.raises(TypeError, match="x: got int32; allowed: one real floating array"):
         read(lambda M, x: M[x], W, jnp.zeros((3,), jnp.int32))
     with pytest.raises(ValueError, match="batch_size: got 0"):

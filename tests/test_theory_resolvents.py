@@ -118,7 +118,7 @@ def test_what_is_refused(name, given):
 
 def test_denoisers_of_drawn_halves(x64):
     """Distance and test error of 60 pairs, within 4 standard errors and 1/n; the ridge itself as kappa is rejected."""
-    n, noise = 40, 0.1
+    n, noise = 15, 0.1
     D = np.eye(MODES) - drawn(3, n, noise, 120)
     distance = np.einsum("sij,j->s", (D[:60] - D[60:]) ** 2, LAM + noise) / MODES
     test = (np.einsum("sij,j->s", (D - np.eye(MODES)) ** 2, LAM) + noise * np.sum(D**2, (1, 2))) / MODES

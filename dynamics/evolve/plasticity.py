@@ -156,7 +156,8 @@ def continual_backprop(
         >>> features = lambda p, x: [jax.nn.relu(x @ p[0])]
         >>> L = Objective(lambda p, x: features(p, x)[0] @ p[1], mse)
         >>> method = continual_backprop(optax.sgd(0.1), features, rate=0.5, maturity=1)
-        >>> start, batch = [jnp.array([[1.0, -1.0]]), jnp.ones((2, 1))], Batch(jnp.ones((1, 1)), jnp.ones((1, 1)))
+        >>> x = jnp.array([[1.0], [2.0]])  # f = x is right from the start
+        >>> start, batch = [jnp.array([[1.0, -1.0]]), jnp.ones((2, 1))], Batch(x, x)
         >>> state, _ = simulate(descent(L, method), start, batch, steps=3)
         >>> state.params[0][0, 0].item(), state.params[1].tolist()  # the dead unit is new, with v = 0
         (1.0, [[1.0], [0.0]])
@@ -176,7 +177,7 @@ def continual_backprop(
         hidden = tuple(fresh(layer[0]) for layer in dense_chain(params, layers)[:-1])
         return ContinualBackpropState(inner.init(params), hidden, jax.random.key(seed))
 
-    def update(updates, state, params=None, *, batch=None, **extra):
+    def update(updates, state, params=None, *, batch: Any = None, **extra):
         if params is None or not hasattr(batch, "x"):
             raise ValueError(f"batch: got {type(batch).__name__}; allowed: params and batch=Batch(x, y), as of descent")
         found = jax.tree.leaves(features(params, batch.x))
@@ -250,8 +251,8 @@ def _worst(one: HiddenState, maturity: int) -> Array:
 
 
 def _forgotten(one: HiddenState, chosen: Array) -> HiddenState:
-    cleared = [jnp.where(chosen, 0, held) for held in one[:4]]
-    return HiddenState(*cleared, one.due - jnp.floor(one.due))
+    age, weight, mean, utility = (jnp.where(chosen, 0, held) for held in one[:4])
+    return HiddenState(age, weight, mean, utility, one.due - jnp.floor(one.due))
 
 
 def _renewed(params, own, after, chosen, one: HiddenState, fresh):

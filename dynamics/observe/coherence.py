@@ -66,7 +66,7 @@ def coherence(*, memory: int = DEFAULT_BUDGET) -> Observable:
 
 def _of_shares(objective: Objective, view: View, memory: int) -> tuple[Array, Array]:
     """``|gbar|^2`` and ``|g_i|^2 [n]`` of an L with f, both up to one factor."""
-    f, params, (x, y) = view.f("coherence"), view.params, view.batch
+    f, params, x, y = view.f("coherence"), view.params, view.batch.x, view.batch.y
     theta, _, merge = flat(params)
     outputs, pull = jax.vjp(lambda v: f(merge(v), x), theta)
     shapes, n = [jnp.shape(leaf) for leaf in jax.tree.leaves(outputs)], jax.tree.leaves(x)[0].shape[0]

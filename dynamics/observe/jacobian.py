@@ -51,7 +51,7 @@ def jacobian(*, matrix: bool = False, batch_size: int = 64) -> Observable:
         f, x = view.f("jacobian"), view.batch.x
         for name, value in (("x", x), ("f", jax.eval_shape(f, view.params, x))):
             if not hasattr(value, "ndim") or not jnp.issubdtype(value.dtype, jnp.floating) or value.ndim < 1:
-                got = getattr(value, "dtype", type(value).__name__)
+                got = "shape ()" if getattr(value, "ndim", 1) < 1 else getattr(value, "dtype", type(value).__name__)
                 raise TypeError(f"{name}: got {got}; allowed: one real floating array [n, ...]")
 
         def one(sample):
@@ -70,6 +70,7 @@ def _jacobian(f, sample: Array) -> Array:
 
 
 def _readings(J: Array, matrix: bool) -> dict[str, Array]:
+    J = J.astype(jnp.promote_types(J.dtype, jnp.float32))
     size = jnp.sqrt(jnp.sum(J**2))
     found = {"jacobian_norm": size, "jacobian_singular_values": jnp.linalg.svd(J, compute_uv=False)}
     if J.shape[0] == J.shape[1]:

@@ -27,6 +27,9 @@ from dynamics.types import Array
 FEW = 8
 """Smallest size of a product (rows, columns, terms of a sum), at most, for which it is a multiply-and-sum: a larger one
 reads each number so often that a matrix product is the faster, and its lanes must lead."""
+BLOCK = 32
+"""Lanes side by side, at most: more leave the cache, and a step of them is divided among threads, which then wait for
+one another at every one."""
 SAME_PARAMETERS = {"cumsum", "cumprod", "cummax", "cummin", "reduce_sum", "reduce_max", "reduce_min", "reduce_prod"}
 SAME_PARAMETERS |= {"reduce_and", "reduce_or", "argmax", "argmin", "rev"}
 """Operations along numbered axes, which a further axis behind them does not concern."""
@@ -67,15 +70,32 @@ def lanes_last(function: Callable[..., Any]) -> Callable[..., Any]:
             if multiplies_matrices(known):
                 out = jax.vmap(plain, [0 if own else None for own in batched])(*values)
                 return out, [True] * len(out)
-            held = [
-                (jnp.moveaxis(value, 0, -1), True) if own else (value, False) for value, own in zip(values, batched)
-            ]
-            out = evaluate(known, held, lanes)
-            return [jnp.moveaxis(v, -1, 0) if own else v for v, own in out], [own for _, own in out]
+            return in_blocks(known, lanes, batched, values)
 
         return jax.tree.unflatten(shape, mapped(*program.consts, *leaves))
 
     return call
+
+
+def in_blocks(program: ClosedJaxpr, lanes: int, batched: Sequence[bool], values: Sequence[Any]):
+    """``(results, whether they lead with the lanes' axis)``, of at most ``BLOCK`` lanes at a time."""
+    blocks = -(-lanes // BLOCK)
+    size = -(-lanes // blocks)
+    flags: list[bool] = []
+
+    def block(rows):
+        left = iter(rows)
+        held = [(jnp.moveaxis(next(left), 0, -1), True) if own else (v, False) for v, own in zip(values, batched)]
+        out = evaluate(program, held, size)
+        flags[:] = [own for _, own in out]
+        return [jnp.moveaxis(v, -1, 0) if own else v for v, own in out]
+
+    rows = [value for value, own in zip(values, batched) if own]
+    if blocks == 1:
+        return block(rows), flags
+    places = jnp.minimum(jnp.arange(blocks * size), lanes - 1).reshape(blocks, size)
+    out = lax.map(block, [value[places] for value in rows])
+    return [v.reshape(-1, *v.shape[2:])[:lanes] if own else v[0] for v, own in zip(out, flags)], flags
 
 
 def multiplies_matrices(program: ClosedJaxpr, within: bool = False) -> bool:
@@ -102,7 +122,7 @@ def smallest_size(product: JaxprEqn) -> int:
 def evaluate(program: ClosedJaxpr, values: Sequence[Held], lanes: int) -> list[Held]:
     """The program's results at values, of which some have the lanes' axis."""
     body = program.jaxpr
-    env: dict[Any, Held] = {name: (value, False) for name, value in zip(body.constvars, program.consts)}
+    env: dict[Any, Held] = dict(zip(body.constvars, ((value, False) for value in program.consts)))
     env |= dict(zip(body.invars, values))
 
     def read(atom) -> Held:
@@ -111,8 +131,9 @@ def evaluate(program: ClosedJaxpr, values: Sequence[Held], lanes: int) -> list[H
     turned = transposed_products(body)
     for equation in body.eqns:
         given = [read(atom) for atom in equation.invars]
-        if equation.outvars[0] in turned and any(own for _, own in given):
-            out = dot_general(equation, given, lanes, turned[equation.outvars[0]])
+        product = next((turned[name] for name in equation.outvars if name in turned), None)
+        if product is not None and any(own for _, own in given):
+            out = multiply_and_sum(equation, given, product)
         elif equation.primitive.name == "transpose" and equation.invars[0] in turned and given[0][1]:
             out = given
         else:
@@ -213,10 +234,12 @@ def dynamic_slice(equation, values, lanes):
     return [(lax.dynamic_slice(operand, at, (*equation.params["slice_sizes"], lanes)), True)]
 
 
-def dot_general(equation, values, lanes, order=None):
+def dot_general(equation, values, lanes):
+    return None if smallest_size(equation) > FEW else multiply_and_sum(equation, values)
+
+
+def multiply_and_sum(equation: JaxprEqn, values: list[Held], order: Sequence[int] | None = None) -> list[Held]:
     """``sum_k lhs[k, b, m, 1] rhs[k, b, 1, n]``, the axes of the result in another ``order`` where one is given."""
-    if smallest_size(equation) > FEW:
-        return None
     contract, batch = equation.params["dimension_numbers"]
     shapes = [jaxpr.shape(atom) for atom in equation.invars]
     free = [[i for i in range(len(s)) if i not in (*c, *b)] for s, c, b in zip(shapes, contract, batch)]

@@ -14,7 +14,7 @@ def main(name: str, argv: list[str] | None = None) -> NoReturn:
     """Runs the command line of ``name`` and exits.
 
     Exit codes: 0 every applicable claim holds; 1 unexpected error; 2 bad input; 3 interrupted, resumable; 4 the run
-    cannot be used (in use, corrupt, full disk); 5 a claim fails.
+    cannot be used (in use, corrupt, full disk); 5 a claim fails; 6 none fails, but the run was too short for one.
 
     Args:
         name: an experiment's module (``__spec__.name``) or file (``__file__``), a family's package, or the package of

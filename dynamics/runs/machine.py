@@ -18,7 +18,7 @@ def matmul_rate() -> float:
     best, begin, rounds = np.inf, time.perf_counter(), 0
     while rounds < 3 or time.perf_counter() - begin < 0.1:
         start = time.perf_counter()
-        square @ square
+        np.matmul(square, square)
         best, rounds = min(best, time.perf_counter() - start), rounds + 1
     return 2e-9 * _ROWS**3 / best
 

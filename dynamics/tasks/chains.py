@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float, PRNGKeyArray, Real, Shaped
 
 from dynamics.types import Array, ArrayLike
@@ -48,7 +49,7 @@ def chain(transition: Real[ArrayLike, "n n"]) -> Chain:
     P = jnp.asarray(transition, jnp.result_type(float, jnp.asarray(transition).dtype))
     if P.ndim != 2 or P.shape[0] != P.shape[1] or not P.size:
         raise ValueError(f"transition: got shape {P.shape}; allowed: [n, n]")
-    concrete = not isinstance(P, jax.core.Tracer)
+    concrete = not isinstance(P, Tracer)
     if concrete:
         off = float(np.max(np.abs(np.sum(P, 1) - 1)))
         if not np.all(P >= 0) or not off <= 100 * len(P) * jnp.finfo(P.dtype).eps:
@@ -135,7 +136,7 @@ def value(chain: Chain, reward: Shaped[ArrayLike, " n *k"], discount: Real[Array
         discount: gamma in [0, 1).
 
     Raises:
-        ValueError: for a discount outside.
+        ValueError: for a discount outside, or rewards of another number of states.
 
     Cost: ``2/3 n^3`` FLOPs.
 
@@ -145,8 +146,10 @@ def value(chain: Chain, reward: Shaped[ArrayLike, " n *k"], discount: Real[Array
     """
     if isinstance(discount, (int, float)) and not 0 <= discount < 1:
         raise ValueError(f"discount: got {discount!r}; allowed: 0 <= discount < 1")
-    P = chain.transition
-    return jnp.linalg.solve(jnp.eye(len(P), dtype=P.dtype) - discount * P, jnp.asarray(reward))
+    P, reward = chain.transition, jnp.asarray(reward)
+    if reward.ndim not in (1, 2) or len(reward) != len(P):
+        raise ValueError(f"reward: got shape {reward.shape}; allowed: [{len(P)}] or [{len(P)}, k]")
+    return jnp.linalg.solve(jnp.eye(len(P), dtype=P.dtype) - discount * P, reward)
 
 
 def irreversibility(chain: Chain) -> Float[Array, ""]:

@@ -87,9 +87,11 @@ def central_claims(records: dict[str, Record], config, ratio, *, threshold: floa
         del names["sharp"]
     missing = _missing(records, config, ratio)
     if missing is not None:
-        holds, note = missing
+        short, note = missing
+        if short:
+            return [Claim.not_reached(name, SOURCE, config.steps, note) for name in names.values()]
         found = [Claim.not_applicable(name, SOURCE, note) for name in names.values()]
-        return found if holds is None else [c._replace(measured=np.nan, holds=False) for c in found]
+        return found if short is None else [c._replace(measured=np.nan, holds=False) for c in found]
     path, flow, still = (records[k].values for k in ("discrete", "central", "still"))
     inner = slice(WINDOW, -WINDOW)
     last = slice(-max(1, (config.flow_steps - 2 * WINDOW) // 3) - WINDOW, -WINDOW)
@@ -133,7 +135,7 @@ def _sharpness_claim(name: str, records: dict[str, Record], config, ratio, last:
 
 
 def _missing(records: dict[str, Record], config, ratio) -> tuple[bool | None, str] | None:
-    """``(holds, note)`` of the claims where there is no flow to judge."""
+    """``(whether the run was too short, note)`` of the claims without a flow; None where nobody asked for one."""
     if not config.flow_steps:
         return None, "the flow was left out"
     if "central" in records:
@@ -141,7 +143,7 @@ def _missing(records: dict[str, Record], config, ratio) -> tuple[bool | None, st
     column, quick = np.asarray(ratio)[:, np.argmax(config.eta), :1], type(config)()
     spans = config.steps * max(config.eta), quick.steps * min(quick.eta)
     if ends_early(column, APPROACH, *spans) or np.any(column > APPROACH):
-        return None, "the run ends before the flow could start"
+        return True, "the run ends before the flow could start"
     return False, "the run never came near the threshold" if np.all(np.isfinite(column)) else "the run diverged"
 
 

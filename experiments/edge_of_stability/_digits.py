@@ -140,14 +140,19 @@ def hovering_claims(
     for i, eta in enumerate(config.eta):
         name = f"eta = {eta:g}: {symbol} over the last third"
         if ends_early(ratio[:, i], 0.97, config.steps * eta, quick.steps * min(quick.eta)):
-            found.append(Claim.not_applicable(name, source, "a run ends before it reaches the threshold"))
+            found.append(Claim.not_reached(name, source, config.steps, "a run ends before it reaches the threshold"))
             continue
         far = np.argmax(np.abs(np.log(etas / eta)))
         rivals = {"as at the start": ratio[0, i], **(levels or {})}
         if abs(np.log(etas[far] / eta)) > 0.25:
             rivals[f"as at eta = {etas[far]:g}"] = hovering[far] * eta / etas[far]
         note = f"seeds {np.array2string(hovering[i], precision=3)}"
-        found.append(Claim.between(name, source, hovering[i], low, high, rivals=rivals, note=note))
+        claim = Claim.between(name, source, hovering[i], low, high, rivals=rivals, note=note)
+        below = ends_early(ratio[:, far], 0.97, config.steps * etas[far], quick.steps * min(quick.eta))
+        if claim.agrees and below and list(claim.standing) == [f"as at eta = {etas[far]:g}"]:
+            note = f"eta = {etas[far]:g}, a control, ends before it reaches the threshold"
+            claim = Claim.not_reached(name, source, config.steps, note)
+        found.append(claim)
     return found
 
 
@@ -158,7 +163,7 @@ def falling_claims(record: Record, ratio, config, source: str) -> list[Claim]:
     loss, above = np.asarray(record.values["loss"], float), np.asarray(ratio) > 0.9
     short = config.steps * min(config.eta) < 0.8 * quick.steps * min(quick.eta)
     if short and not above.any(0).all() and np.all(np.isfinite(ratio)):
-        found = [Claim.not_applicable(name, source, "a run ends before it reaches the threshold")]
+        found = [Claim.not_reached(name, source, config.steps, "a run ends before it reaches the threshold")]
     else:
         reached = np.take_along_axis(loss, np.maximum(np.argmax(above, 0), 1)[None], 0)[0]  # [etas, seeds]
         held = above.any(0) & np.isfinite(loss[-1]) & (loss[-1] > 0)

@@ -117,7 +117,7 @@ def claims(result: Result) -> list[Claim]:
     for i, eta in enumerate(cfg.eta):
         name = f"eta = {eta:g}: sharpness x eta / 2"
         if ends_early(over[:, i], 1, cfg.steps * eta, quick.steps * min(quick.eta)):
-            found.append(Claim.not_applicable(f"{name} at the edge", "figure 5", "a run never reaches 2/eta"))
+            found.append(Claim.not_reached(f"{name} at the edge", "figure 5", cfg.steps, "a run never reaches 2/eta"))
             continue
         far = np.argmax(np.abs(np.log(etas / eta)))
         rivals = {"as at the start": over[0, i]}
@@ -128,7 +128,9 @@ def claims(result: Result) -> list[Claim]:
         # More samples take longer to fit. Time enough, and not fitted: the claim is judged all the same.
         span, usual = cfg.steps * eta / cfg.samples, quick.steps * min(quick.eta) / quick.samples
         if ends_early(-loss[-1:, i], -0.05, span, usual):
-            found.append(Claim.not_applicable(f"{name} at the end", "appendix C", "a run has not fitted its labels"))
+            found.append(
+                Claim.not_reached(f"{name} at the end", "appendix C", cfg.steps, "a run has not fitted its labels")
+            )
             continue
         rivals = {"it stays at the edge": edges[i]}
         note = f"loss {loss[-1, i].mean():.3g}, at first {loss[1, i].mean():.3g}"

@@ -132,8 +132,10 @@ def rising_claims(record: Record, over, source: str) -> list[Claim]:
     before = np.maximum.accumulate(np.asarray(over) > 1, 0)[1:]  # [T - 1, etas, seeds]
     rises = np.diff(np.asarray(record.values["loss"], float), axis=0)[1:] > 0  # the first reading precedes any update
     after, until = before[:-1], ~before[:-1]
-    if not (after.any(0).all() and until.any(0).all()):
-        return [Claim.not_applicable(name, source, "a run never reaches 2/eta, or starts above it")]
+    if not until.any(0).all():
+        return [Claim.not_applicable(name, source, "a run starts above 2/eta")]
+    if not after.any(0).all():
+        return [Claim.not_reached(name, source, int(record.step[-1]), "a run ends before it reaches 2/eta")]
     later, earlier = ((rises & rows).sum(0) / rows.sum(0) for rows in (after, until))
     return [Claim.at_least(name, source, later.mean(0), 0.05, rivals={"before": earlier.mean(0)})]
 

@@ -32,7 +32,7 @@ from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.stability import minibatch_threshold, trace_threshold
 from dynamics.types import Batch, Claim, Data, Objective, Record
 
-from ._digits import SELDOM, check_data, late, learnt_claim, stream, train_grid
+from ._digits import SELDOM, check_data, ends_early, late, learnt_claim, stream, train_grid
 
 SOURCE = (
     "Andreyev & Beneventano 2024, 'Edge of stochastic stability'; "
@@ -161,8 +161,11 @@ def claims(result: Result) -> list[Claim]:
         error = late(np.asarray(values["batch_sharpness_error"])[:, i]) / minibatch_threshold(eta)
         batch_late, top_late = late(batch).mean(0), late(top).mean(0)
         note = f"standard error of one reading {np.sqrt(np.mean(error**2)):.3f}; {batch[0].mean():.2g} at the start"
-        rivals = {"full-batch sharpness": top_late}
+        rivals, quick = {"full-batch sharpness": top_late}, Config()
         name = f"eta = {eta:g}: batch sharpness x eta / 2, last third"
+        if ends_early(batch, 0.92, cfg.steps * eta, quick.steps * min(quick.eta)):
+            found.append(Claim.not_reached(name, source, cfg.steps, "a run ends before it reaches the threshold"))
+            continue
         found.append(Claim.close(name, source, batch_late, 1, 0.08, rivals=rivals, note=note))
         name, rivals = f"eta = {eta:g}: sharpness x eta / 2, last third", {"batch sharpness": batch_late}
         found.append(Claim.at_most(name, source, top_late, 0.9, rivals=rivals))
@@ -174,7 +177,7 @@ def claims(result: Result) -> list[Claim]:
         (sgd, full), usual = largest(held), Config().single_steps * max(getattr(Config(), f"{kind}_eta"))
         span = cfg.single_steps * max(getattr(cfg, f"{kind}_eta"))
         if np.isnan(sgd).any() and np.isfinite(values["loss"]).all() and span < 0.8 * usual:
-            found.append(Claim.not_applicable(name, source, "the runs end before they interpolate"))
+            found.append(Claim.not_reached(name, source, cfg.single_steps, "the runs end before they interpolate"))
             continue
         note = f"{np.isfinite(held[0]).sum()} interpolating runs of {held[0].size}"
         beside = largest(np.where(np.isnan(held[0]), np.nan, held[1]))

@@ -176,6 +176,13 @@ class Delay(NamedTuple):
     def ratio(self) -> np.ndarray:
         return time_ratio(self.test, self.train)
 
+    def at(self, *place: Any) -> Delay:
+        return Delay(*(steps[place] for steps in self))
+
+    def least(self, record: Record) -> np.ndarray:
+        """What the ratio is at least: with the run's last step in the place of a test time that was not reached."""
+        return np.minimum(self.test, record.step[-1]) / self.train
+
 
 def delay(record: Record) -> Delay:
     def fall(name):

@@ -204,6 +204,7 @@ def change(mechanism: Mechanism, record: Record, name: str) -> float:
 def claims(result: Result) -> list[Claim]:
     """One draw each; the settings of a mechanism are cells of it, of which the worst counts."""
     out, source = [], "every paper's own explanation"
+    due = 0.0 if result.config.pace >= 1 else np.inf
     seen = {found.title: [result.records[key] for key in found.keys] for found in result.mechanisms}
     moves = {
         found.title: {
@@ -212,40 +213,50 @@ def claims(result: Result) -> list[Claim]:
         }
         for found in result.mechanisms
     }
+    clocks = {
+        found.title: [np.array(each) for each in zip(*(times(found, record) for record in seen[found.title]))]
+        for found in result.mechanisms
+    }
     for found in result.mechanisms:
-        records, moved = seen[found.title], moves[found.title]
+        records, moved, clock = seen[found.title], moves[found.title], clocks[found.title]
         reached = np.array([np.isfinite(times(found, record)).all() for record in records])
         ended = [record.values[f"{part}_{found.measure}"][-1] for record in records for part in ("train", "test")]
         if not reached.any() and result.config.pace < 1 and np.isfinite(ended).all():
-            note = "no setting generalises within these steps"
-            out.append(Claim.not_applicable(f"{found.title}: delay and what moves", source, note))
+            note, last = "no setting generalises within these steps", max(int(record.step[-1]) for record in records)
+            out.append(Claim.not_reached(f"{found.title}: delay and what moves", source, last, note))
             continue
         delays = np.array([ratio(times(found, record)) for record in records])
         longest = np.max(delays[reached]) if reached.any() else np.nan
         together = [ratio(times(found, as_train(found, record))) for record in records]
         rivals = {"test follows train": np.max(together)}
-        out.append(Claim.at_least(f"{found.title}: longest delay", source, longest, 1.2, rivals=rivals))
+        claim = Claim.at_least(f"{found.title}: longest delay", source, longest, 1.2, rivals=rivals)
+        out.append(claim.within(records[0], *clock, at_end=True, due=due))  # of those that were reached
         at = int(np.argmax(np.where(reached, delays, -np.inf)))
         name = f"{found.title}: kernel distance when it generalises over when it fits, at the longest delay"
         rivals = {"kernel frozen once it fits": 1.0}
         least = np.min(moved["kernel_distance"])
         note = f"smallest of all settings {least:.3g}; where nothing delays, there is no time to move in"
-        out.append(Claim.at_least(name, source, moved["kernel_distance"][at], 1.05, rivals=rivals, note=note))
+        claim = Claim.at_least(name, source, moved["kernel_distance"][at], 1.05, rivals=rivals, note=note)
+        out.append(claim.within(records[0], *clock, due=due))
         if found.theory:
             foretold = np.array(predicted(result, found))
             late = np.argsort(found.settings)[1:]  # the smallest setting foretells the others
             unmoved = foretold[np.argmin(found.settings)]  # its delay, had the decay no effect
             error, none = (np.max(np.abs(other / delays[late] - 1)) for other in (foretold[late], unmoved))
             name = f"{found.title}: {found.theory} against the delay, largest relative error"
-            out.append(Claim.at_most(name, source, error, 0.25, rivals={"decay has no effect": none}))
+            claim = Claim.at_most(name, source, error, 0.25, rivals={"decay has no effect": none})
+            out.append(claim.within(records[0], *clock, due=due))
         norm, falls = moved["weight_norm"], [title for title in seen if title.startswith("large")]
         name = f"{found.title}: weight norm when it generalises over when it fits"
         if found.title in falls:
             rivals = {title: np.min(moves[title]["weight_norm"]) for title in seen if title not in falls}
-            out.append(Claim.at_most(f"{name}, largest", "Liu et al. 2022", np.max(norm), 0.7, rivals=rivals))
+            claim = Claim.at_most(f"{name}, largest", "Liu et al. 2022", np.max(norm), 0.7, rivals=rivals)
         else:
             rivals = {title: np.max(moves[title]["weight_norm"]) for title in falls}
-            out.append(Claim.at_least(f"{name}, smallest", "no decay of the norm", np.min(norm), 1, rivals=rivals))
+            claim = Claim.at_least(f"{name}, smallest", "no decay of the norm", np.min(norm), 1, rivals=rivals)
+        others = {title: clocks[title] for title in rivals}
+        longest_run = max((seen[title][0] for title in others), key=lambda record: record.step[-1])
+        out.append(claim.within(records[0], *clock, due=due).controls_within(longest_run, others, due=due))
     return out
 
 

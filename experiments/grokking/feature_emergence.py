@@ -181,6 +181,7 @@ def claims(result: Result) -> list[Claim]:
 
 def emergence(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
     """Stages: the network fits, the gradient turns into the neurons' own direction, features come before the test."""
+    due = cfg.due()
     low, high = (int(one(cfg.boundary)) for one in (np.argmin, np.argmax))
     record = records[cfg.optimizer[0]]
     values = {name: np.asarray(value) for name, value in record.values.items()}
@@ -193,19 +194,21 @@ def emergence(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
     name = f"c = {cfg.boundary[high]:g}"
     delay = np.log10(np.where(np.isfinite(tested), time_ratio(tested, fitted), np.nan))
     yield Claim.at_least(f"{name}: delay of test 50 % after train 99 %, decades", "section 4", delay, 0.5,
-                         rivals={"none": np.zeros(cfg.seeds)})  # fmt: skip
+                         rivals={"none": np.zeros(cfg.seeds)}).within(record, fitted, tested, due=due)  # fmt: skip
     direction = values["feature_direction"][:, high]
     before = np.asarray(record.step)[:, None] <= fitted
     turned = np.where(np.isfinite(fitted), np.where(before, direction, -1.0).max(0), np.nan)
-    yield Claim.at_least(f"{name}: cosine of G_F with the neurons' own direction while fitting, largest", "theorem 1",
-                         turned, 0.5, rivals={"as at the start": direction[0]})  # fmt: skip
+    what, rivals = f"{name}: cosine of G_F with the neurons' own direction while fitting, largest", direction[0]
+    claim = Claim.at_least(what, "theorem 1", turned, 0.5, rivals={"as at the start": rivals})
+    yield claim.within(record, fitted, due=due)
     share = values["share"][-1]
     rivals = {"as at the start": values["share"][0, high], f"c = {cfg.boundary[low]:g}, memorising": share[low]}
     yield Claim.at_least(f"{name}: share of one frequency a neuron at the end", "theorem 2", share[high], 0.9,
-                         rivals=rivals)  # fmt: skip
+                         rivals=rivals).within(record, tested, at_end=True, due=due)  # fmt: skip
 
 
 def boundary(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
+    due = cfg.due()
     theorem, record = "theorem 4", records[cfg.optimizer[0]]
     train, test = (np.asarray(record.values[f"{part}_accuracy"]) for part in ("train", "test"))
     low, high = (int(one(cfg.boundary)) for one in (np.argmin, np.argmax))
@@ -214,24 +217,34 @@ def boundary(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
     if cfg.boundary[low] > 2 or cfg.boundary[high] < 3.5:
         yield Claim.not_applicable("boundary", theorem, "needs fractions c <= 2 and c >= 3.5")
         return
+    fitted = first_step(record.step, train[:, low], 0.99, "above")
+    generalised = {i: first_step(record.step, test[:, i], level, "above") for i, level in ((high, 0.99), (middle, 0.9))}
     yield Claim.at_least(f"{small}: train accuracy at the end", theorem, train[-1, low], 0.99,
-                         rivals={"as at the start": train[0, low], "its test accuracy": test[-1, low]})  # fmt: skip
-    yield Claim.at_most(f"{small}: test accuracy at the end", theorem, test[-1, low], 0.05,
-                        rivals={large: test[-1, high]})  # fmt: skip
+                         rivals={"as at the start": train[0, low], "its test accuracy": test[-1, low]}
+                         ).within(record, fitted, at_end=True, due=due)  # fmt: skip
+    name = f"{small}: test accuracy at the end"
+    claim = Claim.at_most(name, theorem, test[-1, low], 0.05, rivals={large: test[-1, high]})
+    yield claim.controls_within(record, {large: [generalised[high]]}, due=due)
     yield Claim.at_least(f"{large}: best test accuracy of the run", theorem, test[:, high].max(0), 0.99,
-                         rivals={small: test[:, low].max(0)})  # fmt: skip
-    other = np.asarray(records["larger group"].values["test_accuracy"])[-1]  # [2, seeds]
+                         rivals={small: test[:, low].max(0)}
+                         ).within(record, generalised[high], at_end=True, due=due)  # fmt: skip
+    larger, boundary_name = records["larger group"], "boundary as 1/M"
+    curves = np.asarray(larger.values["test_accuracy"])  # [T, 2, seeds]
+    other, late = curves[-1], first_step(larger.step, curves[:, 0], 0.95, "above")
     name = f"M = {cfg.larger} for {cfg.modulus}"
     if cfg.larger < 1.5 * cfg.modulus or abs(cfg.boundary[middle] - 2.75) > 1e-6:
         yield Claim.not_applicable(name, theorem, "needs M half as large again, and c = 2.75")
         return
     yield Claim.at_least("c = 2.75: test accuracy at the end", theorem, test[-1, middle], 0.9,
-                         rivals={small: test[-1, low]})  # fmt: skip
+                         rivals={small: test[-1, low]}
+                         ).within(record, generalised[middle], at_end=True, due=due)  # fmt: skip
     log = "the boundary falls as log(M)/M; M^(-2/3) is as close at these sizes"
     yield Claim.at_least(f"{name} at the train fraction of {small}: test accuracy at the end", theorem, other[0], 0.95,
-                         rivals={"boundary at a constant fraction": test[-1, low]}, note=log)  # fmt: skip
+                         rivals={"boundary at a constant fraction": test[-1, low]}, note=log
+                         ).within(larger, late, at_end=True, due=due)  # fmt: skip
     yield Claim.at_most(f"{name} at the samples per element of c = 2.75: test accuracy at the end", theorem, other[1],
-                        0.05, rivals={"boundary as 1/M": test[-1, middle]}, note=log)  # fmt: skip
+                        0.05, rivals={boundary_name: test[-1, middle]}, note=log
+                        ).controls_within(record, {boundary_name: [generalised[middle]]}, due=due)  # fmt: skip
 
 
 def figure(result: Result) -> Any:

@@ -141,6 +141,10 @@ class Times(NamedTuple):
         """Log of test time over train time."""
         return np.log(time_ratio(self.test, self.train))
 
+    def least(self, record: Record) -> np.ndarray:
+        """What the delay is at least: with the run's last step in the place of a test time that was not reached."""
+        return np.log(np.minimum(self.test, record.step[-1]) / self.train)
+
 
 def times(config: Config, record: Record) -> Times:
     levels = {"train": 0.99, "test": config.level}
@@ -151,6 +155,7 @@ def times(config: Config, record: Record) -> Times:
 @np.errstate(invalid="ignore", divide="ignore")  # a run that never generalises holds no claim
 def claims(result: Result) -> list[Claim]:
     cfg, record, source = result.config, result.records["network"], "section 5, images"
+    due = cfg.due()
     found, order = times(cfg, record), np.argsort(cfg.alpha)
     top, low = int(order[-1]), int(order[0])
     below = [int(i) for i in order if cfg.alpha[i] <= 0.5 * (1 + 1e-6) * cfg.alpha[top]]
@@ -162,25 +167,36 @@ def claims(result: Result) -> list[Claim]:
     read = np.asarray(record.step)[seldom_read]
     norm = np.asarray(record.values["weight_norm"])[seldom_read]
     norm = np.log(value_at(read, norm, np.where(found.test <= read[-1], found.test, np.inf)))
-    still, fitted = times(cfg, result.records["no decay"]).delay, {high: delay[top]}
+    control, at = result.records["no decay"], {i: Times(*(steps[i] for steps in found)) for i in (top, low)}
+    still, fitted = times(cfg, control), {high: delay[top]}
     out = [
-        Claim.at_least(f"{high}: log delay test / train", source, delay[top], math.log(3), rivals={small: delay[low]}),
-        Claim.at_most(f"{small}: log delay test / train", source, delay[low], 0, rivals=fitted),
-        Claim.at_most(f"{small}, no weight decay: log delay test / train", source, still, 0, rivals=fitted),
-        Claim.at_most(
-            f"{high}: test accuracy when train is at 99 %", source, early[top], 0.4, rivals={small: early[low]}
-        ),
-    ]
+        Claim.at_least(f"{high}: log delay test / train", source, delay[top], math.log(3), rivals={small: delay[low]})
+        .within(record, *at[top], due=due)
+        .controls_within(record, {small: at[low]}, due=due),
+        Claim.at_most(f"{small}: log delay test / train", source, delay[low], 0, rivals=fitted)
+        .within(record, *at[low], least=at[low].least(record), due=due)
+        .controls_within(record, {high: at[top]}, due=due),
+        Claim.at_most(f"{small}, no weight decay: log delay test / train", source, still.delay, 0, rivals=fitted)
+        .within(control, *still, least=still.least(control), due=due)
+        .controls_within(record, {high: at[top]}, due=due),
+        Claim.at_most(f"{high}: test accuracy when train is at 99 %", source, early[top], 0.4,
+                      rivals={small: early[low]})
+        .within(record, at[top].train, due=due)
+        .controls_within(record, {small: [at[low].train]}, due=due),
+    ]  # fmt: skip
     end = np.asarray(record.values["test_accuracy"])[-1]
-    out.append(Claim.at_least(f"{small}: test accuracy at the end", source, end[low], 0.92, rivals={high: end[top]}))
+    claim = Claim.at_least(f"{small}: test accuracy at the end", source, end[low], 0.92, rivals={high: end[top]})
+    out.append(claim.within(record, at[low].test, at_end=True, due=due))
     name, rivals = f"log weight norm when it generalises, {small} over {high}", {"one norm for all": 0.0}
-    out.append(Claim.at_least(name, source, norm[low] - norm[top], 0.3, rivals=rivals))
+    claim = Claim.at_least(name, source, norm[low] - norm[top], 0.3, rivals=rivals)
+    out.append(claim.within(record, at[low].test, at[top].test, due=due))
     near = below[-1]
     clock = np.log(cfg.alpha[top] / cfg.alpha[near]) / (2 * cfg.learning_rate * cfg.weight_decay)
     shift = (found.test[top] - found.test[near]) / clock
     name = f"time of generalisation, {high} less alpha = {cfg.alpha[near]:g}, over ln(factor) / (2 eta lambda)"
     rivals = {"alpha has no effect": 0.0, "f ~ |w|": 2.0, "f ~ |w|^4": 0.5}
-    out.append(Claim.close(name, "f ~ alpha |w|^2", shift, 1, 0.2, rivals=rivals))
+    claim = Claim.close(name, "f ~ alpha |w|^2", shift, 1, 0.2, rivals=rivals)
+    out.append(claim.within(record, at[top].test, found.test[near], due=[found.test[near] + clock, np.inf]))
     return out
 
 

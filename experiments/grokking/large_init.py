@@ -156,6 +156,10 @@ class Times(NamedTuple):
         """Log of test time over train time."""
         return np.log(time_ratio(self.test, self.train))
 
+    def least(self, record: Record) -> np.ndarray:
+        """What the delay is at least: with the run's last step in the place of a test time that was not reached."""
+        return np.log(np.minimum(self.test, record.step[-1]) / self.train)
+
 
 def times(record: Record) -> Times:
     levels = {"train": 0.99, "test": 0.8}
@@ -172,6 +176,7 @@ def foretold(config: Config, time: np.ndarray, at: Setting) -> np.ndarray:
 @np.errstate(invalid="ignore", divide="ignore")  # a run that never generalises holds no claim
 def claims(result: Result) -> list[Claim]:
     records, figure = result.records, "figure 4"
+    due = result.config.due()
     values = {name: {k: np.asarray(v) for k, v in record.values.items()} for name, record in records.items()}
     found = {name: times(record) for name, record in records.items()}
     early = {name: value_at(records[name].step, values[name]["test_accuracy"], found[name].train) for name in records}
@@ -179,21 +184,33 @@ def claims(result: Result) -> list[Claim]:
     delay, without = {name: each.delay for name, each in found.items()}, ("usual scale", "strong decay")
     late, fit = ({name: table[name] for name in without} for table in (delay, early))
     never = {name: best[name] for name in ("no decay", "random labels")}
+    main, large, short = records["large"], found["large"], records["usual scale"]
     out = [
-        Claim.at_most("test accuracy when train is at 99 %", figure, early["large"], 0.3, rivals=fit),
-        Claim.at_least("log delay: test 80 % / train 99 %", figure, delay["large"], math.log(4), rivals=late),
-        Claim.at_least("test accuracy at the end", figure, values["large"]["test_accuracy"][-1], 0.8, rivals=never),
+        Claim.at_most("test accuracy when train is at 99 %", figure, early["large"], 0.3, rivals=fit)
+        .within(main, large.train, due=due)
+        .controls_within(short, {name: [found[name].train] for name in without}, due=due),
+        Claim.at_least("log delay: test 80 % / train 99 %", figure, delay["large"], math.log(4), rivals=late)
+        .within(main, *large, due=due)
+        .controls_within(short, {name: found[name] for name in without}, due=due),
+        Claim.at_least(
+            "test accuracy at the end", figure, values["large"]["test_accuracy"][-1], 0.8, rivals=never
+        ).within(main, large.test, at_end=True, due=due),
     ]
     name, rivals = "usual scale: test accuracy, highest of the run", {"large scale": best["large"]}
-    out.append(Claim.at_least(name, figure, best["usual scale"], 0.93, rivals=rivals))
+    claim = Claim.at_least(name, figure, best["usual scale"], 0.93, rivals=rivals)
+    out.append(claim.within(records["usual scale"], found["usual scale"].test, at_end=True, due=due))
     for name in without:
-        rivals = {"large scale": delay["large"]}
-        out.append(Claim.at_most(f"{name}: log delay", figure, delay[name], math.log(1.5), rivals=rivals))
+        rivals, record = {"large scale": delay["large"]}, records[name]
+        claim = Claim.at_most(f"{name}: log delay", figure, delay[name], math.log(1.5), rivals=rivals)
+        claim = claim.within(record, *found[name], least=found[name].least(record), due=due)
+        out.append(claim.controls_within(main, {"large scale": large}, due=due))
     for name, test in never.items():
         fitted, what = values[name]["train_accuracy"], "accuracy, highest of the run"
         rivals = {"untrained": fitted[0]}
-        out.append(Claim.at_least(f"{name}: train {what}", figure, fitted.max(axis=0), 0.99, rivals=rivals))
-        out.append(Claim.at_most(f"{name}: test {what}", figure, test, 0.3, rivals={"large": best["large"]}))
+        claim = Claim.at_least(f"{name}: train {what}", figure, fitted.max(axis=0), 0.99, rivals=rivals)
+        out.append(claim.within(records[name], found[name].train, at_end=True, due=due))
+        claim = Claim.at_most(f"{name}: test {what}", figure, test, 0.3, rivals={"large": best["large"]})
+        out.append(claim.controls_within(main, {"large": [large.test]}, due=due))
     out += clock(result, {name: times.test for name, times in found.items()})
     return out
 
@@ -201,6 +218,7 @@ def claims(result: Result) -> list[Claim]:
 def clock(result: Result, test: dict[str, np.ndarray]) -> list[Claim]:
     """The norm decays alone, and tells the time of generalisation at another scale and another decay."""
     cfg, records, every, source = result.config, result.records, settings(result.config), "section 2"
+    due = cfg.due()
     rate = cfg.learning_rate * cfg.weight_decay
 
     def fallen(name):
@@ -212,7 +230,8 @@ def clock(result: Result, test: dict[str, np.ndarray]) -> list[Claim]:
 
     others = {name: fallen(name) for name in ("no decay", "twice the decay", "usual scale")}
     name = "weight norm when it generalises, over decay alone"
-    out = [Claim.close(name, source, fallen("large"), 1, 0.1, rivals=others)]
+    main, claim = records["large"], Claim.close(name, source, fallen("large"), 1, 0.1, rivals=others)
+    out = [claim.within(main, test["large"], due=due)]
     for name, rivals in {
         "twice the decay": {"decay has no effect": test["large"], "decay^2": test["large"] / 4},
         "half the scale": {"scale has no effect": test["large"]},
@@ -222,7 +241,8 @@ def clock(result: Result, test: dict[str, np.ndarray]) -> list[Claim]:
         shift = {rival: (time - test["large"]) / (then - test["large"]) for rival, time in rivals.items()}
         measured = (test[name] - test["large"]) / (then - test["large"])
         what = f"{name}: how much earlier it generalises, over what the norm foretells"
-        out.append(Claim.close(what, source, measured, 1, 0.15, rivals=shift))
+        claim = Claim.close(what, source, measured, 1, 0.15, rivals=shift).within(main, test["large"], due=due)
+        out.append(claim.within(records[name], test[name], due=[then]))
     return out
 
 

@@ -149,13 +149,19 @@ def lazy_first(result: Result) -> Iterator[Claim]:
     rivals, few = {"kernel frozen": frozen[1] / frozen[0]}, int(np.argmin(cfg.window))
     if cfg.window[few] <= cfg.dimension:
         rivals["P <= D"] = last(records["network, window"], "test_loss")[few]
-    yield Claim.at_most(f"alpha = {top:g}: test loss at the end over its start", source, end, FALL, rivals=rivals)
-    every = records["network"]
-    falls = {name: first_step(every.step, *after_largest(every.values[f"test_{name}"])) for name in TERMS}
+    name, largest = f"alpha = {top:g}: test loss at the end over its start", int(np.argmax(cfg.alpha))
+    (_, fallen), (_, due) = (delay(records[key]).at(largest) for key in ("network", "infinite width"))
+    yield Claim.at_most(name, source, end, FALL, rivals=rivals).within(network, fallen, due=[due], at_end=True)
+    every, theirs = records["network"], records["infinite width"]
+    falls, foretold = (
+        {name: first_step(one.step, *after_largest(one.values[f"test_{name}"])) for name in TERMS}
+        for one in (every, theirs)
+    )
     for early, late in itertools.pairwise(TERMS):
         ahead = np.log(falls[late] / falls[early]).mean(axis=0)  # over alphas
         name = f"log of the {TERMS[late]}'s time of fall over the {TERMS[early]}'s"
-        yield Claim.at_least(name, "eq. 6", ahead, 0.0, rivals={"they fall together": 0.0})
+        claim = Claim.at_least(name, "eq. 6", ahead, 0.0, rivals={"they fall together": 0.0})
+        yield claim.within(every, falls[late], falls[early], due=[foretold[late], foretold[early]])
 
 
 def delays(result: Result) -> Iterator[Claim]:
@@ -164,37 +170,46 @@ def delays(result: Result) -> Iterator[Claim]:
     order, small = np.argsort(cfg.alpha), int(np.argmin(cfg.alpha))
     top = int(order[-1])
     found, predicted, window = (delay(records[name]) for name in ("network", "infinite width", "network, window"))
-    ratio, many = np.log(found.ratio), int(np.argmax(cfg.window))
+    ratio, many, network = np.log(found.ratio), int(np.argmax(cfg.window)), records["network"]
     name = f"alpha = {cfg.alpha[top]:g}: log delay te/tr"
     if cfg.window[many] >= 2 * cfg.samples:
         rivals = {f"P = {cfg.window[many]}": np.log(window.ratio[many])}
-        yield Claim.at_least(name, "figure 1", ratio[top], math.log(2), rivals=rivals)
+        claim = Claim.at_least(name, "figure 1", ratio[top], math.log(2), rivals=rivals)
+        claim = claim.within(network, *found.at(top), due=predicted.at(top))
+        due = delay(records["infinite width, window"]).at(many)
+        name = next(iter(rivals))
+        yield claim.controls_within(records["network, window"], {name: window.at(many)}, {name: due})
     else:
         yield Claim.not_applicable(name, "figure 1", f"no P in the window >= 2 x samples = {2 * cfg.samples}")
     if len(cfg.alpha) > 1:
         name = f"log delay te/tr at alpha = {cfg.alpha[top]:g} over that at {cfg.alpha[small]:g}"
         rivals = {"alpha has no effect": 0.0}
-        yield Claim.at_least(name, source, ratio[top] - ratio[small], 0.0, rivals=rivals)
+        claim = Claim.at_least(name, source, ratio[top] - ratio[small], 0.0, rivals=rivals)
+        yield claim.within(network, *found.at([top, small]), due=predicted.at([top, small]))
         slopes = [exponent(cfg.alpha, times.test) for times in (found, predicted)]
-        yield power("alpha", slopes, {"alpha has no effect": 0.0, "sqrt(alpha)": 0.5, "alpha^2": 2.0})
+        claim = power("alpha", slopes, {"alpha has no effect": 0.0, "sqrt(alpha)": 0.5, "alpha^2": 2.0})
+        yield claim.within(network, found.test, predicted.test, due=[predicted.test, found.test])
     else:
         yield Claim.not_applicable("test time grows with alpha", source, "one alpha")
     every, rows = (cfg.eps, *cfg.aligned), []
     for name, times in (("network", found), ("infinite width", predicted)):
-        rows.append(exponent(every, np.vstack([times.test[small], delay(records[f"{name}, eps"]).test])))
-    yield power("eps", rows, {"eps has no effect": 0.0, "1/sqrt(eps)": -0.5, "1/eps^2, as the kernel's part": -2.0})
-    network = records["network"].values
-    aligned = np.asarray(network["alignment"])
+        rows.append(np.vstack([times.test[small], delay(records[f"{name}, eps"]).test]))
+    slopes = [exponent(every, row) for row in rows]
+    rivals = {"eps has no effect": 0.0, "1/sqrt(eps)": -0.5, "1/eps^2, as the kernel's part": -2.0}
+    yield power("eps", slopes, rivals).within(network, *rows, due=rows[::-1])
+    aligned = np.asarray(network.values["alignment"])
     read = np.isfinite(aligned).all(axis=(1, 2))
     few, control = int(np.argmin(cfg.window)), np.asarray(records["network, window"].values["alignment"])
     control = control[np.isfinite(control).all(axis=(1, 2))][:, few]
     for i, least in {top: 2, small: 6}.items():
         name, grown = f"alpha = {cfg.alpha[i]:g}: growth of kernel-label alignment on fresh points", aligned[read][:, i]
         rivals = {f"P = {cfg.window[few]}": control[-1] / control[0]}
-        yield Claim.at_least(name, "section 4", grown[-1] / grown[0], least, rivals=rivals)
-    norm = [value_at(records["network"].step, network["weight_norm"], time)[top] for time in (found.train, found.test)]
+        claim = Claim.at_least(name, "section 4", grown[-1] / grown[0], least, rivals=rivals)
+        yield claim.within(network, found.test[i], due=[predicted.test[i]], at_end=True)
+    norm = [value_at(network.step, network.values["weight_norm"], time)[top] for time in (found.train, found.test)]
     name = f"alpha = {cfg.alpha[top]:g}: log weight norm from train to test time (it rises)"
-    yield Claim.at_least(name, "section 4", np.log(norm[1] / norm[0]), 0.05, rivals={"norm keeps still": 0.0})
+    claim = Claim.at_least(name, "section 4", np.log(norm[1] / norm[0]), 0.05, rivals={"norm keeps still": 0.0})
+    yield claim.within(network, *found.at(top), due=predicted.at(top))
 
 
 def power(variable: str, slopes, rivals: dict[str, float]) -> Claim:
@@ -210,6 +225,7 @@ def theories(result: Result) -> Iterator[Claim]:
     network, infinite = records["network"], records["infinite width"]
     test, predicted = (np.asarray(record.values["test_loss"]) for record in (network, infinite))
     frozen = at_steps(records["lazy"].at(eps=cfg.eps), "test_loss", network.step)[:, None]
+    fallen, due = delay(network).test, delay(infinite).test  # until then the network and the frozen kernel are one
     others = {
         "kernel frozen": frozen,
         "twice the rate": at_steps(infinite, "test_loss", 2 * np.asarray(infinite.step)),
@@ -218,7 +234,8 @@ def theories(result: Result) -> Iterator[Claim]:
     for word, statistic, most in (("median", np.median, 0.05), ("95th percentile", _high, 0.10)):
         error, *wrong = (statistic(np.abs(test / one - 1), axis=(0, 1)) for one in (predicted, *others.values()))
         name = f"infinite-width theory against the network's test loss, relative error, {word}"
-        yield Claim.at_most(name, "eq. 3-6", error, most, rivals=dict(zip(others, wrong)))
+        claim = Claim.at_most(name, "eq. 3-6", error, most, rivals=dict(zip(others, wrong)))
+        yield claim.controls_within(network, {"kernel frozen": [fallen]}, {"kernel frozen": [due]})
     exact = np.asarray(records["exact reduction"].values["test_loss"])
     error, infinitely = (np.abs(test[:, :, :1] / one[:, :, :1] - 1).max() for one in (exact, predicted))
     name, rivals = "exact reduction against the network's test loss, largest error", {"N = infinity": infinitely}
@@ -233,16 +250,21 @@ def sample_window(result: Result) -> Iterator[Claim]:
     cfg, source, small = result.config, "figure 5", int(np.argmin(result.config.alpha))
     window, main = result.records["network, window"], result.records["network"]
     train, test, enough = last(window, "train_loss"), last(window, "test_loss"), last(main, "test_loss")[small]
-    ratios, delayed = delay(window).ratio, delay(main).ratio[small]
+    times, slow, due = delay(window), delay(main).at(small), delay(result.records["infinite width, window"])
+    expected, usual = delay(result.records["infinite width"]).at(small), f"P = {cfg.samples}"
     for i, samples in enumerate(cfg.window):
         if samples <= cfg.dimension:
             name = f"P = {samples}: final train loss over its start (fitted all the same)"
-            yield Claim.at_most(name, source, train[i], FALL, rivals={"nothing fitted": 1.0})
+            claim = Claim.at_most(name, source, train[i], FALL, rivals={"nothing fitted": 1.0})
+            yield claim.within(window, times.train[i], due=[due.train[i]], at_end=True)
             name = f"P = {samples}: final test loss over its start (never generalises)"
-            yield Claim.at_least(name, source, test[i], 0.9, rivals={f"P = {cfg.samples}": enough})
+            claim = Claim.at_least(name, source, test[i], 0.9, rivals={usual: enough})
+            yield claim.controls_within(main, {usual: [slow.test]}, {usual: [expected.test]})
         elif samples >= 2 * cfg.samples:
             name = f"P = {samples}: delay te/tr (no delay)"
-            yield Claim.at_most(name, source, ratios[i], 2, rivals={f"P = {cfg.samples}": delayed})
+            claim = Claim.at_most(name, source, times.ratio[i], 2, rivals={usual: slow.ratio})
+            claim = claim.within(window, *times.at(i), due=due.at(i), least=times.at(i).least(window))
+            yield claim.controls_within(main, {usual: slow}, {usual: expected})
         else:
             note = "the claims concern P <= D (too few) and P >= 2 x samples (enough)"
             yield Claim.not_applicable(f"P = {samples}", source, note)

@@ -168,6 +168,7 @@ def claims(result: Result) -> list[Claim]:
 def claims_of(cfg: Config, name: str, record: Record) -> Iterator[Claim]:
     """Draws are seeds (weights and split); the rivals of a run with weight decay are its start, and the run without."""
     found = times(record)
+    due = cfg.due()
     power, gromov = "Power et al. 2022, figure 1", "Gromov 2023, eq. 5; Morwani et al. 2023, theorem 9"
     values = {key: np.asarray(value) for key, value in record.values.items()}
     train, test, share = (values[key] for key in ("train_accuracy", "test_accuracy", "frequency_share"))
@@ -179,32 +180,41 @@ def claims_of(cfg: Config, name: str, record: Record) -> Iterator[Claim]:
 
     for i in decays:
         where = f"{name}, weight decay {cfg.weight_decay[i]:g}"
-        early = found.test_when_fitted[i]
+        early, high = found.test_when_fitted[i], 0.5 if name == "relu" else 0.99
+        fitted, generalised = found.train[i], first_step(record.step, test[:, i], high, "above")
         yield Claim.at_most(f"{where}: test accuracy at train 99 %", power, early, 0.05,
-                            rivals={"as at the end": test[-1, i]})  # fmt: skip
-        high = 0.5 if name == "relu" else 0.99
-        yield Claim.at_least(f"{where}: test accuracy at the end", power, test[-1, i], high,
-                             rivals={"as when fitted": early} | without(test[-1]))  # fmt: skip
+                            rivals={"as at the end": test[-1, i]}).within(record, fitted, due=due)  # fmt: skip
+        claim = Claim.at_least(f"{where}: test accuracy at the end", power, test[-1, i], high,
+                               rivals={"as when fitted": early} | without(test[-1]))  # fmt: skip
+        yield claim.within(record, generalised, at_end=True, due=due)
         if name != "relu":
             delay = np.log10(np.where(np.isfinite(found.test[i]), time_ratio(found.test[i], found.train[i]), np.nan))
-            yield Claim.at_least(f"{where}: log10 of delay test 99 % / train 99 %", power, delay, 1,
-                                 rivals={"no delay": np.zeros_like(delay)})  # fmt: skip
+            claim = Claim.at_least(f"{where}: log10 of delay test 99 % / train 99 %", power, delay, 1,
+                                   rivals={"no delay": np.zeros_like(delay)})  # fmt: skip
+            yield claim.within(record, fitted, generalised, due=due)
         kind = "representation" if cfg.operation == "permute" else "frequency"
-        yield Claim.at_least(f"{where}: single-{kind} share at the end", gromov, share[-1, i], 0.65,
-                             rivals={"as at the start": share[0, i]} | without(share[-1]))  # fmt: skip
+        claim = Claim.at_least(f"{where}: single-{kind} share at the end", gromov, share[-1, i], 0.65,
+                               rivals={"as at the start": share[0, i]} | without(share[-1]))  # fmt: skip
+        yield claim.within(record, generalised, at_end=True, due=due)
         if name == "square":
-            margin = values["margin"]
-            yield Claim.at_least(f"{where}: margin over all pairs at the end", "Morwani et al. 2023", margin[-1, i], 0,
-                                 rivals={"as at the start": margin[0, i]} | without(margin[-1]),
-                                 note=_of_largest(cfg, margin[-1, i]))  # fmt: skip
+            margin, what = values["margin"], f"{where}: margin over all pairs at the end"
+            claim = Claim.at_least(what, "Morwani et al. 2023", margin[-1, i], 0,
+                                   rivals={"as at the start": margin[0, i]} | without(margin[-1]),
+                                   note=_of_largest(cfg, margin[-1, i]))  # fmt: skip
+            yield claim.within(record, generalised, at_end=True, due=due)
     if control is not None:
         where = f"{name}, weight decay 0"
         rivals = {"as at the start": train[0, control], "its test accuracy": test[-1, control]}
-        yield Claim.at_least(f"{where}: train accuracy at the end", "control", train[-1, control], 0.99, rivals=rivals)
+        claim = Claim.at_least(
+            f"{where}: train accuracy at the end", "control", train[-1, control], 0.99, rivals=rivals
+        )
+        yield claim.within(record, found.train[control], at_end=True, due=due)
         best = test.max(0)
         rivals = {f"weight decay {cfg.weight_decay[i]:g}": best[i] for i in decays}
         name = f"{where}: highest test accuracy of the run"
-        yield Claim.at_most(name, "control", best[control], 0.05, rivals=rivals)
+        claim = Claim.at_most(name, "control", best[control], 0.05, rivals=rivals)
+        names = dict(zip(rivals, decays))
+        yield claim.controls_within(record, {rival: [found.test[i]] for rival, i in names.items()}, due=due)
 
 
 def _of_largest(cfg: Config, margin: np.ndarray) -> str:

@@ -162,6 +162,7 @@ def lazy(config: Config, study) -> Record:
 @np.errstate(invalid="ignore", divide="ignore")  # a run that never generalises holds no claim
 def claims(result: Result) -> list[Claim]:
     cfg, record, source = result.config, result.records["network"], "vanilla gradient descent"
+    due = cfg.due()
     values = {name: np.asarray(value) for name, value in record.values.items()}
     lazily = {name: np.asarray(value)[0] for name, value in result.records["lazy"].values.items()}
     (train, test), rich = times(record), times(result.records["rich"])
@@ -178,22 +179,31 @@ def claims(result: Result) -> list[Claim]:
     growth, turning = np.log(when["norm"][1] / when["norm"][0]), np.log(moved[1] / moved[0])
     name = "fall of the train loss in the first recorded interval over the frozen kernel's"
     rates = {"twice the rate": lazily["twice"] / lazily["fall"], "no learning": 0.0}
+    test_follows, generalising = {"test follows train": np.log(time_ratio(together, train))}, "when it generalises"
     return [
         Claim.close(name, "lazy limit", fall, 1, 0.1, rivals=rates),
-        Claim.at_least("log delay: test 90 % / train 95 %", source, delay, math.log(1.2),
-                       rivals={"test follows train": np.log(time_ratio(together, train))}),
+        Claim.at_least("log delay: test 90 % / train 95 %", source, delay, math.log(1.2), rivals=test_follows)
+        .within(record, train, test, due=due)
+        .controls_within(record, {"test follows train": [together]}, due=due),
         Claim.at_least(f"log delay over that at alpha = {cfg.smaller:g}", source, delay - small, 0.0,
-                       rivals={"alpha has no effect": 0.0}),
+                       rivals={"alpha has no effect": 0.0}).within(record, train, test, *rich, due=due),
         Claim.at_most("test accuracy when train is at 95 %", source, when["test_accuracy"][0], 0.2,
-                      rivals={"when it generalises": when["test_accuracy"][1]}),
-        Claim.at_least("train accuracy at the end", source, accuracies[-1], 0.99, rivals={"start": accuracies[0]}),
-        Claim.at_least("test accuracy at the end", source, values["test_accuracy"][-1], 0.9, rivals=lazy_test),
+                      rivals={generalising: when["test_accuracy"][1]})
+        .within(record, train, due=due)
+        .controls_within(record, {generalising: [test]}, due=due),
+        Claim.at_least("train accuracy at the end", source, accuracies[-1], 0.99, rivals={"start": accuracies[0]})
+        .within(record, first_step(record.step, accuracies, 0.99, "above"), at_end=True, due=due),
+        Claim.at_least("test accuracy at the end", source, values["test_accuracy"][-1], 0.9, rivals=lazy_test)
+        .within(record, test, at_end=True, due=due),
         Claim.at_least("log weight norm from fit to generalisation (it rises)", source, growth, 0.1,
-                       rivals={"norm keeps still": 0.0}),
-        Claim.at_least("log kernel distance from fit to generalisation", source, turning, math.log(1.5), rivals=frozen),
-        Claim.at_least("log growth of kernel-label alignment", source, gain, 0.1, rivals=frozen),
+                       rivals={"norm keeps still": 0.0}).within(record, train, test, due=due),
+        Claim.at_least("log kernel distance from fit to generalisation", source, turning, math.log(1.5), rivals=frozen)
+        .within(record, train, test, due=due),
+        Claim.at_least("log growth of kernel-label alignment", source, gain, 0.1, rivals=frozen)
+        .within(record, test, at_end=True, due=due),
         Claim.at_least("single-frequency share at the end", "Gromov 2023, eq. 5", share[-1], 0.65,
-                       rivals={"at the start": share[0], "when fitted": value_at(record.step, share, train)}),
+                       rivals={"at the start": share[0], "when fitted": value_at(record.step, share, train)})
+        .within(record, test, at_end=True, due=due),
     ]  # fmt: skip
 
 

@@ -112,7 +112,9 @@ def claims(result: Result) -> list[Claim]:
     rivals = {name: error(other) for name, other in others.items() if name != "eps the other way" or len(cfg.eps) > 1}
     name = "time of generalisation against theory, median relative error"
     note = "recorded steps are the resolution: 0 is the same record"
-    out = [Claim.at_most(name, source, error(theirs.test), 0.1, rivals=rivals, note=note)]
+    network = result.records[NAMES[0]]
+    claim = Claim.at_most(name, source, error(theirs.test), 0.1, rivals=rivals, note=note)
+    out = [claim.within(network, found.test, due=[theirs.test])]
 
     def agree(generalises):
         return np.mean(np.isfinite(found.ratio) == generalises, axis=(0, 1, 2))
@@ -126,7 +128,10 @@ def claims(result: Result) -> list[Claim]:
     name = "share of cells with P <= D that fit and never generalise"
     if few.any() and not few.all():
         rivals = {f"P = {cfg.samples[largest]}": never[largest]}
-        out.append(Claim.at_least(name, source, never[few].mean(axis=0), 1, rivals=rivals))
+        claim = Claim.at_least(name, source, never[few].mean(axis=0), 1, rivals=rivals)
+        claim = claim.within(network, found.train[:, :, few], due=[theirs.train[:, :, few]], at_end=True)
+        most = {next(iter(rivals)): [found.test[:, :, largest]]}
+        out.append(claim.controls_within(network, most, {next(iter(rivals)): [theirs.test[:, :, largest]]}))
     else:
         out.append(Claim.not_applicable(name, source, f"needs P <= D = {cfg.dimension} and larger ones"))
     if few.any():
@@ -147,7 +152,9 @@ def claims(result: Result) -> list[Claim]:
     name = f"alpha = {cfg.alpha[smallest]:g}: log delay at the largest P"
     if max(cfg.samples) >= 10 * cfg.dimension:
         rivals = {f"P = {cfg.samples[most]}": bound[most]}
-        out.append(Claim.at_most(name, source, ratio[largest], math.log(2.5), rivals=rivals))
+        claim = Claim.at_most(name, source, ratio[largest], math.log(2.5), rivals=rivals)
+        at = (slice(None), smallest, largest)
+        out.append(claim.within(network, *found.at(*at), due=theirs.at(*at), least=bound[largest]))
     else:
         out.append(Claim.not_applicable(name, source, f"no P >= 10 D = {10 * cfg.dimension}"))
     return out + powers(result, found, theirs)
@@ -155,7 +162,7 @@ def claims(result: Result) -> list[Claim]:
 
 def powers(result: Result, found, theirs) -> list[Claim]:
     """Figure 3e: times and delays over alpha and eps, averaged over the sample counts that always generalise."""
-    cfg, source = result.config, "figure 3e"
+    cfg, source, network = result.config, "figure 3e", result.records[NAMES[0]]
     if len(cfg.alpha) < 2 or len(cfg.eps) < 2:
         return [Claim.not_applicable("times over alpha and eps", source, "needs two alphas and two eps")]
     kept = np.isfinite(found.test).all(axis=(0, 1)) & np.isfinite(theirs.test).all(axis=(0, 1))  # [samples, seeds]
@@ -174,19 +181,19 @@ def powers(result: Result, found, theirs) -> list[Claim]:
     )):  # fmt: skip
         power[name], theory[name] = (slopes(x, times.test, axis) for times in (found, theirs))
         what = f"exponent of the time of generalisation in {name}"
-        out.append(Claim.close(what, source, power[name], theory[name].mean(), 0.1, rivals=rivals, note=note))
+        claim = Claim.close(what, source, power[name], theory[name].mean(), 0.1, rivals=rivals, note=note)
+        out.append(claim.within(network, found.test, theirs.test, due=[theirs.test, found.test]))
         gap = slopes(x, found.test - found.train, axis)
         make, bound = (Claim.at_most, -0.3) if name == "eps" else (Claim.at_least, 0.3)
         rival = {f"{name} has no effect": 0.0}
-        out.append(make(f"exponent of the delay in steps in {name}", source, gap, bound, rivals=rival))
+        claim = make(f"exponent of the delay in steps in {name}", source, gap, bound, rivals=rival)
+        out.append(claim.within(network, *found, due=theirs))
     rivals = {"sigma alpha": 1.0, "sigma^4 alpha": 4.0, "alpha alone": 0.0}
     sigma, predicted = ((one["alpha"] - 2 + one["eps"]) / (one["alpha"] - 2) for one in (power, theory))
     name = "power of sigma that goes with alpha in the time of generalisation at a fixed learning rate"
     note = "the paper's collapse on sigma^2 alpha has 2: at these alpha and eps theory and network have it nearly"
-    return [
-        *out,
-        Claim.close(name, "collapse on sigma^2 alpha", sigma, predicted.mean(), 0.1, rivals=rivals, note=note),
-    ]
+    claim = Claim.close(name, "collapse on sigma^2 alpha", sigma, predicted.mean(), 0.1, rivals=rivals, note=note)
+    return [*out, claim.within(network, found.test, theirs.test, due=[theirs.test, found.test])]
 
 
 def spread(count: int, most: int) -> np.ndarray:

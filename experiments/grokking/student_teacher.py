@@ -128,33 +128,42 @@ def times(config: Config, record: Record) -> Times:
 @np.errstate(invalid="ignore", divide="ignore")  # a run that never generalises holds no claim
 def claims(result: Result) -> list[Claim]:
     cfg, record, source = result.config, result.records["network"], "appendix, student and teacher"
+    due = cfg.due()
     found, order = times(cfg, record), np.argsort(cfg.alpha)
     apart = doublings(cfg.alpha, order)
     if len(apart) < 2:
         return [Claim.not_applicable("delay falls with alpha", source, "no two alphas are a doubling apart")]
     top, low, delay = int(order[-1]), int(order[0]), found.delay
     high, small = f"alpha = {cfg.alpha[top]:g}", f"alpha = {cfg.alpha[low]:g}"
+    both = (found.train[[top, low]], found.test[[top, low]])
+    least = np.log(np.minimum(found.test[low], record.step[-1]) / found.train[low]) - delay[top]
     out = [
-        Claim.at_least(f"{high}: log delay test / train", source, delay[top], math.log(3), rivals={small: delay[low]}),
+        Claim.at_least(f"{high}: log delay test / train", source, delay[top], math.log(3), rivals={small: delay[low]})
+        .within(record, found.train[top], found.test[top], due=due)
+        .controls_within(record, {small: [found.train[low], found.test[low]]}, due=due),
         Claim.at_most(
             f"log delay at {small} over that at {high}", source, delay[low] - delay[top], math.log(0.7),
             rivals={"alpha has no effect": 0.0},
-        ),
+        ).within(record, *both, least=least, due=due),
     ]  # fmt: skip
     gap = np.log(found.test - found.train)
     for one, next_one in itertools.pairwise(apart):
         name = f"log gap in steps at alpha = {cfg.alpha[next_one]:g} over that at {cfg.alpha[one]:g}"
         rivals = {"alpha has no effect": 0.0}
-        out.append(Claim.at_least(name, source, gap[next_one] - gap[one], math.log(2), rivals=rivals))
+        claim = Claim.at_least(name, source, gap[next_one] - gap[one], math.log(2), rivals=rivals)
+        out.append(claim.within(record, *(steps[[one, next_one]] for steps in found), due=due))
     read = np.isfinite(np.asarray(record.values["kernel_distance"])).all(axis=(1, 2))
     step, moved, norm = record.step[read], *(record.values[k][read] for k in ("kernel_distance", "weight_norm"))
     fitted, generalised = (at_step(step, moved, time) for time in found)
     name, rivals = f"{high}: kernel distance when the training set is fitted", {"when it generalises": generalised[top]}
-    out.append(Claim.at_most(name, source, fitted[top], 0.15, rivals=rivals))
+    claim = Claim.at_most(name, source, fitted[top], 0.15, rivals=rivals).within(record, found.train[top], due=due)
+    out.append(claim.controls_within(record, {"when it generalises": [found.test[top]]}, due=due))
     name = f"{high}: log growth of the kernel distance from fit to generalisation"
     growth = np.log(generalised / fitted)
     rivals = {"kernel frozen": 0.0, small: growth[low]}
-    out.append(Claim.at_least(name, source, growth[top], math.log(2), rivals=rivals))
+    claim = Claim.at_least(name, source, growth[top], math.log(2), rivals=rivals)
+    claim = claim.within(record, found.train[top], found.test[top], due=due)
+    out.append(claim.controls_within(record, {small: [found.train[low], found.test[low]]}, due=due))
     decayed = norm / norm[0] * np.exp(cfg.learning_rate * cfg.weight_decay * step)[:, None, None]
     name = f"{high}: weight norm at the end over exp(-eta lambda t) of its start"
     rivals = {"no decay": decayed[-1, top] * norm[0, top] / norm[-1, top], small: decayed[-1, low]}

@@ -145,6 +145,7 @@ def claims(result: Result) -> list[Claim]:
     grown 1.8 to 2.2 times by then with weight decay, 1.2 times without.
     """
     cfg, record, out = result.config, result.records["network"], []
+    due = cfg.due()
     values = {name: np.asarray(value) for name, value in record.values.items()}
     control = {k: np.asarray(v)[:, 0] for k, v in result.records["no weight decay"].values.items()}
     train, test = (first_step(record.step, values[f"{part}_accuracy"], 0.95, "above") for part in ("train", "test"))
@@ -163,23 +164,29 @@ def claims(result: Result) -> list[Claim]:
             for level, slow in (("test loss 0.5", np.isinf(late[i]).sum()), ("test 95 %", np.isinf(test[i]).sum()))
         ]
         none, without = {"none": np.zeros(cfg.seeds)}, "no weight decay"
-        excluded = end["excluded_train_loss"] - end["random_excluded_train_loss"]
+        excluded, as_end = end["excluded_train_loss"] - end["random_excluded_train_loss"], "as at the end"
         out += [
             Claim.at_least(f"{where}: test accuracy at the end", nanda, end["test_accuracy"], 0.9,
-                           rivals={without: control["test_accuracy"][-1], "as when fitted": early["test_accuracy"]}),
+                           rivals={without: control["test_accuracy"][-1], "as when fitted": early["test_accuracy"]})
+            .within(record, test[i], at_end=True, due=due),
             Claim.at_least(f"{where}: lead of restricted loss 0.5 before test loss 0.5, decades", nanda, lead[i], 0.1,
-                           rivals=none, note=notes[0]),
+                           rivals=none, note=notes[0])
+            .within(record, late[i], early_at[i], at_end=True, due=due),
             Claim.at_least(f"{where}: excluded train loss at the end, key less random frequencies, nats", nanda,
-                           excluded, 1, rivals={"any frequencies": none["none"]}),
+                           excluded, 1, rivals={"any frequencies": none["none"]})
+            .within(record, test[i], at_end=True, due=due),
             Claim.at_least(f"{where}: growth of the embedding's Gini coefficient after fitting", nanda,
-                           end["gini"] / early["gini"], 1.5, rivals={without: control["gini"][-1] / memorised}),
+                           end["gini"] / early["gini"], 1.5, rivals={without: control["gini"][-1] / memorised})
+            .within(record, train[i], test[i], at_end=True, due=due),
         ]  # fmt: skip
         if alpha == max(cfg.alpha):
             out += [
                 Claim.at_least(f"{where}: delay of test 95 % after train 95 %, decades", kumar, delay[i], 0.5,
-                               rivals=none, note=notes[1]),
+                               rivals=none, note=notes[1]).within(record, train[i], test[i], at_end=True, due=due),
                 Claim.at_most(f"{where}: test accuracy when train is at 95 %", "figure 1", early["test_accuracy"], 0.5,
-                              rivals={"as at the end": end["test_accuracy"]}),
+                              rivals={as_end: end["test_accuracy"]})
+                .within(record, train[i], due=due)
+                .controls_within(record, {as_end: [test[i]]}, due=due),
             ]  # fmt: skip
     name = "delay at the largest less that at the smallest alpha, decades"
     if len(cfg.alpha) < 2:
@@ -188,7 +195,8 @@ def claims(result: Result) -> list[Claim]:
         least, most = (int(one(cfg.alpha)) for one in (np.argmin, np.argmax))
         short = np.where(np.isfinite(test[least]), delay[least], np.nan)  # a lower bound would widen the gap
         gap = delay[most] - short
-        out.append(Claim.at_least(name, kumar, gap, 0.0, rivals={"alpha has no effect": np.zeros(cfg.seeds)}))
+        claim = Claim.at_least(name, kumar, gap, 0.0, rivals={"alpha has no effect": np.zeros(cfg.seeds)})
+        out.append(claim.within(record, train[[least, most]], test[[least, most]], due=due))
     return out
 
 

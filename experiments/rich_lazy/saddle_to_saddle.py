@@ -24,7 +24,7 @@ from dynamics.config import Count, Positive
 from dynamics.evolve import every, gradient_descent
 from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import colour, new_figure, rival_style
-from dynamics.statistics import effective_rank
+from dynamics.statistics import effective_rank, first_step
 from dynamics.theory.deep_linear import learning_time, saddle_losses
 from dynamics.types import Batch, Claim, Objective, Record
 
@@ -127,7 +127,11 @@ def plateaus(result: Result, scale: int) -> tuple[np.ndarray, np.ndarray]:
     return found[0], found[1]
 
 
-def last_time(result: Result, scale: int, low=0.3, high=0.9) -> np.ndarray:
+LOW, HIGH = 0.3, 0.9
+"""Shares of its strength between which the last mode's rise is timed."""
+
+
+def last_time(result: Result, scale: int, low=LOW, high=HIGH) -> np.ndarray:
     """``[seeds]``: time that the last mode takes from ``low`` to ``high`` of its strength; NaN where it does not."""
     record, s = result.records["descent"], result.config.strength[-1]
     time = np.asarray(record.step) * result.config.learning_rate
@@ -150,10 +154,12 @@ def claims(result: Result) -> list[Claim]:
     The largest deviations of plateaus and ranks may exceed their tolerance by three standard errors, and not, as first
     written, by none.
     """
-    cfg, out = result.config, []
+    cfg, out, due = result.config, [], result.config.due()
     exact, values = result.records["saddles"].values["loss"], result.records["descent"].values
     learning = values["loss"] > 0.1 * exact[-2]  # while the weakest mode is still being learnt
     learnt = np.isfinite(values["loss"]).all(axis=0) & ~learning[-1]  # a run that diverged or is not done has no rank
+    record = result.records["descent"]
+    done = first_step(record.step, values["loss"], 0.1 * exact[-2])  # [scales, seeds]
     rank = np.where(learning, values["effective_rank"], np.inf).min(axis=0)
     rank = np.where(learnt, rank, np.nan)  # [scales, seeds]
     small = [i for i, scale in enumerate(cfg.scale) if scale <= 0.1]
@@ -177,21 +183,29 @@ def claims(result: Result) -> list[Claim]:
             "weakest mode first": off(loss, np.asarray(reverse)[stages, None]),
         }
         name = f"{start}: plateaus 2 to 4 of the loss against their prediction, largest relative deviation"
-        out.append(Claim.close(name, "Jacot et al. 2021, section 4", off(loss, expected), 0.0, 0.02, rivals=rivals))
+        seen = first_step(record.step, values["loss"][:, i], np.sqrt(exact[2] * exact[3]))  # of plateau 4
+        claim = Claim.close(name, "Jacot et al. 2021, section 4", off(loss, expected), 0.0, 0.02, rivals=rivals)
+        out.append(claim.within(record, seen, due=due))
         rivals = {other: off(control_rank, ranks[:-1]), "one mode more": off(own, ranks[1:])}
         name = f"{start}: effective rank at plateaus 2 to 4 against that of 1 to 3 modes, largest relative deviation"
-        out.append(Claim.close(name, "Li, Luo & Lyu 2021, figure 1", off(own, ranks[:-1]), 0.0, 0.1, rivals=rivals))
+        claim = Claim.close(name, "Li, Luo & Lyu 2021, figure 1", off(own, ranks[:-1]), 0.0, 0.1, rivals=rivals)
+        out.append(claim.within(record, seen, due=due))
         name = f"{start}: smallest effective rank while learning"
-        out.append(Claim.at_most(name, "Li, Luo & Lyu 2021, figure 1", rank[i], 1.2, rivals={other: rank[control]}))
+        claim = Claim.at_most(name, "Li, Luo & Lyu 2021, figure 1", rank[i], 1.2, rivals={other: rank[control]})
+        out.append(claim.within(record, done[i], due=due).controls_within(record, {other: [done[control]]}, due=due))
         name = f"{start}: time of the last mode from 0.3 to 0.9 of its strength, over that of three layers"
         s = cfg.strength[-1]
         times = {depth: float(learning_time(0.3 * s, 0.9 * s, s, depth)) / depth for depth in (2, 3, 4)}
         rivals = {f"{depth} layers": times[depth] / times[3] for depth in (2, 4)}
         measured = last_time(result, i) / times[3]
-        out.append(Claim.close(name, "Saxe et al. 2013, eq. 12", measured, 1.0, 0.05, rivals=rivals))
+        strong = first_step(record.step, record.values["singular_values"][:, i, :, -1], HIGH * s, "above")
+        claim = Claim.close(name, "Saxe et al. 2013, eq. 12", measured, 1.0, 0.05, rivals=rivals)
+        out.append(claim.within(record, strong, due=due))
     name = f"sigma = {cfg.scale[control]:g}: smallest effective rank while learning"
     rivals = {f"sigma = {cfg.scale[small[-1]]:g}": rank[small[-1]]}
-    out.append(Claim.at_least(name, "Jacot et al. 2021, figure 1", rank[control], 5.0, rivals=rivals))
+    claim = Claim.at_least(name, "Jacot et al. 2021, figure 1", rank[control], 5.0, rivals=rivals)
+    claim = claim.within(record, done[control], due=due)
+    out.append(claim.controls_within(record, {next(iter(rivals)): [done[small[-1]]]}, due=due))
     return out
 
 

@@ -7,7 +7,7 @@ eta A)^t)``, and on fresh tasks R is I/d. The more tasks it sees the worse it do
 ones. A small transformer (preset ``transformer``) on the same sequences stands between the Bayes estimator that knows
 the K tasks and ridge regression, which knows none.
 
-Run time: about 45 s for the quick preset on two CPU cores.
+Run time: about 60 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dynamics.types import Claim, Dynamics, Objective, Observable, Record
 SOURCE = (
     "Lu, Letey, Zavatone-Veth, Maiti & Pehlevan 2025, 'Asymptotic theory of in-context learning by linear attention'"
 )
-SECONDS = 45
+SECONDS = 60
 BAYES = "Raventos, Paul, Chen & Ganguli 2023, figure 2"
 RIVALS = {"bare": "without (tr R + s2)/n", "longer": "context twice as long", "all": "tasks without number"}
 
@@ -52,7 +52,7 @@ class Config(config.Config):
     """pairs n in the context"""
     noise: Annotated[float, Positive] = 0.1
     """variance s2 of the labels' noise"""
-    batch: Annotated[int, Count] = 128
+    batch: Annotated[int, Count] = 192
     """fresh sequences a step"""
     rate: Annotated[float, Positive] = 0.03
     """learning rate, in units of 1 / lambda_max(A)"""
@@ -273,7 +273,10 @@ def risk_claims(result: Result) -> list[Claim]:
 
 
 def path_claims(result: Result) -> list[Claim]:
-    """Along all of training, at every K; minibatches leave an excess that is no part of the theory, and one-sided."""
+    """Along all of training, at every K; minibatches of B leave an excess of order eta/B that is no part of the theory.
+
+    B was raised from 128 after a failure: with it the largest deviation on tasks trained on is .033 at base seed 0 and
+    .042 at 100."""
     cfg, out = result.config, []
     measured, known = (result.records[name].values for name in ("attention", "theory"))
 

@@ -14,6 +14,7 @@ import numpy as np
 from dynamics import config
 from dynamics.config import Count, Positive, Range
 from dynamics.evolve import every, study
+from dynamics.statistics import first_step
 from dynamics.types import Claim, Dynamics, Record
 
 SOURCE = "a textbook"
@@ -32,7 +33,7 @@ class Config(config.Config):
     """copies of x: another shape"""
     start: Literal["one", "two"] = "one"
     """x_0"""
-    fail: Literal["", "claim", "run"] = ""
+    fail: Literal["", "claim", "run", "late"] = ""
     """what goes wrong, for the tests"""
 
     @classmethod
@@ -78,6 +79,9 @@ def claims(result):
             expected = start * rate**record.step
         error = np.max(np.abs(record.at(eta=eta, seed=0).values["x"] - expected)) + wrong
         made.append(Claim.at_most(f"error at eta = {eta:g} <b>", "eq. 1", error, 1e-5))
+    if result.config.fail == "late":
+        low = first_step(record.step, record.values["x"][:, 0], 1e-30)
+        made.append(Claim.at_most("time to fall", "eq. 1", low, 1e9).within(record, low, due=result.config.due()))
     made.append(Claim.not_applicable("one more", "eq. 2", "needs three learning rates"))
     return made
 

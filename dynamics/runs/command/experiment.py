@@ -13,14 +13,23 @@ from dynamics.runs import trackers
 from dynamics.runs.command.ending import started
 from dynamics.runs.command.flags import early, parse, said_once
 from dynamics.runs.durable.directory import Directory
-from dynamics.runs.durable.errors import CLAIM_FAILS, HOLDS, BadInput, Damaged, Interrupted, InUse, Unusable
+from dynamics.runs.durable.errors import (
+    CLAIM_FAILS,
+    HOLDS,
+    NOT_REACHED,
+    BadInput,
+    Damaged,
+    Interrupted,
+    InUse,
+    Unusable,
+)
 from dynamics.runs.durable.files import json_text, own_folder, plain
 from dynamics.runs.durable.journal import Journal
 from dynamics.runs.durable.load import damaged_files, load
 from dynamics.runs.durable.modules import package_of
 from dynamics.runs.durable.provenance import config_difference
 from dynamics.runs.durable.run import checked_name, default_name, open_run
-from dynamics.runs.report.claim_words import claims_table
+from dynamics.runs.report.claim_words import claims_table, verdict
 from dynamics.runs.report.outcome import run_to_the_end
 from dynamics.runs.sweep import cells, specs
 from dynamics.runs.sweep.cluster import checked as checked_cluster
@@ -82,8 +91,8 @@ def run_experiment(name: str, argv: list[str], prog: str, others: str = "") -> i
         print(json_text(claims), end="")
     elif not options.quiet:
         print(claims_table(claims))
-        print(f"{words}; report: {path / 'report.html'}")
-    return CLAIM_FAILS if any(claim["holds"] is False for claim in claims) else HOLDS
+        print(f"{verdict(claims)[1]}; {words}; report: {path / 'report.html'}")
+    return {"fails": CLAIM_FAILS, "unreached": NOT_REACHED}.get(verdict(claims)[0], HOLDS)
 
 
 def _check(options: Any, swept: dict[str, list], argv: list[str]) -> None:

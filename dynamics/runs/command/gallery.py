@@ -20,6 +20,7 @@ from dynamics.runs.command.discover import Entry, gallery
 from dynamics.runs.durable.errors import HOLDS, BadInput, Damaged
 from dynamics.runs.durable.files import json_text, read_json, write_bytes
 from dynamics.runs.machine import REFERENCE, here, matmul_rate
+from dynamics.runs.report.claim_words import counted
 
 OPEN, CLOSE = "<!-- gallery -->", "<!-- /gallery -->"
 FIGURE_BYTES = 60_000  # of one figure in the repository
@@ -89,7 +90,8 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
     Args:
         entries: what ``discover.gallery`` finds.
         results: ``{experiment: {"held", "tested", "rejected", "rivals", ...}}``, the claims that held of those tested
-            in the quick preset, and the rivals rejected of those that claims name; an identity counts as no claim.
+            in the quick preset (``unreached`` of them within it), and the rivals rejected of those that claims name; an
+            identity counts as no claim.
 
     Example:
         >>> entry = Entry("experiments.toy.decay", "Decay of modes (Doe 2020)", 5, True, "Doe 2020, 'On decay'")
@@ -106,6 +108,7 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
         name = f"**`{entry.experiment}`**" if entry.flagship else f"`{entry.experiment}`"
         found = results.get(entry.experiment)
         held = f"{found['held']} of {found['tested']}" if found else "not run yet"
+        held += f", {found['unreached']} not reached" if found and found.get("unreached") else ""
         rejected = f"{found['rejected']} of {found['rivals']}" if found and found.get("rivals") else "–"
         seconds = f"{entry.seconds:.0f} s" if entry.seconds else "–"
         line = f"| {name} | {title(entry)} | {papers(entry)} | {held} | {rejected} | {seconds} |"
@@ -157,12 +160,13 @@ def newest_runs(root: Path) -> dict[str, Path]:
 def verdicts(folder: Path) -> dict[str, Any]:
     """The claims of one run in numbers; an identity counts as no claim."""
     about, claims = read_json(folder / "provenance.json", {}), read_json(folder / "claims.json", [])
-    claims = [claim for claim in claims if claim["holds"] is not None]
     claims = [claim for claim in claims if not claim.get("source", "").startswith("identity")]
+    count, claims = counted(claims), [claim for claim in claims if claim["holds"] is not None]
     rivals = sum(len(claim.get("rivals", ())) for claim in claims)
     return {
-        "held": sum(claim["holds"] for claim in claims),
-        "tested": len(claims),
+        "held": count["holds"],
+        "tested": len(claims) + count["unreached"],
+        **({"unreached": count["unreached"]} if count["unreached"] else {}),
         "rejected": rivals - sum(len(claim.get("standing", ())) for claim in claims),
         "rivals": rivals,
         "seconds": about.get("seconds"),

@@ -40,8 +40,9 @@ class Damaged(Unusable):
     """A file of a run is not what was written."""
 
 
-HOLDS, ERROR, CLAIM_FAILS = 0, 1, 5
-"""Exit codes without an exception of their own: every applicable claim holds; unexpected error; a claim fails."""
+HOLDS, ERROR, CLAIM_FAILS, NOT_REACHED = 0, 1, 5, 6
+"""Exit codes without an exception of their own: every applicable claim holds; unexpected error; a claim fails; none
+fails, but the run was too short for one."""
 
 NONSENSE = (
     TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError, MemoryError, sqlite3.Error

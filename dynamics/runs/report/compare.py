@@ -12,7 +12,7 @@ from dynamics.runs.durable.files import plain
 from dynamics.runs.durable.load import LoadedRun, damaged_files, load
 from dynamics.runs.durable.provenance import code_digest, config_difference
 from dynamics.runs.printable import printable
-from dynamics.runs.report.claim_words import claims_table
+from dynamics.runs.report.claim_words import SHORT, claims_table, kind
 from dynamics.runs.report.overlay import at_shared_values, overlaid, shared_readings, side_by_side
 
 
@@ -66,8 +66,8 @@ def print_compare(path: Path, other: Path, show: str | None = None, *, draw: boo
     claims = {claim.name: claim for claim in theirs.claims}
     for claim in mine.claims:
         second = claims.get(claim.name)
-        told = f"{second.measured} ({second.holds})" if second else "-"
-        lines.append(f"{claim.name}: {claim.measured} ({claim.holds}) | {told}")
+        told = [f"{one.measured} ({SHORT[kind(one._asdict())]})" if one else "-" for one in (claim, second)]
+        lines.append(f"{claim.name}: {' | '.join(told)}")
     print("\n".join(map(printable, lines)))
     if draw and not pairs:
         raise BadInput(f"other: got {str(other)!r}; allowed: a run that shares a reading of numbers with {path}")

@@ -25,14 +25,14 @@ COLUMNS = (
 class Row(NamedTuple):
     """One run as the index shows it.
 
-    ``holds`` is None while it is unfinished or tests nothing; ``wide`` is the width of its figure in pixels, at which
-    the text in it can be read, and 0 without one.
+    ``state`` is that of its claims, "none" while it is unfinished or tests nothing; ``wide`` is the width of its figure
+    in pixels, at which the text in it can be read, and 0 without one.
     """
 
     experiment: str
     name: str
     place: str
-    holds: bool | None
+    state: str
     words: str
     changed: float
     when: str
@@ -90,12 +90,12 @@ def rows(root: Path) -> Iterator[Row]:
         try:
             claims = read_json(folder / "claims.json", [])
             finished = (folder / "claims.json").exists()
-            holds, words = verdict(claims) if finished else (None, "– unfinished")
+            state, words = verdict(claims) if finished else ("none", "– unfinished")
         except (Unusable, OSError):
-            holds, words = None, "– unreadable"
+            state, words = "none", "– unreadable"
         changed = config.lstat().st_mtime
         yield Row(
-            folder.parent.name, folder.name, quote(os.fsencode(folder.relative_to(root))), holds, words, changed,
+            folder.parent.name, folder.name, quote(os.fsencode(folder.relative_to(root))), state, words, changed,
             datetime.fromtimestamp(changed, UTC).strftime("%Y-%m-%d %H:%M"), _settings(config),
             _width(folder / "figure.png"), (folder / "report.html").is_file(),
         )  # fmt: skip

@@ -15,6 +15,7 @@ from dynamics.runs.durable.files import files_within
 from dynamics.runs.durable.journal import Journal
 from dynamics.runs.durable.lock import in_use
 from dynamics.runs.printable import printable
+from dynamics.runs.report.claim_words import counted
 
 MARKS = ("run.sqlite", "grid.json", "lock")
 """One of them is in every folder of a run, also of one that a kill left before its first entry."""
@@ -78,8 +79,9 @@ def _glance(path: Path) -> tuple[str, str]:
         return "damaged", ""
     if status in ("running", "interrupted"):
         status = "running" if in_use(path) else "interrupted"
-    applicable = [claim["holds"] for claim in claims if claim["holds"] is not None]
-    return status, f"{sum(applicable)}/{len(applicable)} hold" if claims else ""
+    count = counted(claims)
+    short = f", {count['unreached']} not reached" if count["unreached"] else ""
+    return status, f"{count['holds']}/{sum(count.values()) - count['none']} hold{short}" if claims else ""
 
 
 def print_list(root: Path) -> int:
@@ -89,7 +91,7 @@ def print_list(root: Path) -> int:
     width = max(map(len, names), default=0)
     for row, name in zip(rows, names):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.changed))
-        print(f"{name:<{width}}  {row.status:<11}  {row.verdict:<15}  {when}")
+        print(f"{name:<{width}}  {row.status:<11}  {row.verdict:<26}  {when}")
     print(f"{len(rows)} runs")
     return 0
 

@@ -77,12 +77,12 @@ def report_page(run_dir: Path) -> str:
     paths = sorted(run_dir.glob("*.svg"), key=lambda path: (path.name != "figure.svg", path.name))
     figures = [picture(path.stem.replace("_", " "), read_bytes(path)) for path in paths]
     with understood(run_dir / "claims.json"):
-        holds, words = verdict(claims)
+        state, words = verdict(claims)
         claims = [{**claim, "rejects": rejects(claim)} for claim in claims]
         return render(
             "run.html.j2", ["page.css", "run.css"], "run.js",
             title=f"{experiment} / {name}", experiment=experiment, name=name, provenance=provenance, facts=FACTS,
-            claims=claims, numbers=NUMBERS, holds=holds, words=words, figures=figures,
+            claims=claims, numbers=NUMBERS, state=state, words=words, figures=figures,
             more=[key for key in ("rejects", "source", "note") if any(claim.get(key) for claim in claims)],
             command=shlex.join(map(str, command)) if isinstance(command, list) else command, config=[*_flat(config)],
             rest=[*_flat({key: value for key, value in provenance.items() if key not in ELSEWHERE})],

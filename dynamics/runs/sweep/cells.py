@@ -116,13 +116,17 @@ class Swept(NamedTuple):
 
     def _claim(self, name: str, held: list[tuple[int, Claim]]) -> Claim:
         tested = [(cell, claim) for cell, claim in held if claim.holds is not None]
-        if not tested:
+        short = [(cell, claim.unreached) for cell, claim in held if claim.unreached is not None]
+        if not tested and not short:
             return Claim.not_applicable(name, held[0][1].source, f"in none of {len(held)} cells")
         failing = [cell for cell, claim in tested if not claim.holds]
-        words = f"{len(tested) - len(failing)} of {len(tested)} cells"
-        note = f"fails in {cell_of(self.values, failing[0])}" if failing else ""
-        note += f" and {len(failing) - 1} more" if len(failing) > 1 else ""
-        return Claim(name, held[0][1].source, words, "all cells", None, not failing, note)
+        words, notes = f"{len(tested) - len(failing)} of {len(tested) + len(short)} cells", []
+        for verb, cells in (("fails", failing), ("not reached", [cell for cell, _ in short])):
+            more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+            notes += [f"{verb} in {cell_of(self.values, cells[0])}{more}"] if cells else []
+        holds = False if failing else None if short else True
+        last = min(step for _, step in short) if holds is None else None
+        return Claim(name, held[0][1].source, words, "all cells", None, holds, "; ".join(notes), unreached=last)
 
     def figure(self, result: Result) -> Any:
         label, reading = chosen(result.records, self.show)

@@ -19,8 +19,8 @@ def wrong(result):
     yield "starts exchanged", replaced(result, "error", energy=energy[:, :, ::-1])
     yield "the value error", replaced(result, "error", energy=error["squared"])
     yield "errors that never rise", replaced(result, "error", energy=np.minimum.accumulate(energy, 0))
-    noise = 1e-9 * energy[:1] * (-1.0) ** np.arange(len(energy))[:, None, None, None]
-    yield "rounding of float32", replaced(result, "error", energy=energy + noise)
+    noise = 1e-5 * energy[:1] * (-1.0) ** np.arange(len(energy))[:, None, None, None]
+    yield "noise of a part in 1e5", replaced(result, "error", energy=energy + noise)
     yield "chains exchanged", replaced(result, "rewards", overlap=overlap[:, ::-1])
     yield "rewards exchanged", replaced(result, "rewards", overlap=overlap[:, :, ::-1])
     yield "heads exchanged", replaced(result, "rewards", overlap=overlap[:, :, :, ::-1])
