@@ -32,6 +32,8 @@ def test_the_gradient_is_that_of_phi_and_is_inverted(name, x64):
 def test_a_potential_of_ones_own_is_checked():
     own = Potential.of(lambda w: jnp.abs(w) ** 3 / 3, lambda theta: jnp.sign(theta) * jnp.sqrt(jnp.abs(theta)))
     np.testing.assert_allclose(own.gradient(W), power(3).gradient(W), rtol=1e-6)
+    scaled = Potential.of(lambda w: w**4 / 4, lambda theta, root=3: jnp.cbrt(theta) if root == 3 else theta)
+    np.testing.assert_allclose(scaled.inverse(jnp.array([8.0]), jnp.ones(1)), [2.0], rtol=1e-6)
     logarithm = Potential.of(lambda w: w * jnp.log(w) - w, jnp.exp)  # of positive weights alone
     np.testing.assert_allclose(logarithm.gradient(jnp.array([2.0])), np.log([2.0]), rtol=1e-6)
     with pytest.raises(TypeError, match=r"phi: got shape \(\) of \(6,\); allowed: a function entry by entry"):
@@ -149,6 +151,8 @@ def test_norm_dual_in_a_chain_is_sign_descent_and_keeps_forms():
         lambda leaf: (leaf.shape, leaf.dtype), params
     )
     np.testing.assert_allclose(jnp.linalg.norm(spectral["bias"]), 1.0, rtol=1e-6)  # one column
+    with pytest.raises(TypeError, match="gradient: got complex64; allowed: real floating numbers"):
+        dual(jnp.ones((2, 2)) * 1j, "max")
     with pytest.raises(ValueError, match="norm: got 'nuclear'; allowed: spectral, max, frobenius"):
         norm_dual("nuclear")  # pyright: ignore
 

@@ -73,6 +73,12 @@ def test_few_samples_leave_a_pure_gaussian_in_the_dual():
     np.testing.assert_allclose(pure.mean(lambda w, w0: (w - w0) ** 2), law.b**2, rtol=1e-9)
 
 
+def test_the_law_does_not_know_the_unit_of_the_weights():
+    """In units u the dual of |w|^3/3 is u^2 as large: b goes with u^2, c with u."""
+    laws = [weight_law(power(3), 0.1, unit * H, P, target_variance=unit**2) for unit in (1.0, 1e3)]
+    np.testing.assert_allclose([laws[1].b / 1e6, laws[1].c / 1e3], [laws[0].b, laws[0].c], rtol=1e-8)
+
+
 @pytest.mark.parametrize("potential", [power(3), power(1.5), signed_entropy()], ids=["3", "1.5", "entropy"])
 def test_the_proximal_map_solves_its_equation(potential, x64):
     side = jnp.where(jnp.arange(400) % 2, 1.0, -1.0)

@@ -48,7 +48,7 @@ def dual(gradient: Float[Array, ...], norm: Norm, *, exact: bool = True) -> Dual
             below a hundredth of ``|G|``; the norm is that of this direction, ``<G, T>``.
 
     Raises:
-        ValueError: for a norm of another name.
+        ValueError: for a norm of another name; TypeError for complex numbers.
 
     Cost: of ``[m, n]`` with m >= n, exact some ``20 m n^2`` operations in a decomposition, else ``10 (2 m n^2 + n^3)``
     in products.
@@ -63,6 +63,11 @@ def dual(gradient: Float[Array, ...], norm: Norm, *, exact: bool = True) -> Dual
         (7.0, [[1.0, 0.0], [0.0, -1.0]])
     """
     _check(norm)
+    if not jnp.issubdtype(jnp.result_type(gradient), jnp.floating):
+        raise TypeError(
+            f"gradient: got {jnp.result_type(gradient)}; allowed: real floating numbers (evolve.descent takes complex "
+            "parameters apart)"
+        )
     g = wide(gradient)
     if norm == "max":
         direction = jnp.sign(g)

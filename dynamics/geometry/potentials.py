@@ -52,7 +52,8 @@ class Potential(NamedTuple):
             >>> round(float(hypentropy.inverse(hypentropy.gradient(w), w)), 5)
             2.0
         """
-        sided = len(inspect.signature(inverse).parameters) > 1
+        required = [one for one in inspect.signature(inverse).parameters.values() if one.default is one.empty]
+        sided = len(required) > 1
         made = cls(phi, lambda w: _slope(phi, w), inverse if sided else lambda theta, w: inverse(theta))
         _check(made)
         return made

@@ -296,9 +296,12 @@ def _solve(potential, alpha, w0, p, variance, halvings: int = 6) -> tuple[float,
     """``(b, c, residual)``: from the law of half as many equations where the first guess is too far."""
     from scipy.optimize import root
 
+    with jax.enable_x64(True):
+        unit = float(np.sqrt(p @ np.asarray(potential.gradient(jnp.asarray(w0))) ** 2)) or 1.0
+
     def excess(logs):
         """Of the two equations, in logarithms."""
-        b, c = np.exp(np.clip(logs, -20, 20))
+        b, c = np.exp(np.clip(logs, np.log(unit) - 20, np.log(unit) + 20))
         law = law_of(potential, b, c, w0, p)
         square, aligned = law.mean(lambda w, w0: w**2), law.mean(lambda w, w0: law.h * w)
         total = variance + square
@@ -312,7 +315,7 @@ def _solve(potential, alpha, w0, p, variance, halvings: int = 6) -> tuple[float,
         return (float(b), float(c), residual) if residual < 1e-8 else None
 
     share = np.sqrt(alpha / (variance + p @ w0**2))
-    b = _first_b(lambda b: excess(np.log([b, b * share]))[0])
+    b = unit * _first_b(lambda b: excess(np.log([unit * b, unit * b * share]))[0])
     found = from_there(b, b * share)
     if found is None and halvings and (less := _solve(potential, alpha / 2, w0, p, variance, halvings - 1)):
         found = from_there(1.4 * less[0], 2 * less[1])
@@ -320,7 +323,7 @@ def _solve(potential, alpha, w0, p, variance, halvings: int = 6) -> tuple[float,
 
 
 def _first_b(excess: Callable[[float], float]) -> float:
-    """Where the first equation holds at the start's ``E w^2``, to a tenth: by halving ln b."""
+    """Where the first equation holds at the start's ``E w^2``, in the dual's unit, to a tenth: by halving ln b."""
     low, high = np.log(1e-4), np.log(1e4)
     with np.errstate(all="ignore"):
         while high - low > 0.1:
