@@ -27,10 +27,10 @@ define reference
 	fi
 endef
 
-.PHONY: run test test-slow test-gpu test-newest benchmark lint types gallery clean
+.PHONY: run test test-slow test-gpu test-newest benchmark lint types gallery docs clean
 
 run: $(VENV)/.run
-	$(BIN)/python -m experiments.grokking
+	$(BIN)/dynamics run grokking
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
@@ -51,9 +51,14 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# The README's table of experiments; with RUNS=FOLDER the verdicts of the quick runs there go into docs/gallery.json too.
+# The README's table of experiments; with RUNS=FOLDER the verdicts and figures of the quick runs there go into docs/ too.
 gallery: $(VENV)/.test
 	$(BIN)/python -m dynamics.runs.command.gallery $(RUNS)
+
+# The site, into build/site/html: a warning is an error; then what its tests say of it, in Chromium where there is one.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/site/build.py
+	SITE=build/site/html $(BIN)/python -m pytest -m slow tests/test_site.py
 
 # The newest JAX needs Python 3.12 or later; the first interpreter that really answers is used.
 test-newest:
@@ -82,6 +87,10 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	@$(call install,$(VENV),$(PYTHON),-e '.[test]')
 	@$(call reference,$(VENV))
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: $(VENV)/.test
+	@$(call install,$(VENV),$(PYTHON),-e '.[docs]')
+	@touch $@
 
 $(NEWEST_VENV)/.test: pyproject.toml constraints.txt
 	@echo "setting up $(NEWEST_VENV) with $(NEWEST_PYTHON) and the newest JAX (once)"

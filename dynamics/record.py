@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynamics.extras import missing
+
 RESERVED = ("step", "time", "cell")
 """Names that no reading and no axis may have: the coordinates of records."""
 
@@ -116,15 +118,17 @@ class Record(NamedTuple):
 
         Returns:
             A Dataset with the dimensions ``step`` and the axes, coordinate ``time`` and one variable a reading;
-            further dimensions are named ``<reading>_1``, ``<reading>_2``, true lengths ``<reading>_length``.
+            further dimensions are named ``<reading>_1``, ``<reading>_2``, true lengths ``<reading>_length``. An
+            ``Estimate`` is three variables, as in ``told``.
 
         Raises:
             ImportError: when xarray is not installed; the message names the extra.
+            ValueError: as ``told``.
         """
         try:
             import xarray
         except ImportError as error:
-            raise ImportError("Record.to_dataset needs xarray: pip install 'dynamics[xarray]'") from error
+            raise missing("Record.to_dataset", "xarray", "xarray") from error
 
         def labelled(name: str, value: Any) -> tuple[tuple[str, ...], np.ndarray]:
             array, known = np.asarray(value), ("step", *self.axes)
@@ -135,22 +139,28 @@ class Record(NamedTuple):
         coords |= {name: np.asarray(values) for name, values in self.axes.items()}
         coords["time"] = labelled("time", self.time)
         coords |= {f"{name}_length": (tuple(self.axes), np.asarray(length)) for name, length in self.lengths.items()}
-        variables = {name: labelled(name, value) for name, value in self.values.items()}
+        variables = {name: labelled(name, value) for name, value in told(self.values).items()}
         return xarray.Dataset(variables, coords=coords, attrs=dict(attrs or {}))
 
     def to_frame(self):
         """The readings as a tidy ``pandas.DataFrame`` (extra ``xarray``): one row a step and cell.
 
         Columns are ``step``, ``time``, the axes and the readings; a reading that is an array in each cell is a column
-        of arrays (views of the record, which copy nothing).
+        of arrays (views of the record, which copy nothing). An ``Estimate`` is three columns, as in ``told``.
 
         Raises:
             ImportError: when pandas is not installed; the message names the extra.
+            ValueError: as ``told``.
+
+        Example:
+            >>> record = Record([0], [0], {"loss": np.array([[1.0, 2.0, 6.0]])}, {"seed": range(3)})
+            >>> record.mean("seed").to_frame().to_dict("records")
+            [{'step': 0, 'time': 0, 'loss': 3.0, 'loss_stderr': 1.5275252316519468, 'loss_n': 3}]
         """
         try:
             import pandas
         except ImportError as error:
-            raise ImportError("Record.to_frame needs pandas: pip install 'dynamics[xarray]'") from error
+            raise missing("Record.to_frame", "pandas", "xarray") from error
         step = np.asarray(self.step)
         shape = (len(step), *(len(values) for values in self.axes.values()))
 
@@ -169,7 +179,7 @@ class Record(NamedTuple):
         for place, (name, values) in enumerate(self.axes.items(), start=1):
             labels = np.asarray(values).reshape(-1, *(1,) * (len(shape) - 1 - place))
             columns[name] = np.broadcast_to(labels, shape).ravel()
-        return pandas.DataFrame(columns | {name: column(value) for name, value in self.values.items()})
+        return pandas.DataFrame(columns | {name: column(value) for name, value in told(self.values).items()})
 
     def _axis(self, name: str) -> int:
         if name not in self.axes:
@@ -199,6 +209,27 @@ class Record(NamedTuple):
         time = time.mean(tuple(places)) if time.ndim > 1 else time
         lengths = {name: np.max(length, axis=tuple(p - 1 for p in places)) for name, length in self.lengths.items()}
         return Record(self.step, time, values, axes, lengths)
+
+
+def told(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Readings as arrays alone: an ``Estimate`` is its value, its error ``<name>_stderr`` and its ``<name>_n``.
+
+    Raises:
+        ValueError: where one of these names is another reading's.
+
+    Example:
+        >>> told({"loss": Estimate(0.5, 0.1, 9)})
+        {'loss': 0.5, 'loss_stderr': 0.1, 'loss_n': 9}
+    """
+    arrays: dict[str, Any] = {}
+    for name, value in values.items():
+        parts = {name: value}
+        if isinstance(value, Estimate):
+            parts = {name: value.value, f"{name}_stderr": value.error, f"{name}_n": value.n}
+        if clash := [part for part in parts if part in arrays or (part != name and part in values)]:
+            raise ValueError(f"values: got {clash[0]!r} beside the Estimate {name!r}; allowed: another name")
+        arrays |= parts
+    return arrays
 
 
 def _nearest(name: str, values: Any, wanted: Any) -> int:

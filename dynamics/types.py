@@ -38,6 +38,7 @@ __all__ = [
     "Readings",
     "Record",
     "StatefulModel",
+    "Stream",
     "View",
     "check_apply",
     "check_objective",
@@ -206,6 +207,20 @@ class Dynamics(NamedTuple):
     preconditioner: Callable[[PyTree], PyTree] | None = None
     order: int | None = None
     optimizer: Any = None
+
+
+class Stream(NamedTuple):
+    """Tasks that change while one trains; ``evolve.over_tasks`` trains on them.
+
+    Attributes:
+        data: ``task -> data``, pure, of an int32 scalar counted from 0: a ``Batch`` or ``Data``, or whatever the
+            objective takes, of one shape for all tasks.
+        steps: None where a task is trained on as a whole; of an online stream the updates a task, and every leaf of its
+            data leads with that axis, ``[steps, n, ...]``: step i of a task sees slice i.
+    """
+
+    data: Callable[[Any], Any]
+    steps: int | None = None
 
 
 class View(NamedTuple):

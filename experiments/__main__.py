@@ -2,4 +2,4 @@
 
 from dynamics.runs.cli import main
 
-main("experiments")
+main(__package__ or "experiments")

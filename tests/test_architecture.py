@@ -17,17 +17,20 @@ ROOT = pathlib.Path(dynamics.__file__).parent
 
 # From the ground up: a room imports itself and the rooms on lower floors; rooms on one floor do not import one another.
 FLOORS = (
+    ("extras",),
     ("precision", "record"),
     ("claims",),
     ("types",),
-    ("compiled", "config", "linalg", "losses", "mesh", "program", "statistics", "tasks"),
+    ("program",),
+    ("compiled", "config", "linalg", "losses", "mesh", "statistics", "tasks"),
     ("empirical", "taylor"),
-    ("operators", "preconditioners", "stax"),
+    ("geometry", "operators", "preconditioners", "stax"),
     ("models", "stability"),
     ("interop", "observe"),
     ("evolve", "theory"),
     ("runs",),
     ("tools",),
+    ("__main__", "experiments"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 APART = {("observe", "models"), ("observe", "stax"), ("evolve", "models"), ("evolve", "stax"), ("evolve", "tasks")}
@@ -57,13 +60,22 @@ def test_imports_run_downwards():
             continue
         for name in modules_imported(path):
             parts = name.split(".")
-            if parts[0] == "experiments" and here != "runs":
-                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
             there = parts[1] if len(parts) > 1 else ""
             known = parts[0] == "dynamics" and there in FLOOR and there != here
             if known and (FLOOR[there] >= FLOOR[here] or (here, there) in APART):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def test_experiments_work_under_both_their_names():
+    """Among themselves they import relatively; all else names them as a wheel has them, ``dynamics.experiments``."""
+    own = re.compile(r"^ *(from|import) (dynamics\.)?experiments\b", re.MULTILINE)
+    others = re.compile(r"^[ \"]*(from|import) experiments\b", re.MULTILINE)
+    places = {"dynamics": own, "experiments": own, "notebooks": others, "docs": others, "tests": others}
+    for folder, wrong in places.items():
+        for path in (ROOT.parent / folder).rglob("*"):
+            if path.suffix in (".py", ".md", ".ipynb"):
+                assert not wrong.search(path.read_text()), path
 
 
 def imports(path: pathlib.Path, names: set[str]) -> set[str]:
@@ -91,6 +103,7 @@ INSIDE = set(
     [
         "equinox",
         "flax",
+        "PIL",
         "matplotlib",
         "pandas",
         "pooch",
@@ -212,7 +225,7 @@ FREE = r"Callable\[(\[[^\]]*\]|\.\.\.), [^\]]*\]|Readings"
 def public_functions():
     """Functions and methods of classes that users reach: what ``__all__`` names, and all of rooms of plain modules."""
     for info in pkgutil.walk_packages(dynamics.__path__, "dynamics."):
-        if ".runs" in info.name:
+        if info.name.split(".")[1] in ("__main__", "experiments", "runs"):
             continue
         module = importlib.import_module(info.name)
         plain = vars(module) if info.name.split(".")[1] in ("losses", "models", "statistics", "tasks", "theory") else ()

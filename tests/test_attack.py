@@ -410,9 +410,14 @@ def test_the_line_that_resumes_can_be_pasted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment, "execute", stop)
     monkeypatch.setattr(experiment, "set_up_jax", lambda *given: None)
+    monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "-X", "dev", TOY, "--more"])
+    monkeypatch.setattr("sys.argv", [TOY, "--more"])
     code, _, errors = said("--out", "my runs", "--name", "a", "--x64", "--device", "cpu:0")
     line = errors.splitlines()[-1]
-    assert (code, line) == (3, f"resume with: python {TOY} --out 'my runs' --name a --resume --x64 --device cpu:0")
+    assert (code, line) == (
+        3,
+        f"resume with: .venv/bin/python -X dev {TOY} --out 'my runs' --name a --resume --x64 --device cpu:0",
+    )
 
 
 def test_a_tracker_and_a_log_of_nonsense(tmp_path):

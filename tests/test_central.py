@@ -10,10 +10,10 @@ from jax.flatten_util import ravel_pytree
 from dynamics.evolve import CentralStart, adaptive_central_flow, central_flow, descent, gradient_descent, gradient_flow
 from dynamics.evolve.central_equations import complementarity, third_derivatives
 from dynamics.evolve.simulate import simulate
+from dynamics.experiments.edge_of_stability._central import smooth
+from dynamics.experiments.edge_of_stability._digits import digits, network
 from dynamics.losses import half_mse
 from dynamics.types import Batch, Objective, Observable
-from experiments.edge_of_stability._central import smooth
-from experiments.edge_of_stability._digits import digits, network
 
 DATA = Batch(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
 

@@ -5,15 +5,19 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 from typing import Annotated, Literal
 
+import jax.numpy as jnp
 import pytest
 
 from dynamics import config
 from dynamics.config import Count, Positive
-from dynamics.runs import cli, load
+from dynamics.evolve import ode
+from dynamics.extras import MissingExtra, missing
+from dynamics.runs import cli, load, open_run
 from dynamics.runs.command import experiment
 from dynamics.runs.command.discover import flagship, gallery
 from dynamics.runs.command.dispatch import dispatch
@@ -132,6 +136,7 @@ class Axes(config.Config):
     alpha: Annotated[tuple[float, ...], Positive] = (1.0,)
     num_samples: Annotated[tuple[int, ...], Count] = (8,)
     words: tuple[Literal["a,b", "log:1:2:3"], ...] = ("a,b",)
+    tasks: tuple[str, ...] = ("add 11",)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +157,34 @@ def test_axes_take_specs_and_the_rest_sees_values(flags, field, values):
     written = parse(Axes, [f"--{field.replace('_', '-')}", *map(str, values)], "prog", "what it is")
     assert (made, options) == written
     assert default_name(made, False) == default_name(written[0], False)
+
+
+@pytest.mark.parametrize("more", [(), ("--sweep", "samples=40,50")])
+def test_a_missing_extra_is_told_and_leaves_no_folder(command, tmp_path, monkeypatch, more):
+    """Nor does it take away what was there before."""
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    name = "dynamics.experiments.edge_of_stability.catapult"
+    code, _, errors = command("--name", "a", "--seeds", "1", *more, name=name)
+    assert (code, errors) == (2, "error: digits needs scikit-learn: pip install -e '.[data]'\n")
+    assert not (tmp_path / "runs").exists()
+    kept = tmp_path / "runs" / "edge_of_stability.catapult" / "a"
+    kept.mkdir(parents=True)
+    assert command("--name", "a", "--seeds", "1", *more, name=name)[0] == 2
+    assert kept.exists()
+
+
+def test_a_missing_extra_later_on_keeps_what_was_computed(tmp_path):
+    """What was begun stays, to be resumed once the extra is there."""
+    decay, one = ode(lambda x, rate: -rate * x, 0.1), jnp.array(1.0)
+
+    def begin():
+        with open_run(tmp_path / "runs" / "a", {"rate": 1.0}) as run:
+            run.simulate(decay, one, one, train=lambda x, rate: {"x": x}, steps=3)
+            raise missing("digits", "scikit-learn", "data")
+
+    with pytest.raises(MissingExtra):
+        begin()
+    assert list(load(tmp_path / "runs" / "a").records) == ["call-0"]
 
 
 def test_a_failing_claim_exits_5_and_an_error_1(command, tmp_path):
@@ -192,6 +225,18 @@ def test_help_names_units_ranges_and_defaults_at_80_columns(command, monkeypatch
     text = " ".join(out.replace("│", " ").split())
     assert "learning rate eta [1/a]; > 0 and <= 10" in text
     assert "--preset {quick,paper}" in text
+    assert "--eta FLOAT [FLOAT ...] " in text  # one or more, as the Config has it
+    assert "--sweep FIELD=SPEC [FIELD=SPEC ...] " in text
+    assert "[FLOAT [" not in text
+
+
+def test_help_of_axes_of_words_and_of_choices(capsys):
+    with pytest.raises(SystemExit):
+        parse(Axes, ["--help"], "prog", "what it is")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--num-samples INT [INT ...] " in text
+    assert "--words {a,b,log:1:2:3} [{a,b,log:1:2:3} ...] " in text
+    assert "--tasks TASKS [TASKS ...] " in text
 
 
 def test_a_sweep_on_the_command_line(command, tmp_path):
@@ -223,7 +268,7 @@ def test_a_papers_help_names_the_familys_flagship(monkeypatch):
     met = []
     monkeypatch.setattr(experiment, "run_experiment", lambda name, argv, prog, others: met.extend([name, others]) or 0)
     dispatch("experiments.depth", ["length", "--help"])
-    assert met[0] == "experiments.depth.length"
+    assert met[0] == "dynamics.experiments.depth.length"
     assert "runs its flagship, over_n; beside it" in met[1]
 
 
@@ -233,8 +278,8 @@ def test_the_gallery_lists_every_experiment_without_importing_them(command):
     listed = gallery()
     assert {"grokking.lazy_to_rich", "rich_lazy.output_scale"} <= {entry.experiment for entry in listed}
     assert all(entry.seconds for entry in listed)
-    assert all(entry.module in out for entry in listed)
-    assert flagship("experiments.grokking") == "lazy_to_rich"
+    assert all(entry.experiment in out for entry in listed)
+    assert flagship("grokking") == "lazy_to_rich"
     narrow = listing(listed, 80)
     assert max(map(len, narrow)) <= 80
     assert {entry.family for entry in listed} <= set(narrow)
@@ -280,9 +325,12 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
     assert "eta: [0.1, 0.5] -> [0.1, 0.3]" in out
     assert "decay at eta = 0.1: the same bits" in out
     assert "decay: other readings, shapes, axes or steps" in run("compare", root / "toy" / "a", root / "toy" / "c")[1]
-    for name, suffix in (("a", "npz"), ("a", "nc"), ("c", "npz"), ("c", "nc")):
-        assert run("export", root / "toy" / name, tmp_path / f"{name}.{suffix}")[0] == 0
+    for name, suffix in (("a", "npz"), ("a", "nc"), ("c", "npz"), ("c", "csv")):
+        assert run("export", root / "toy" / name, tmp_path / f"{name}.{suffix}", "--trust")[0] == 0
         assert (tmp_path / f"{name}.{suffix}").stat().st_size
+    for name in ("a", "c"):  # a run and a sweep, drawn again from what is stored
+        assert run("figure", root / "toy" / name, tmp_path / "a.png", "--trust") == (0, f"{tmp_path / 'a.png'}\n")
+        assert (tmp_path / "a.png").read_bytes() == (root / "toy" / name / "figure.png").read_bytes()
     assert run("export", root / "toy" / "a", tmp_path / "a.pkl")[0] == 2
     assert run("show", root / "toy" / "broken")[0] == 4
     for name, records in (("a", 1), ("c", 2)):
@@ -306,6 +354,7 @@ def test_looking_after_a_folder_of_runs(command, tmp_path, capsys):
 
 SHORT = {
     "depth": "--seeds 2 --nets 20 --width 16 --ratio 0.125 0.25 --residual-depth 8",
+    "diffusion": "--seeds 2 --dimension 16 --samples 4 40 --decay 1 --noise 0.1 --network-samples 25 50",
     "distillation": "--seeds 2 --draws 4 --samples 20 --width 16 --ridge 0.3 3 --steps 40",
     "edge_of_stability": "--seeds 1 --eta 0.2 --samples 40 --width 8 --depth 1 --steps 60 --record-every 20"
     " --flow-steps 40",
@@ -313,6 +362,7 @@ SHORT = {
     " --window-steps 50",
     "influence": "--seeds 2 --samples 20 --width 8 16 --steps 10 --draws 4 --images 40 --hidden 8 --time 8",
     "landscape": "--seeds 2 --data 1 2 --points 64 --coarse 16 --levels 2 --steps 60",
+    "representation": "--seeds 2 --states 6 --features 2 --steps 20 --heads 4 8 --head-seeds 2 --times 1 2",
     "rich_lazy": "--seeds 2 --alpha 0.1 1 10 --width 16 32 --steps 50",
     "samples": "--seeds 2 --tasks 2 8 --dim 4 --length 8 --batch 16 --steps 20 --sequences 50",
 }
@@ -351,14 +401,20 @@ def test_listing_loads_no_jax(tmp_path):
         (["-m", "experiments.gr"], "experiments.grokking.max_margin"),
         (["-m", "experiments.grokking", "--al"], "--alpha"),
         (["-m", "experiments.grokking.max_margin", "--preset", ""], "quick paper"),
+        (["-m", "dynamics.experiments.grokking", "--al"], "--alpha"),
         (["script.py", "--al"], ""),
+        (["dynamics", "r"], "run runs"),
+        (["dynamics", "run", "gr"], "grokking grokking.max_margin"),
+        (["dynamics", "run", "grokking", "--al"], "--alpha"),
+        (["dynamics", "run", "grokking.max_margin", "--preset", ""], "quick paper"),
+        (["dynamics", "runs", "c"], "compare completion"),
+        (["dynamics", "tools", ""], "coordinate-check"),
     ],
 )
-def test_bash_completes_modules_flags_and_presets(completion, words, found):
-    import shlex
-    import subprocess
-
-    line = f"COMP_WORDS=({shlex.join(['python', *words])}); COMP_CWORD={len(words)}; _dynamics_complete"
+def test_bash_completes_names_flags_and_presets(completion, words, found):
+    words = words if words[0] == "dynamics" else ["python", *words]
+    complete = "_dynamics_command" if words[0] == "dynamics" else "_dynamics_module"
+    line = f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; {complete}"
     code = f'source {completion}; {line}; echo "${{COMPREPLY[@]}}"'
     given = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert set(found.split()) <= set(given.split()) if found else not given

@@ -12,6 +12,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,12 +21,17 @@ from conftest import users_environment
 from jaxtyping import TypeCheckError
 
 import dynamics
+from dynamics.__main__ import COMMANDS
+from dynamics.runs.command.folder import COMMANDS as RUNS
+from dynamics.runs.durable.modules import file_of
 from dynamics.theory.deep_linear import lambda_balanced
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
+from dynamics.tools.command import COMMANDS as TOOLS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 RUN_ELSEWHERE = "porting.md"  # by test_porting.py
+WITH_COMMANDS = [ROOT / "README.md", ROOT / "docs" / "first-steps.md"]  # whose commands run for real
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -40,12 +46,15 @@ def blocks(page):
 
 def modules() -> list[str]:
     names = [module.name for module in pkgutil.walk_packages(dynamics.__path__, "dynamics.")]
-    return [name for name in names if not name.startswith("dynamics.interop.") and not name.endswith("__main__")]
+    return [name for name in names if not re.match(r"dynamics\.(interop|experiments)\.|.*__main__$", name)]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != RUN_ELSEWHERE], ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """Blocks of a page share one namespace; ``file=NAME`` blocks become files; ``python NAME ...`` lines run them."""
+    """Blocks of a page share one namespace; ``file=NAME`` blocks become files; ``python NAME ...`` lines run them.
+
+    ``after=commands`` blocks read what the page's other commands leave: test_commands_run.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     namespace = {"__name__": page.stem}
@@ -53,7 +62,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         if language == "python" and "file" in options:
             (tmp_path / options["file"]).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / options["file"]).write_text(body)
-        elif language == "python":
+        elif language == "python" and "after" not in options:
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile("\n" * line + body, str(page), "exec"), namespace)
         elif language == "console":
@@ -95,7 +104,7 @@ def test_shapes_of_signatures_are_checked_by_these_tests_alone(request):
         lambda_balanced([0.0], *weights, substeps=1)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", FENCE.sub("", page.read_text())):
         assert (page.parent / target).exists(), target
@@ -107,23 +116,35 @@ def test_commands_name_modules_that_exist(page):
         if language == "console":
             for name in re.findall(r"python -m ((?:experiments|dynamics)[\w.]*)", body):
                 assert importlib.util.find_spec(name), name
+            for words in re.findall(r"(?:^|run |bin/)dynamics (\w.*)", body, re.MULTILINE):
+                kind, name, *_ = [*words.partition("#")[0].split(), ""]
+                assert kind in COMMANDS, words
+                assert kind != "run" or name.endswith(".py") or file_of(f"dynamics.experiments.{name}"), words
+                assert kind != "runs" or name in RUNS, words
+                assert kind != "tools" or name in TOOLS, words
+
+
+def test_install_names_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    told = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(extras)
 
 
 @pytest.mark.slow
-def test_readme_commands_run(tmp_path):
-    """Every ``python -m experiments...`` line of the README, for real (the test commands themselves aside)."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
-    commands = [
-        line
-        for language, _, body, _ in blocks(ROOT / "README.md")
-        if language == "console"
-        for line in body.splitlines()
-    ]
-    chosen = {command for line in commands if (command := line.partition("#")[0].strip()).startswith("python -m")}
-    assert chosen
-    for command in sorted(chosen):
-        here = command.replace("python", sys.executable, 1)
-        done = subprocess.run(
-            ["bash", "-c", here], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, command + done.stdout[-2000:] + done.stderr[-2000:]
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands_run(page, tmp_path, monkeypatch):
+    """Every ``dynamics ...`` line, for real, and the blocks that read what it left; ``make`` and ``pip`` aside."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for language, options, body, line in blocks(page):
+        if options.get("after") == "commands":
+            exec(compile("\n" * line + body, str(page), "exec"), {})
+        for command in body.splitlines() if language == "console" else []:
+            if not command.startswith("dynamics "):
+                continue
+            here = command.partition("#")[0].replace("dynamics", f"{sys.executable} -m dynamics", 1)
+            done = subprocess.run(["bash", "-c", here], env=environment, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, command + done.stdout[-2000:] + done.stderr[-2000:]
+            ran += 1
+    assert ran

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_images import _generated_cifar10, _source
 
+from dynamics.experiments.edge_of_stability import batch_size, benign_oscillation, catapult, sgd
+from dynamics.experiments.edge_of_stability._digits import setting
 from dynamics.tasks import images
 from dynamics.types import Batch, Record
-from experiments.edge_of_stability import batch_size, benign_oscillation, catapult, sgd
-from experiments.edge_of_stability._digits import setting
 
 PAPERS = (
     "gradient_descent",
@@ -106,7 +106,7 @@ def made_cifar10(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("paper", CIFAR)
 def test_cifar10_is_read_from_its_file(paper, made_cifar10):
-    module = importlib.import_module(f"experiments.edge_of_stability.{paper}")
+    module = importlib.import_module(f"dynamics.experiments.edge_of_stability.{paper}")
     extra = {"batch_size": 4} if paper == "sgd" else {}
     data, _, start = setting(module.Config(data="cifar10", samples=20, width=8, depth=1, **extra))
     assert data.train.x.shape == (20, 3072)
@@ -116,7 +116,7 @@ def test_cifar10_is_read_from_its_file(paper, made_cifar10):
 
 @pytest.mark.slow
 def test_cifar10_is_trained_on(made_cifar10):
-    module = importlib.import_module("experiments.edge_of_stability.gradient_descent")
+    module = importlib.import_module("dynamics.experiments.edge_of_stability.gradient_descent")
     sizes = {"samples": 20, "width": 8, "depth": 1, "steps": 20, "flow_steps": 0, "seeds": 1}
     result = module.run(module.Config(data="cifar10", **sizes))
     assert np.isfinite(result.records["descent"].values["test_loss"][0]).all()
@@ -126,7 +126,7 @@ def test_cifar10_is_trained_on(made_cifar10):
 @pytest.mark.parametrize("paper", CIFAR)
 def test_a_missing_file_of_cifar10_is_named(paper, tmp_path, monkeypatch):
     monkeypatch.setenv("DYNAMICS_DATA", str(tmp_path))
-    module = importlib.import_module(f"experiments.edge_of_stability.{paper}")
+    module = importlib.import_module(f"dynamics.experiments.edge_of_stability.{paper}")
     with pytest.raises(FileNotFoundError, match="cifar-10-binary"):
         module.run(module.Config(data="cifar10"))
 
@@ -145,7 +145,7 @@ def outcomes(module, steps, sharpness, loss=0.01):
 @pytest.mark.parametrize("paper", ["gradient_descent", "cross_entropy", "momentum"])
 def test_claims_are_waived_only_for_short_finite_runs(paper):
     """A diverged run, or one of the usual length that stays far below the threshold, fails instead."""
-    module = importlib.import_module(f"experiments.edge_of_stability.{paper}")
+    module = importlib.import_module(f"dynamics.experiments.edge_of_stability.{paper}")
     usual = module.Config().steps
     assert set(outcomes(module, usual // 4, 1e-3)) == {None}
     for steps, sharpness in ((usual // 4, np.nan), (usual, np.nan), (usual, 1e-3)):
@@ -183,7 +183,7 @@ def test_sgd_judges_and_draws_only_interpolating_runs():
     ],
 )
 def test_bad_settings_are_named(paper, settings, name):
-    module = importlib.import_module(f"experiments.edge_of_stability.{paper}")
+    module = importlib.import_module(f"dynamics.experiments.edge_of_stability.{paper}")
     with pytest.raises(ValueError, match=f"^{name}: got .*allowed: "):
         module.Config(**settings)
 
@@ -191,6 +191,6 @@ def test_bad_settings_are_named(paper, settings, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", [pytest.param(one, marks=FAILS.get(one, ())) for one in PAPERS])
 def test_claims_hold_at_the_quick_preset(paper):
-    module = importlib.import_module(f"experiments.edge_of_stability.{paper}")
+    module = importlib.import_module(f"dynamics.experiments.edge_of_stability.{paper}")
     failed = [claim for claim in module.claims(module.run(module.Config())) if claim.holds is False]
     assert not failed, failed

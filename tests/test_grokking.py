@@ -13,13 +13,7 @@ import numpy as np
 import pytest
 
 from dynamics.evolve import study
-from dynamics.losses import logistic, mse
-from dynamics.models.two_layer import two_layer
-from dynamics.tasks.clusters import xor_clusters
-from dynamics.tasks.files import MNIST
-from dynamics.tasks.modular import operation_table
-from dynamics.types import Batch, Objective, Record, View
-from experiments.grokking import (
+from dynamics.experiments.grokking import (
     _energy_landscape,
     compare,
     feature_emergence,
@@ -32,10 +26,16 @@ from experiments.grokking import (
     phase_diagram,
     student_teacher,
 )
-from experiments.grokking import random_feature_amplification as amplification
-from experiments.grokking import xor_clusters as xor
-from experiments.grokking._lazy_to_rich import trained
-from experiments.grokking._mechanism import READINGS, mechanism
+from dynamics.experiments.grokking import random_feature_amplification as amplification
+from dynamics.experiments.grokking import xor_clusters as xor
+from dynamics.experiments.grokking._lazy_to_rich import trained
+from dynamics.experiments.grokking._mechanism import READINGS, mechanism
+from dynamics.losses import logistic, mse
+from dynamics.models.two_layer import two_layer
+from dynamics.tasks.clusters import xor_clusters
+from dynamics.tasks.files import MNIST
+from dynamics.tasks.modular import operation_table
+from dynamics.types import Batch, Objective, Record, View
 
 
 def test_gram_descent_is_descent_on_the_weights(x64):

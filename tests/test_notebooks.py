@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dynamics.runs.command.discover import gallery
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 QUICK = ("1_tour.ipynb", "7_theory_library.ipynb")
@@ -21,6 +23,14 @@ def execute(path):
 def pictures(notebook):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_every_family_has_a_notebook_and_every_notebook_a_number_of_its_own():
+    numbers = [int(path.name.partition("_")[0]) for path in NOTEBOOKS]
+    assert len(set(numbers)) == len(numbers)
+    written = "".join(path.read_text() for path in NOTEBOOKS)
+    families = {entry.family.rpartition(".")[2] for entry in gallery()}
+    assert not {family for family in families if f"experiments.{family} import" not in written}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from dynamics import evolve, models, observe, operators, stax
+from dynamics import evolve, geometry, models, observe, operators, stax
 from dynamics.losses import accuracy, half_mse
 from dynamics.statistics import weight_norm
 from dynamics.types import Batch, Objective, View
@@ -29,7 +29,10 @@ L = Objective(network, half_mse)
 ARGUMENTS = {
     "batch_size": 2,
     "curve": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3),
+    "discount": 0.9,
+    "draw": lambda key, batch: batch,
     "dt": 0.1,
+    "dynamics": evolve.gradient_descent(L, 0.1),
     "field": lambda state, data: jax.tree.map(jnp.negative, state),
     "interval": 1,
     "k": 2,
@@ -44,6 +47,7 @@ ARGUMENTS = {
     "operator": operators.hessian,
     "optimizer": optax.adam(1e-2),
     "outputs": 2,
+    "potential": geometry.signed_entropy(),
     "preactivations": lambda params, x: {"hidden": x * weight_norm(params)},
     "phi": jnp.tanh,
     "prefix": "a",

@@ -164,8 +164,22 @@ def test_dataset_has_the_axes_as_dimensions(record):
     plain = record._replace(time=np.arange(T)).to_dataset()
     assert plain["time"].dims == ("step",)
     np.testing.assert_array_equal(plain["step"], record.step)
-    mean = record.mean("seed").to_dataset()
-    assert mean["loss"].dims == ("step", "eta")
+
+
+def test_statistics_keep_their_errors_and_counts_as_dataset_and_frame(record):
+    mean = record.mean("seed")
+    expected, dataset, frame = mean.values["loss"], mean.to_dataset(), mean.to_frame()
+    assert dataset["loss"].dims == dataset["loss_stderr"].dims == ("step", "eta")
+    for name, value in {"loss": expected.value, "loss_stderr": expected.error}.items():
+        np.testing.assert_array_equal(dataset[name], value)
+        np.testing.assert_array_equal(frame[name], value.ravel())
+    assert dataset["loss_n"] == SEEDS
+    assert frame["loss_n"].tolist() == [SEEDS] * T * 3
+    np.testing.assert_array_equal(frame["spectrum_stderr"].iloc[1], mean.values["spectrum"].error[0, 1])
+    clash = Record([0], [0], {"loss": Estimate(1.0, 0.1, 2), "loss_n": 3})
+    for convert in (clash.to_dataset, clash.to_frame):
+        with pytest.raises(ValueError, match="values: got 'loss_n' beside the Estimate 'loss'; allowed: another name"):
+            convert()
 
 
 def test_frame_has_one_row_a_step_and_cell(record):

@@ -121,6 +121,28 @@ def test_an_indexs_cells_hold_their_words(chromium, tmp_path):
     assert chromium.run(lines) == 2
 
 
+@pytest.mark.parametrize("width", [360, 1440])
+def test_an_indexs_thumbnail_shows_a_panel_that_can_be_read(chromium, tmp_path, width):
+    """A strip of five panels in its first corner, one panel as a whole; a file that is no image as no figure."""
+    for name, columns in (("strip", 5), ("one", 1)):
+        drawing = Figure(figsize=(4.2 * columns, 3))
+        drawing.subplots(1, columns)
+        drawing.savefig(make_run(tmp_path, "a", name) / "figure.png", dpi=150)
+    (make_run(tmp_path, "a", "broken") / "figure.png").write_bytes(b"no image")
+    chromium.open(write_index(tmp_path).as_uri(), width=width)
+    shown = chromium.run("""return Object.fromEntries([...document.querySelectorAll('.runs tbody tr')].map((row) => {
+      const size = (node) => node ? [node.clientWidth, node.clientHeight] : [];
+      return [row.dataset.name, [size(row.querySelector('.thumb')), size(row.querySelector('.thumb img'))]]; }))""")
+    (room, _), (wide, _) = shown["strip"]
+    assert wide / 5 > 0.5 * 4.2 * 150  # the panel is drawn at more than half its size
+    assert 0.8 * wide / 5 < room < wide / 2  # most of it is seen (of 360 px the page has 303), and little else
+    (room, high), (wide, tall) = shown["one"]
+    assert wide <= 352
+    assert high >= 0.9 * tall
+    assert shown["broken"][1] == []
+    assert chromium.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_figure_zooms_by_button_key_and_back(chromium, report):
     chromium.open(report)
     wide = "return document.querySelector('.plot img').getBoundingClientRect().width"

@@ -11,7 +11,7 @@ import pytest
 
 
 def module(name):
-    return importlib.import_module(f"experiments.rich_lazy.{name}")
+    return importlib.import_module(f"dynamics.experiments.rich_lazy.{name}")
 
 
 @pytest.mark.parametrize(

@@ -469,6 +469,19 @@ def test_phase_diagram_draws_the_median_over_the_rest(whole):
         chosen(load(whole).records, "nothing")
 
 
+@pytest.mark.parametrize("values", [(0.1, 10.0), (False, True), ("one", "two"), (None, 0.1, 0.2)])
+def test_an_axis_of_two_values_or_of_words_is_drawn_as_categories(values):
+    axes = {"choice": values, "eta": [0.1, 1.0, 10.0], "seed": range(2)}
+    record = Record([0], [0], {"x": np.random.default_rng(0).normal(size=(1, len(values), 3, 2))}, axes)
+    names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    for shown, which in ((["eta", "choice"], "y"), (["choice"], "x")):
+        panel = phase_diagram(record, "x", shown).axes[0]
+        assert [label.get_text() for label in getattr(panel, f"get_{which}ticklabels")()] == names
+        np.testing.assert_array_equal(getattr(panel, f"get_{which}ticks")(), range(len(values)))
+    assert {line.get_linestyle() for line in panel.lines} == {"None"}  # nothing lies between categories
+    assert phase_diagram(record, "x", ["choice", "eta"]).axes[0].get_yscale() == "log"
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

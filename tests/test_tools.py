@@ -333,6 +333,7 @@ def test_what_the_command_line_refuses_is_said_in_a_sentence(tmp_path, capsys, m
         (["coordinate-check", "wrong.py:strange"], "wrong.py:strange: got rate; allowed: make, widths, data"),
         (["coordinate-check", "wrong.py:zero", "--steps", "0"], "steps: got 0; allowed"),
         (["coordinate-check", "wrong.py:zero", "--seeds", "0"], "seeds: got 0; allowed"),
+        (["coordinate-check", "wrong.py:zero", "--widths"], "widths: got (); allowed: three or more"),
     ):
         assert tools_main(words) == 2
         assert sentence in capsys.readouterr().err

@@ -151,7 +151,7 @@ def test_wandb_writes_offline_and_never_waits(tmp_path):
 def test_a_missing_tracker_names_the_extra(name, tmp_path, monkeypatch):
     needs, make = MAKERS[name]
     monkeypatch.setitem(sys.modules, needs, None)
-    with pytest.raises(ImportError, match=r"dynamics\[trackers\]"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[trackers\]'"):
         make(tmp_path)
 
 
@@ -170,6 +170,6 @@ def test_the_command_line_tracks_into_the_runs_folder(tmp_path, monkeypatch, cap
         with pytest.raises(SystemExit, match=str(code)):
             cli.main(toy, [*flags, kind])
         assert (tmp_path / "runs").exists() == (kind == "tensorboard")
-    assert "pip install 'dynamics[trackers]'" in capsys.readouterr().err
+    assert "pip install -e '.[trackers]'" in capsys.readouterr().err
     assert told[0][0][:2] == ("decay", 0)
     assert {"x/eta=0.1 seed=0", "x/eta=0.1 seed=1", "all/eta=0.1 seed=1/2"} <= told[0][0][2].keys()

@@ -69,7 +69,7 @@ def descent(
         objective: L. With a ``StatefulModel`` in it, this dynamics' ``init`` takes ``(params, model_state)``, which the
             model's ``init`` gives, steps are those of its training mode, with dropout keys from the step's key, and
             what is read along the way is L at the state of that moment.
-        optimizer: any optax transformation.
+        optimizer: any optax transformation; one with extra arguments is given ``batch=``, the step's.
         dt: time per step; give the learning rate where time is to be comparable with gradient flow.
         batch_size: samples a step, drawn anew each step; None for the full batch.
         replace: draw the minibatch with replacement.
@@ -89,6 +89,27 @@ def descent(
     Cost: one gradient on the batch a step; drawing without replacement costs ``batch_size^2/2`` comparisons, or
     sorts n numbers where that is less.
     """
+    run = descent_by(optax.apply_updates, objective, optimizer, dt=dt, batch_size=batch_size, replace=replace)
+
+    def known(params: Params) -> Callable[[PyTree], PyTree]:
+        if preconditioner is None:
+            return preconditioner_of(optimizer, params)
+        check_preconditioner(optimizer, preconditioner, params)
+        return preconditioner
+
+    return run._replace(preconditioner=preconditioner_at(known), optimizer=optimizer)
+
+
+def descent_by(
+    move: Callable[[Params, PyTree], Params],
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    dt: Any,
+    batch_size: int | None = None,
+    replace: bool = False,
+) -> Dynamics:
+    """``descent`` where ``move(params, update)`` gives the new parameters; it knows no preconditioner."""
     check_objective(objective)
     check_optimizer(optimizer)
     check_numbers("a finite number", np.isfinite, dt=dt)
@@ -117,9 +138,10 @@ def descent(
         (value, model_state), slope = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.model_state, batch, model_key
         )
-        mover = real_view_optimizer(optimizer, state.params)
-        update, opt_state = mover.update(real_view.gradient(slope), state.opt_state, state.params)
-        params = optax.apply_updates(state.params, update)
+        mover = optax.with_extra_args_support(real_view_optimizer(optimizer, state.params))
+        slope = real_view.gradient(slope)
+        update, opt_state = mover.update(slope, state.opt_state, state.params, batch=batch)
+        params = move(state.params, update)
         return DescentState(params, opt_state, model_state, state.step + 1, value.astype(state.loss.dtype))
 
     def params(state: DescentState):
@@ -127,14 +149,7 @@ def descent(
         return state.params
 
     at = None if model is None else (lambda state: objective.at(state.model_state))
-
-    def known(params: Params) -> Callable[[PyTree], PyTree]:
-        if preconditioner is None:
-            return preconditioner_of(optimizer, params)
-        check_preconditioner(optimizer, preconditioner, params)
-        return preconditioner
-
-    return Dynamics(init, step, params, dt, objective, at, preconditioner_at(known), optimizer=optimizer)
+    return Dynamics(init, step, params, dt, objective, at)
 
 
 _plain = preconditioner_at(lambda params: lambda opt_state: 1.0)
@@ -168,7 +183,7 @@ def gradient_descent(
     check_learning_rate(learning_rate)
     check_numbers("None or a number in [0, 1)", is_rate, momentum=momentum)
     optimizer = optax.sgd(learning_rate, momentum=momentum)
-    run = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size)
+    run = descent(objective, optimizer, dt=time_step(learning_rate), batch_size=batch_size)
     order = None if callable(learning_rate) or batch_size is not None else 1
     return run._replace(preconditioner=_plain, order=order)
 
@@ -189,11 +204,11 @@ def adam(
     check_numbers("a finite number >= 0", lambda value: 0 <= value < np.inf, eps=eps)
     known = partial(adam_preconditioner, b1=b1, b2=b2, eps=eps)
     optimizer = optax.adam(learning_rate, b1, b2, eps)
-    run = descent(objective, optimizer, dt=_time_step(learning_rate), batch_size=batch_size)
+    run = descent(objective, optimizer, dt=time_step(learning_rate), batch_size=batch_size)
     return run._replace(preconditioner=preconditioner_at(lambda params: known))
 
 
-def _time_step(learning_rate: Any) -> Any:
+def time_step(learning_rate: Any) -> Any:
     return 1.0 if callable(learning_rate) else learning_rate
 
 

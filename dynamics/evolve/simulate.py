@@ -13,6 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from dynamics.evolve.checks import check_data, check_dynamics, check_key
 from dynamics.evolve.views import reader
+from dynamics.program.shifted_convolutions import quick_loops
 from dynamics.record import RESERVED
 from dynamics.types import Array, Dynamics, Observable, PyTree, Record, View
 
@@ -266,7 +267,7 @@ def _advance(step_fn, observable: Observable, stop, carry: Carry, data, key, tar
         carry = carry._replace(step=jnp.maximum(carry.step, target))
         return jax.lax.cond(here, reading, no_reading, carry)
 
-    return jax.lax.scan(segment, carry, (targets, read))
+    return quick_loops(lambda carry: jax.lax.scan(segment, carry, (targets, read)))(carry)
 
 
 def _expand(done: Array, leaf: Array) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from dynamics.precision import full_precision
+from dynamics.program.shifted_convolutions import quick_loops
 from dynamics.types import Array
 
 Matvec = Callable[[Array], Array]
@@ -200,12 +201,14 @@ def unit(start: Array) -> Array:
 
 
 def working(matvec: Matvec, start: Array) -> tuple[Matvec, Array]:
-    """``matvec`` on vectors of at least float32, and ``start`` as one: half precision is no place for orthogonality.
+    """``matvec`` for a loop and on vectors of at least float32, and ``start`` as one of them.
+
+    Half precision is no place for orthogonality.
 
     Raises:
         TypeError: for a complex start.
     """
-    start = jnp.asarray(start)
+    start, matvec = jnp.asarray(start), quick_loops(matvec, is_body=True)
     if jnp.issubdtype(start.dtype, jnp.complexfloating):
         raise TypeError(
             f"start: got {start.dtype}; allowed: a real vector, (re, im) of a complex one as operators.real_view has it"

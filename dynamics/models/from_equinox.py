@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from dynamics.extras import missing
 from dynamics.types import Model
 
 
@@ -32,7 +33,7 @@ def from_equinox(make: Callable[[Any], Any], *, dtype: Any = None) -> Model:
     try:
         import equinox
     except ImportError as error:
-        raise ImportError("from_equinox needs equinox: pip install 'dynamics[equinox]'") from error
+        raise missing("from_equinox", "equinox", "equinox") from error
 
     module: Any = make
     if isinstance(module, equinox.Module) and not type(module).__module__.startswith("equinox._"):

@@ -10,7 +10,9 @@ from dynamics.observe.density import density, gauss_newton_density, hessian_dens
 from dynamics.observe.directions import random_direction
 from dynamics.observe.eigenvalues import eigenvalues, hessian_eigenvalues, layer_eigenvalues
 from dynamics.observe.functional_dimension import FunctionalDimension, functional_dimension
+from dynamics.observe.geometry import dual_gaussianity, dual_norms
 from dynamics.observe.gradients import breakpoints, layer_gradients
+from dynamics.observe.jacobian import jacobian
 from dynamics.observe.learning_coefficient import LocalLearningCoefficient, local_learning_coefficient
 from dynamics.observe.loss import accuracy, loss, scores
 from dynamics.observe.matching import weight_matching
@@ -26,6 +28,7 @@ from dynamics.observe.sharpness import (
     top_eigenvalue,
 )
 from dynamics.observe.slice import Slice, slice
+from dynamics.observe.units import dead_units
 from dynamics.observe.watch import Watch, watch
 from dynamics.types import gone
 
@@ -41,7 +44,10 @@ __all__ = [
     "breakpoints",
     "cka",
     "coherence",
+    "dead_units",
     "density",
+    "dual_gaussianity",
+    "dual_norms",
     "eigenvalues",
     "end_to_end",
     "functional_dimension",
@@ -50,6 +56,7 @@ __all__ = [
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",
+    "jacobian",
     "joined",
     "layer_densities",
     "layer_eigenvalues",

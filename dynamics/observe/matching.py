@@ -67,7 +67,7 @@ def weight_matching(
 
     check_objective(objective)
     same_tree("other", other, params)
-    chain = _chain(params, layers)
+    chain = dense_chain(params, layers)
     paths = [path for layer in chain for path in layer]
     one, two = ({path: _plain(leaf) for path, leaf in jax.tree.leaves_with_path(tree)} for tree in (params, other))
     if not all(np.isfinite(tree[path]).all() for tree in (one, two) for path in paths):
@@ -117,8 +117,12 @@ def same_tree(name: str, tree: PyTree, params: Params) -> None:
             raise ValueError(f"{name}: got shape {jnp.shape(leaf)}{at}; allowed: that of params, {jnp.shape(own)}")
 
 
-def _chain(params: Params, layers: Sequence[str] | None) -> list[list[Any]]:
-    """For each layer the paths of its matrix and its biases, in order."""
+def dense_chain(params: Params, layers: Sequence[str] | None) -> list[list[Any]]:
+    """For each layer of a chain of dense ones the paths of its matrix and its biases, in order.
+
+    Raises:
+        ValueError: for parameters that are no such chain.
+    """
     matrices = {path_name(path): path for path in weights(params)}
     if layers is None:
         order = sorted(matrices, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])

@@ -15,6 +15,7 @@ import numpy as np
 from dynamics.compiled import keep_compiled
 from dynamics.observe.compose import check_readings
 from dynamics.observe.loop_state import LoopState, signature
+from dynamics.program.shifted_convolutions import quick_loops
 from dynamics.types import Observable, PyTree, Record, View
 
 _COMPILE = 20.0  # a program's compilation takes about this many times its lowering
@@ -64,7 +65,7 @@ class Reader:
             self.names, self._shapes = list(shapes), shapes
             return memory, readings
 
-        self._init, self._update = jax.jit(lambda *at: pair.init(view(*at))), jax.jit(update)
+        self._init, self._update = jax.jit(lambda *at: pair.init(view(*at))), jax.jit(quick_loops(update))
 
     @property
     def name(self) -> str:

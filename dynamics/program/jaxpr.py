@@ -27,6 +27,11 @@ def run(equation: JaxprEqn, values: Sequence[Any]) -> list[Any]:
     return list(eval_jaxpr(single, (), *[given[variable] for variable in unique]))
 
 
+def evaluate(program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    """The program at flat arguments."""
+    return list(eval_jaxpr(program.jaxpr, program.consts, *args))
+
+
 def called(equation: JaxprEqn) -> ClosedJaxpr | None:
     """The body of a plain call (jit and its kin), which may be written in its caller's place; None for others."""
     name = _INLINED.get(equation.primitive.name)

@@ -11,7 +11,7 @@ from jax.extend.core import JaxprEqn
 from dynamics.program import jaxpr
 from dynamics.program.sample_axis_states import Follows, Known, Mixes, Same, Undecided, carry, same
 
-_MAPPED = frozenset(
+MAPPED = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt
     ceil clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
@@ -48,7 +48,7 @@ def after_operation(equation: JaxprEqn, states: Sequence[Known]) -> Known:
     name, params = equation.primitive.name, equation.params
     shapes = [jaxpr.shape(atom) for atom in equation.invars]
     result = jaxpr.shape(equation.outvars[0])
-    if name in _MAPPED:
+    if name in MAPPED:
         return _together(states, shapes, result)
     if name == "dot_general":
         return _dot_rule(params, states, shapes)

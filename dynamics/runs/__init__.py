@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from dynamics.runs.report.index_page import write_index
     from dynamics.runs.report.run_page import write_report
     from dynamics.runs.sweep.phase import phase_diagram
+    from dynamics.runs.sweep.replay import result
 
 _NAMES = {
     "BadInput": "durable.errors", "Damaged": "durable.errors", "Interrupted": "durable.errors",
     "RunError": "durable.errors", "Unusable": "durable.errors", "LoadedRun": "durable.load", "load": "durable.load",
     "Run": "durable.run", "open_run": "durable.run", "write_index": "report.index_page",
-    "write_report": "report.run_page", "phase_diagram": "sweep.phase",
+    "write_report": "report.run_page", "phase_diagram": "sweep.phase", "result": "sweep.replay",
 }  # fmt: skip
 
 __all__ = [
     "BadInput", "Damaged", "Interrupted", "LoadedRun", "Run", "RunError", "Unusable", "load", "open_run",
-    "phase_diagram", "write_index", "write_report",
+    "phase_diagram", "result", "write_index", "write_report",
 ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "svg.fonttype": "none",
     "svg.hashsalt": "dynamics",
+    "pdf.fonttype": 42,
     "figure.constrained_layout.use": True,
 }
 MANY = 8
@@ -153,22 +154,30 @@ def ticks_at(axis: Any, values: Any) -> None:
     axis.set_ticks([], minor=True)
 
 
-def drawn(figure: Any) -> dict[str, bytes]:
-    """A figure as ``figure.png`` and ``figure.svg``: the same bytes for the same figure."""
+def drawn(figure: Any, kinds: Sequence[str] = ("png", "svg"), dpi: int | None = None) -> dict[str, bytes]:
+    """A figure as ``figure.png`` and ``figure.svg``: the same bytes for the same figure.
+
+    Args:
+        figure: of matplotlib.
+        kinds: of files: png, svg, pdf.
+        dpi: dots per inch of a PNG; 150 by default.
+    """
     import matplotlib
 
+    undated: dict[str, dict[str, None]] = {
+        "png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}
+    }  # fmt: skip
     files = {}
     with matplotlib.rc_context(STYLE):
         for panel in list(figure.axes):
             _legend_as_bar(panel)
         _settle(figure)
-        for suffix, options in (
-            ("png", {"dpi": 150, "metadata": {"Software": None}}),
-            ("svg", {"metadata": {"Date": None}}),
-        ):
+        for kind in kinds:
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, **options)
-            files[f"figure.{suffix}"] = buffer.getvalue()
+            figure.savefig(
+                buffer, format=kind, metadata=undated[kind], **({"dpi": dpi or 150} if kind == "png" else {})
+            )
+            files[f"figure.{kind}"] = buffer.getvalue()
     return files
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from dynamics.evolve.simulate import prepare, simulate, times
 from dynamics.evolve.study import planned, study
+from dynamics.runs.durable.bar import step_bar
 from dynamics.runs.durable.driver import paced
 from dynamics.runs.durable.pacing import Pace
 from dynamics.runs.durable.resume import joined
@@ -38,13 +37,12 @@ def simulate_with_progress(
         9
     """
     call = prepare(dynamics, params, data, old, train, test, steps, record_at, key, stop, state)
-    now, pieces, carry = 0, [], call.start()
-    with tqdm(total=call.steps, unit="step", desc=label) as bar:
+    pieces, carry = [], call.start()
+    with step_bar(label, call.steps) as tell:
         for moved, rows, reached, _ in paced(call, carry, call.targets, Pace()):
             carry = moved
             pieces.append(rows)
-            bar.update(reached - now)
-            now = reached
+            tell(reached)
     values = {name: value for name, value in joined(pieces).items() if name != "step"}
     return carry.state, Record(call.targets, times(dynamics.dt, call.targets), values)
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from dynamics.extras import missing
 from dynamics.record import Record
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def tensorboard(directory: str | Path) -> Tracker:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise ImportError("tensorboard needs tensorboardX: pip install 'dynamics[trackers]'") from error
+        raise missing("tensorboard", "tensorboardX", "trackers") from error
     writer = SummaryWriter(str(directory))
 
     def log(label, step, values):
@@ -72,7 +73,7 @@ def wandb(
     try:
         import wandb as client
     except ImportError as error:
-        raise ImportError("wandb needs wandb: pip install 'dynamics[trackers]'") from error
+        raise missing("wandb", "wandb", "trackers") from error
     Path(directory).mkdir(parents=True, exist_ok=True)
     settings = client.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True)
     run = client.init(
@@ -97,7 +98,7 @@ MAKERS = {"tensorboard": ("tensorboardX", tensorboard), "wandb": ("wandb", wandb
 def required(kind: str) -> None:
     """Refuses a tracker whose package is missing; raises ImportError, naming the extra ``trackers``."""
     if importlib.util.find_spec(MAKERS[kind][0]) is None:
-        raise ImportError(f"{kind} needs {MAKERS[kind][0]}: pip install 'dynamics[trackers]'")
+        raise missing(kind, MAKERS[kind][0], "trackers")
 
 
 def made(kind: str, directory: Path, config: Mapping[str, Any]) -> Tracker:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from dynamics.extras import missing
+
 
 class Source(NamedTuple):
     """A data set's files and where to get them; ``source._replace(mirrors=...)`` adds a mirror of your own.
@@ -117,7 +119,7 @@ def _download(source: Source, path: Path, wanted: str, timeout: float) -> None:
     try:
         import pooch
     except ImportError as error:
-        raise ImportError(f"downloading {path.name} needs pooch: pip install 'dynamics[data]'") from error
+        raise missing(f"downloading {path.name}", "pooch", "data") from error
     answers = []
     downloader: Any = pooch.HTTPDownloader(timeout=timeout)
     for mirror in source.mirrors:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer, Real
 
+from dynamics.extras import missing
 from dynamics.tasks.files import CIFAR10, FASHION_MNIST, MNIST, Source, fetch, read_cifar10, read_idx
 from dynamics.types import Batch, Data
 
@@ -62,7 +63,7 @@ def digits(
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("digits needs scikit-learn: pip install 'dynamics[data]'") from error
+        raise missing("digits", "scikit-learn", "data") from error
     loaded: Any = load_digits()
     images, names = _keep(Images(loaded.images[..., None], loaded.target.astype(int)), classes, 10)
     n = len(images.labels)

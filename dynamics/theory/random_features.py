@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Real
 
+from dynamics.theory.resolvents import effective_ridge
 from dynamics.types import Array, ArrayLike
 
 
@@ -51,13 +52,12 @@ def random_feature_risk(
         E_te = [ sum_i (1 - L_i - kappa L_i/(lam_i + gamma) k/(k - q)) v_i^2 + s^2 ] / (1 - x),
         E_tr = (ridge/(n kappa))^2 E_te.
 
-    The pair reduces to one monotone equation in gamma, solved by bisection in its logarithm and one Newton step, which
-    carries the derivative. ``k -> infinity`` gives kernel ridge regression.
+    gamma is that of ``theory.resolvents.effective_ridge``; ``k = infinity`` gives kernel ridge regression.
 
     Args:
         eigenvalues: ``lam`` of the kernel, positive, in units where ``K = sum_i lam_i phi_i phi_i^T``.
         target: squared coefficients ``v_i^2`` of the target on the eigenfunctions.
-        samples, features: n and k, positive; may be real and traced; ``inf`` is not allowed, a large number is.
+        samples, features: n and k, positive; may be real and traced; k may be infinite.
         ridge: > 0 (the ridgeless limit is that of a small one).
         noise: variance ``s^2`` of the label noise.
         multiplicities: how many modes share each eigenvalue; ``target`` is then the power on each one of them.
@@ -76,31 +76,10 @@ def random_feature_risk(
     lam, v2 = jnp.asarray(eigenvalues, dtype), jnp.asarray(target, dtype)
     count = jnp.broadcast_to(jnp.asarray(multiplicities, dtype), lam.shape)
     n, k, ridge, noise = (jnp.asarray(value, dtype) for value in (samples, features, ridge, noise))
-
-    def learnt(gamma):
-        return jnp.sum(count * lam / (lam + gamma))
-
-    def excess(gamma):
-        """Samples the modes and the ridge ask for, less n: falls with gamma where ``learnt < k``."""
-        z = learnt(gamma)
-        return jnp.where(z < k, z + ridge * k / (gamma * jnp.maximum(k - z, 1e-30)) - n, jnp.inf)
-
-    total = jnp.sum(count * lam)
-    low, high = jnp.log(jnp.min(lam)) - 60.0, jnp.log(2 * total * (1 / n + 1 / k) + 4 * ridge / n)
-
-    def halve(_, bracket):
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        return jnp.where(excess(jnp.exp(middle)) > 0, middle, low), jnp.where(excess(jnp.exp(middle)) > 0, high, middle)
-
-    low, high = jax.lax.fori_loop(0, iterations, halve, (low, high))
-    log_gamma = jax.lax.stop_gradient(high)
-    slope = jax.lax.stop_gradient(jax.grad(lambda u: excess(jnp.exp(u)))(log_gamma))
-    gamma = jnp.exp(log_gamma - excess(jnp.exp(log_gamma)) / slope)
+    gamma, z, q, residual = effective_ridge(lam, n, ridge / n, k, multiplicities=multiplicities, iterations=iterations)
     share = lam / (lam + gamma)
-    z, q = jnp.sum(count * share), jnp.sum(count * share**2)
-    kappa = gamma * (k - z) / k
-    overfit = (q * (k - 2 * z) + z**2) / (n * (k - q))
-    bias = jnp.sum((1 - share - kappa * share / (lam + gamma) * k / (k - q)) * v2 * count)
+    kappa = gamma * (1 - z / k)
+    overfit = (q * (1 - 2 * z / k) + z**2 / k) / (n * (1 - q / k))
+    bias = jnp.sum((1 - share - kappa * share / (lam + gamma) / (1 - q / k)) * v2 * count)
     test = (bias + noise) / (1 - overfit)
-    return FeatureRisk(test, (ridge / (n * kappa)) ** 2 * test, kappa, gamma, jnp.abs(excess(gamma)) / n)
+    return FeatureRisk(test, (ridge / (n * kappa)) ** 2 * test, kappa, gamma, residual)

@@ -1,4 +1,4 @@
-"""``python -m dynamics.tools COMMAND``: commands on a user's own files."""
+"""``dynamics tools COMMAND``: commands on a user's own files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from dynamics.config import field_help
 from dynamics.runs.command.ending import ended
 from dynamics.runs.durable.errors import CLAIM_FAILS, HOLDS, BadInput
+from dynamics.runs.durable.modules import like
 from dynamics.runs.figures import drawn
 from dynamics.theory.coordinates import SCHEMES
 from dynamics.tools.coordinates import coordinate_check
@@ -29,7 +30,7 @@ class CoordinateCheckOptions:
 
     target: str
     """MODULE:FUNCTION or FILE.py:FUNCTION; the function takes nothing and returns the arguments of coordinate_check"""
-    widths: tuple[int, ...] = ()
+    widths: tuple[int, ...] | None = None
     """widths, three or more, in place of the function's"""
     steps: int | None = None
     """updates, in place of the function's"""
@@ -41,18 +42,18 @@ class CoordinateCheckOptions:
     """file to draw to, ending in .png or .svg"""
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], prog: str = "python -m dynamics.tools") -> int:
     """Runs the command of ``argv``; returns the exit code."""
     import tyro
 
     words = CoordinateCheckOptions.__doc__ or ""
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: python -m dynamics.tools COMMAND ...\n\ncoordinate-check  {words}")
+        print(f"usage: {prog} COMMAND ...\n\ncoordinate-check  {words}")
         return HOLDS
     if argv[0] not in COMMANDS:
-        raise BadInput(f"command: got {argv[0]!r}; allowed: {', '.join(COMMANDS)}")
+        raise BadInput(f"command: got {argv[0]!r}; allowed: {', '.join(COMMANDS)}{like(argv[0], COMMANDS)}")
     options = tyro.cli(
-        _described(CoordinateCheckOptions), args=argv[1:], prog="python -m dynamics.tools coordinate-check",
+        _described(CoordinateCheckOptions), args=argv[1:], prog=f"{prog} coordinate-check",
         description=f"{words} Exit codes: 0; 2 bad input; {CLAIM_FAILS} another verdict than --expect.",
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes), use_underscores=False,
     )  # fmt: skip
@@ -81,7 +82,7 @@ def run_coordinate_check(options: Any) -> int:
     if strange := sorted(set(given) - set(takes)):
         raise BadInput(f"{options.target}: got {', '.join(map(str, strange))}; allowed: {', '.join(takes)}")
     for name in ("widths", "steps", "seeds"):
-        if getattr(options, name) not in (None, ()):
+        if getattr(options, name) is not None:
             given[name] = getattr(options, name)
     given.setdefault("widths", (64, 128, 256, 512))
     try:

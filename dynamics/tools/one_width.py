@@ -15,6 +15,7 @@ from dynamics.models import from_equinox, from_flax
 from dynamics.observe.rank import path_name
 from dynamics.program.layers import Layer, layers_of
 from dynamics.program.layers import root_mean_square as size
+from dynamics.program.shifted_convolutions import quick_loops
 from dynamics.statistics import weight_norm
 from dynamics.types import Array, Batch, Model, StatefulModel
 
@@ -100,7 +101,7 @@ def _trained(apply, objective, optimizer, steps: int, x) -> Callable[[Any], Any]
         (params, _), (losses, sizes) = jax.lax.scan(step, (params, optimizer.init(params)), None, steps)
         return jnp.append(losses, objective(params)), sizes
 
-    return jax.jit(lambda stacked: jax.lax.map(one, stacked))
+    return jax.jit(quick_loops(lambda stacked: jax.lax.map(one, stacked)))
 
 
 def _of_twice(objective, optimizer) -> Callable[[Any], Array]:

@@ -23,7 +23,8 @@ from dynamics.config import Count, Positive, Range
 from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import colour, new_figure, rival_style, ticks_at
 from dynamics.types import Claim, Record
-from experiments.depth._draws import drawn
+
+from ._draws import drawn
 
 SOURCE = (
     "Li, Sonoda, Cao, Wang & Liang 2023, 'How powerful are shallow neural networks with bandlimited random weights?'"

@@ -26,7 +26,8 @@ from dynamics.runs.figures import colour, measured_style, new_figure, rival_styl
 from dynamics.statistics import isometry_gap
 from dynamics.stax import Haar
 from dynamics.types import Claim, Record
-from experiments.depth._draws import drawn
+
+from ._draws import drawn
 
 SOURCE = "Meterez, Joudaki, Orabona, Immer, Rätsch & Daneshmand 2023, 'Towards training without depth limits'"
 SECONDS = 40

@@ -25,7 +25,8 @@ from dynamics.stax.activations.quadrature import gaussian_panels
 from dynamics.theory.activations import moments_of
 from dynamics.theory.signal_propagation import critical_line, length_map
 from dynamics.types import Claim, Record
-from experiments.depth._draws import drawn, mean, mean_z, merged
+
+from ._draws import drawn, mean, mean_z, merged
 
 SOURCE = "Hayou, Doucet & Rousseau 2019, 'On the impact of the activation function on deep neural networks training'"
 SECONDS = 20

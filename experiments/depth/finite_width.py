@@ -23,7 +23,8 @@ from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style
 from dynamics.theory.finite_width import finite_width, relu_log_law, relu_second_moment
 from dynamics.types import Claim, Record
-from experiments.depth._draws import drawn, lengths, mean, mean_z, merged, variance, variance_z
+
+from ._draws import drawn, lengths, mean, mean_z, merged, variance, variance_z
 
 SOURCE = "Roberts, Yaida & Hanin 2022, 'The Principles of Deep Learning Theory'"
 SECONDS = 15

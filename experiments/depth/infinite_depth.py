@@ -23,7 +23,8 @@ from dynamics.config import Count, Range
 from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import colour, measured_style, new_figure, rival_style, theory_style, ticks_at
 from dynamics.types import Claim, Record
-from experiments.depth._draws import drawn, mean, mean_z, merged, variance
+
+from ._draws import drawn, mean, mean_z, merged, variance
 
 SOURCE = "Hayou 2022, 'On the infinite-depth limit of finite-width neural networks'"
 SECONDS = 20

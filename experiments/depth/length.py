@@ -22,8 +22,9 @@ from dynamics.config import Count, Range
 from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import colour, new_figure, rival_style, ticks_at
 from dynamics.types import Claim, Record
-from experiments.depth._curves import CURVES, curve
-from experiments.depth._draws import drawn, mean, mean_z, merged
+
+from ._curves import CURVES, curve
+from ._draws import drawn, mean, mean_z, merged
 
 SOURCE = "Hanin, Jeong & Rolnick 2021, 'Deep ReLU networks preserve expected length'"
 SECONDS = 15

@@ -24,7 +24,8 @@ from dynamics.config import Count, Range
 from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import colour, measured_style, new_figure, rival_style
 from dynamics.types import Claim, Record
-from experiments.depth._draws import drawn, mean, mean_z, merged
+
+from ._draws import drawn, mean, mean_z, merged
 
 SOURCE = "Takhanov 2024, 'Multi-layer random features and the approximation power of neural networks'"
 SECONDS = 40

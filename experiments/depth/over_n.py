@@ -23,8 +23,9 @@ from dynamics.runs.figures import MARKERS, colour, new_figure, rival_style, tick
 from dynamics.stax import Haar, LowRank
 from dynamics.theory.finite_width import finite_width, relu_log_law
 from dynamics.types import Claim, Record
-from experiments.depth._draws import drawn, lengths, mean_z, merged, variance, variance_z
-from experiments.depth._residual import log_variance, residual
+
+from ._draws import drawn, lengths, mean_z, merged, variance, variance_z
+from ._residual import log_variance, residual
 
 SOURCE = "Roberts, Yaida & Hanin 2022, 'The Principles of Deep Learning Theory'; Hanin & Nica 2020"
 SECONDS = 30

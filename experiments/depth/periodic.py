@@ -25,7 +25,8 @@ from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.runs.figures import colour, new_figure, rival_style
 from dynamics.types import Batch, Claim, Objective, Observable, Record
-from experiments.depth._draws import drawn
+
+from ._draws import drawn
 
 SOURCE = "Ziyin, Hartwig & Ueda 2020, 'Neural networks fail to learn periodic functions and how to fix it'"
 SECONDS = 50

@@ -25,8 +25,9 @@ from dynamics.observe import breakpoints
 from dynamics.runs.figures import colour, new_figure, rival_style
 from dynamics.theory.regions import crossing_probabilities
 from dynamics.types import Claim, Record, View
-from experiments.depth._curves import CURVES, curve
-from experiments.depth._draws import drawn, mean_z, merged
+
+from ._curves import CURVES, curve
+from ._draws import drawn, mean_z, merged
 
 SOURCE = "Tiwari & Konidaris 2022, 'Effects of data geometry in early deep learning'; Hanin & Rolnick 2019"
 SECONDS = 20

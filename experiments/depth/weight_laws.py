@@ -24,7 +24,8 @@ from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import colour, new_figure, rival_style, ticks_at
 from dynamics.theory.finite_width import relu_log_law, relu_second_moment
 from dynamics.types import Claim, Record
-from experiments.depth._draws import drawn, mean, mean_z, merged, variance, variance_z
+
+from ._draws import drawn, mean, mean_z, merged, variance, variance_z
 
 SOURCE = (
     "Nait Saada, Naderi & Tanner 2024, 'Beyond IID weights: sparse and low-rank networks are also Gaussian processes'"

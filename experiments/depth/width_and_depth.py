@@ -22,8 +22,9 @@ from dynamics.config import Count, Range
 from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import colour, new_figure, rival_style, theory_style, ticks_at
 from dynamics.types import Claim, Record
-from experiments.depth._draws import drawn, lengths, mean_z, merged, variance, variance_z
-from experiments.depth._residual import expected_length, log_variance, product, product_at, residual
+
+from ._draws import drawn, lengths, mean_z, merged, variance, variance_z
+from ._residual import expected_length, log_variance, product, product_at, residual
 
 SOURCE = "Hayou & Yang 2023, 'Width and depth limits commute in residual networks'"
 SECONDS = 30

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from dynamics.evolve import every
 from dynamics.runs.figures import rival_style, theory_style
 from dynamics.types import Claim, Observable, Readings, Record, View
-from experiments.edge_of_stability._digits import ends_early, setting
+
+from ._digits import ends_early, setting
 
 SOURCE = "Cohen, Damian et al. 2024"
 WINDOW = 10  # steps on either side of a running mean

@@ -29,8 +29,9 @@ from dynamics.observe import preconditioned_sharpness
 from dynamics.runs.figures import rival_style
 from dynamics.stability import adam_threshold
 from dynamics.types import Claim, Record
-from experiments.edge_of_stability._central import central_claims, check_flow, draw_central, run_central
-from experiments.edge_of_stability._digits import (
+
+from ._central import central_claims, check_flow, draw_central, run_central
+from ._digits import (
     check_data,
     falling_claims,
     hovering_claims,

@@ -43,7 +43,8 @@ from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style
 from dynamics.types import Claim, Objective, Observable, Record
-from experiments.edge_of_stability._digits import held_out, learnt_claim, setting
+
+from ._digits import held_out, learnt_claim, setting
 
 SOURCE = (
     "Granziol, Zohren & Roberts 2020, 'Learning rates as a function of batch size: a random matrix theory approach to "

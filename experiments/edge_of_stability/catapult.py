@@ -38,7 +38,8 @@ from dynamics.observe import loss, top_eigenvalue
 from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style
 from dynamics.tasks import images
 from dynamics.types import Batch, Claim, Dynamics, Objective, Observable, Record
-from experiments.edge_of_stability._digits import held_out, learnt_claim
+
+from ._digits import held_out, learnt_claim
 
 SOURCE = "Lewkowycz, Bahri, Dyer, Sohl-Dickstein & Gur-Ari 2020, 'The large learning rate phase of deep learning'"
 SECONDS = 30

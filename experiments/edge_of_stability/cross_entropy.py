@@ -27,7 +27,8 @@ from dynamics.observe import sharpness
 from dynamics.runs.figures import rival_style
 from dynamics.stability import gradient_descent_threshold
 from dynamics.types import Batch, Claim, Data, Record
-from experiments.edge_of_stability._digits import (
+
+from ._digits import (
     check_data,
     digits,
     ends_early,

@@ -28,8 +28,9 @@ from dynamics.observe import sharpness
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.stability import gradient_descent_threshold
 from dynamics.types import Claim, Record
-from experiments.edge_of_stability._central import central_claims, check_flow, draw_central, run_central
-from experiments.edge_of_stability._digits import check_data, falling_claims, hovering_claims, train_grid
+
+from ._central import central_claims, check_flow, draw_central, run_central
+from ._digits import check_data, falling_claims, hovering_claims, train_grid
 
 SOURCE = (
     "Cohen, Kaur, Li, Kolter & Talwalkar 2021, "

@@ -38,7 +38,8 @@ from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.runs.figures import measured_style, new_figure, rival_style
 from dynamics.types import Batch, Claim, Data, Objective, Record
-from experiments.edge_of_stability._digits import setting
+
+from ._digits import setting
 
 SOURCE = (
     "Rosenfeld & Risteski 2023, 'Outliers with opposing signals have an outsized effect on neural network optimization'"

@@ -31,7 +31,8 @@ from dynamics.observe import batch_sharpness, loss, sharpness
 from dynamics.runs.figures import measured_style, new_figure, theory_style
 from dynamics.stability import minibatch_threshold, trace_threshold
 from dynamics.types import Batch, Claim, Data, Objective, Record
-from experiments.edge_of_stability._digits import SELDOM, check_data, late, learnt_claim, stream, train_grid
+
+from ._digits import SELDOM, check_data, late, learnt_claim, stream, train_grid
 
 SOURCE = (
     "Andreyev & Beneventano 2024, 'Edge of stochastic stability'; "

@@ -24,9 +24,10 @@ from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style, ticks_at
 from dynamics.statistics import first_step, time_ratio
 from dynamics.types import Claim, Record
-from experiments.grokking import large_init, lazy_to_rich, modular_addition, modular_gd, xor_clusters
-from experiments.grokking._lazy_to_rich import trained
-from experiments.grokking._mechanism import READINGS
+
+from . import large_init, lazy_to_rich, modular_addition, modular_gd, xor_clusters
+from ._lazy_to_rich import trained
+from ._mechanism import READINGS
 
 SOURCE = "Kumar et al. 2023; Gromov 2023; Liu et al. 2022; Xu et al. 2023"
 SECONDS = 115

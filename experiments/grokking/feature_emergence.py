@@ -37,7 +37,8 @@ from dynamics.statistics import first_step, frequency_share, time_ratio, weight_
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.theory.modular import generalisation_fraction
 from dynamics.types import Claim, Objective, Record
-from experiments.grokking._energy_landscape import LETTERS, RANDOM, ascents, landscape, maxima
+
+from ._energy_landscape import LETTERS, RANDOM, ascents, landscape, maxima
 
 SOURCE = "Tian 2025, 'Provable scaling laws of feature emergence from learning dynamics of grokking'"
 SECONDS = 60

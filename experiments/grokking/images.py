@@ -31,7 +31,8 @@ from dynamics.runs.figures import measured_style, new_figure, rival_style, theor
 from dynamics.statistics import first_step, time_ratio, value_at
 from dynamics.tasks.images import digits, mnist
 from dynamics.types import Claim, Data, Objective, Record
-from experiments.grokking._mechanism import mechanism
+
+from ._mechanism import mechanism
 
 SOURCE = "Kumar et al. 2023, section 5 (images)"
 SECONDS = 45

@@ -32,7 +32,8 @@ from dynamics.runs.figures import measured_style, new_figure, rival_style, theor
 from dynamics.statistics import first_step, time_ratio, value_at, weight_norm
 from dynamics.tasks.images import digits
 from dynamics.types import Claim, Model, Objective, Record
-from experiments.grokking._mechanism import mechanism
+
+from ._mechanism import mechanism
 
 SOURCE = "Liu, Michaud & Tegmark 2022, 'Omnigrok: grokking beyond algorithmic data'"
 SECONDS = 110

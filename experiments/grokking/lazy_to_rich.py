@@ -29,8 +29,9 @@ from dynamics.evolve import study as in_memory
 from dynamics.runs.figures import measured_style, new_figure, rival_style, theory_style, ticks_at
 from dynamics.statistics import first_step, value_at
 from dynamics.types import Claim, Record
-from experiments.grokking._curves import middle, overlay, visible
-from experiments.grokking._lazy_to_rich import (
+
+from ._curves import middle, overlay, visible
+from ._lazy_to_rich import (
     FALL,
     TERMS,
     after_largest,
@@ -274,7 +275,7 @@ def figure(result: Result) -> Any:
     rich = int(np.argmax(cfg.aligned))
     for panel, name, label in (
         (panels[4], "alignment", "NTK-label alignment"),
-        (panels[5], "feature_distance", "movement of the features' part of the kernel"),
+        (panels[5], "feature_distance", "kernel movement, features' part"),
     ):
         overlay(panel, records, name, alphas)
         read = np.isfinite(middle(control, name, rich))
@@ -284,7 +285,8 @@ def figure(result: Result) -> Any:
     panels[5].set_yscale("log")
     for i, (name, label) in enumerate(TERMS.items()):
         overlay(panels[6], records, f"test_{name}", [("", highest, label)], first=i)
-    panels[6].set(ylabel=f"terms of the test loss, alpha = {cfg.alpha[highest]:g}", yscale="log", ylim=(1e-5, 1))
+    panels[6].set_title(f"alpha = {cfg.alpha[highest]:g}")
+    panels[6].set(ylabel="terms of the test loss", yscale="log", ylim=(1e-5, 1))
     many = [("", lowest, f"eps = {cfg.eps:g}")] + [(", eps", i, f"eps = {eps:g}") for i, eps in enumerate(cfg.aligned)]
     overlay(panels[7], records, "test_loss", many)
     panels[7].set(ylabel="test loss", title="delay shrinks with eps")

@@ -43,7 +43,8 @@ from dynamics.statistics import (
 from dynamics.tasks.modular import Operation, operation_table, table_task
 from dynamics.theory.modular import group_margin, max_margin, normalised_margin
 from dynamics.types import Array, Claim, Objective, Record
-from experiments.grokking._mechanism import mechanism
+
+from ._mechanism import mechanism
 
 SOURCE = "Gromov 2023, 'Grokking modular arithmetic'; Morwani et al. 2023, 'Feature emergence via margin maximization'"
 SECONDS = 30

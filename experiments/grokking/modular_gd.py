@@ -34,7 +34,8 @@ from dynamics.runs.figures import measured_style, new_figure, rival_style, theor
 from dynamics.statistics import first_step, frequency_share, time_ratio, value_at, weight_norm
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.types import Claim, Model, Objective, Observable, Record, View
-from experiments.grokking._mechanism import at_step, mechanism
+
+from ._mechanism import at_step, mechanism
 
 SOURCE = "Kumar et al. 2023, section 5 and appendix (modular arithmetic with vanilla gradient descent)"
 SECONDS = 60

@@ -32,8 +32,9 @@ from dynamics.statistics import label_alignment
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
 from dynamics.types import Claim, Record
-from experiments.grokking import lazy_to_rich
-from experiments.grokking._lazy_to_rich import TERMS, delay, exponent, trained
+
+from . import lazy_to_rich
+from ._lazy_to_rich import TERMS, delay, exponent, trained
 
 SOURCE = "Kumar, Bordelon, Gershman & Pehlevan 2023, figures 2-5"
 SECONDS = 90

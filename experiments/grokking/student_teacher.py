@@ -32,7 +32,8 @@ from dynamics.runs.figures import measured_style, new_figure, rival_style, theor
 from dynamics.statistics import first_step, time_ratio
 from dynamics.tasks.teachers import network_teacher
 from dynamics.types import Claim, Model, Objective, Observable, Record
-from experiments.grokking._mechanism import at_step, mechanism
+
+from ._mechanism import at_step, mechanism
 
 SOURCE = "Kumar et al. 2023, section 5 and appendix (student and teacher)"
 SECONDS = 45

@@ -33,7 +33,8 @@ from dynamics.runs.figures import new_figure, rival_style
 from dynamics.statistics import kernel_distance, weight_norm
 from dynamics.tasks.sphere import sphere_quadratic
 from dynamics.types import Claim, Dynamics, Model, Objective, Observable, Record
-from experiments.rich_lazy._hinge import until
+
+from ._hinge import until
 
 SOURCE = "Chizat, Oyallon & Bach 2019, 'On lazy training in differentiable programming'"
 SECONDS = 60
@@ -272,7 +273,8 @@ def figure(result: Result):
     level = np.median(np.log10(distance), axis=-1)  # [widths, alphas]
     if len(cfg.width) > 1 and len(cfg.alpha) > 1:
         mesh = diagram.pcolormesh(cfg.alpha, cfg.width, level, shading="nearest", cmap="cividis", vmin=-3, vmax=3)
-        fig.colorbar(mesh, ax=diagram, label="log10 |K - K0| / |K0|\n(blank: target loss not reached)")
+        fig.colorbar(mesh, ax=diagram, label="log10 |K - K0| / |K0|")
+        diagram.set_title("blank: target loss not reached", fontsize=9)
     line = np.geomspace(min(cfg.width) / 2, max(cfg.width) * 2)
     diagram.set(xscale="log", yscale="log", xlabel="output scale alpha", ylabel="width n")
     diagram.set_ylim(min(line), max(line))

@@ -31,7 +31,8 @@ from dynamics.runs.figures import measured_style, new_figure, rival_style, ticks
 from dynamics.statistics import kernel_distance, power_law, weight_norm
 from dynamics.tasks.images import digits, mnist
 from dynamics.types import Batch, Claim, Dynamics, Observable, Record
-from experiments.rich_lazy._hinge import hinge_sgd, run_perceptron
+
+from ._hinge import hinge_sgd, run_perceptron
 
 SOURCE = "Sclocchi, Geiger & Wyart 2023, 'Dissecting the effects of SGD noise in distinct regimes of deep learning'"
 SECONDS = 100

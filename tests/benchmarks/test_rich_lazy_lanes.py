@@ -15,9 +15,9 @@ from scipy.special import erf
 from dynamics import stax
 from dynamics.evolve import Drawn, gradient_descent, simulate
 from dynamics.evolve.study import planned
+from dynamics.experiments.rich_lazy._hinge import hinge_sgd
 from dynamics.losses import half_mse
 from dynamics.types import Batch, Objective
-from experiments.rich_lazy._hinge import hinge_sgd
 
 NETS, WIDTH, SAMPLES, DIM = 80, 128, 16, 8
 pytestmark = pytest.mark.benchmark

@@ -6,13 +6,13 @@ import pytest
 from interleaved import ratio
 
 from dynamics.evolve import gradient_descent, log_steps, simulate
+from dynamics.experiments.grokking.lazy_to_rich import Config
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import committee, quadratic
 from dynamics.observe import loss
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.types import Objective
-from experiments.grokking.lazy_to_rich import Config
 
 STEPS = Config().steps
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 from pathlib import Path
 from typing import NamedTuple
 
 from dynamics.runs.durable.errors import BadInput
+from dynamics.runs.durable.modules import EXPERIMENTS
 
 
 class Entry(NamedTuple):
     """An experiment as the gallery shows it.
 
     Attributes:
-        module: ``experiments.family.paper``.
+        module: ``dynamics.experiments.family.paper``.
         title: the first line of its docstring.
         seconds: expected run time of the quick preset on two CPU cores, or None.
         flagship: whether the family's own command runs it.
@@ -30,12 +31,12 @@ class Entry(NamedTuple):
     @property
     def experiment(self) -> str:
         """``family.paper``, the name of its folder of runs."""
-        return self.module.split(".", 1)[1]
+        return f"{self.family}.{self.paper}"
 
     @property
     def family(self) -> str:
-        """The package that holds it, ``experiments.family``."""
-        return self.module.rsplit(".", 1)[0]
+        """The name of the package that holds it, beside others of its kind."""
+        return self.module.split(".")[-2]
 
     @property
     def paper(self) -> str:
@@ -43,12 +44,12 @@ class Entry(NamedTuple):
         return self.module.rsplit(".", 1)[1]
 
 
-def gallery(package: str = "experiments") -> list[Entry]:
+def gallery(package: str = EXPERIMENTS) -> list[Entry]:
     """Every experiment under ``package``, by family; files without a ``SOURCE`` are not experiments."""
     root = folder_of(package)
     entries = []
     for init in sorted(root.glob("*/__init__.py")):
-        name = flagship(f"{package}.{init.parent.name}")
+        name = flagship(init.parent.name, package)
         for path in sorted(init.parent.glob("[!_]*.py"), key=lambda path: (path.stem != name, path.stem)):
             facts = _constants(path)
             if "SOURCE" in facts:
@@ -58,21 +59,22 @@ def gallery(package: str = "experiments") -> list[Entry]:
     return entries
 
 
-def flagship(family: str) -> str | None:
-    """The name of a family's flagship paper."""
-    return _constants(folder_of(family) / "__init__.py").get("FLAGSHIP")
+def flagship(family: str, package: str = EXPERIMENTS) -> str | None:
+    """The name of a family's flagship paper; None where there is no such family."""
+    file = folder_of(package) / family / "__init__.py"
+    return _constants(file).get("FLAGSHIP") if file.is_file() else None
 
 
 def folder_of(package: str) -> Path:
-    """The folder of a package.
+    """The folder of a package, of which its own ``__init__.py`` alone is imported.
 
     Raises:
         BadInput: when there is no such package.
     """
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise BadInput(f"experiment: got {package!r}; allowed: a package of experiments")
-    return Path(found.submodule_search_locations[0])
+    try:
+        return Path(importlib.import_module(package).__path__[0])
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise BadInput(f"experiment: got {package!r}; allowed: a package of experiments") from error
 
 
 def _constants(path: Path) -> dict:

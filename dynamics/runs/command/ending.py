@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 
+from dynamics.extras import MissingExtra
 from dynamics.runs.durable.errors import ERROR, HOLDS, BadInput, Interrupted, RunError, Unusable
 from dynamics.runs.printable import printable
 
@@ -32,9 +35,7 @@ def ended(command: Callable[[], int]) -> int:
         return code
     except RunError as error:
         return _said(error, error.code)
-    except ImportError as error:
-        if "dynamics[" not in str(error):
-            raise
+    except MissingExtra as error:
         return _said(error, BadInput.code)
     except KeyboardInterrupt:
         return _said("interrupted", Interrupted.code)
@@ -46,6 +47,21 @@ def ended(command: Callable[[], int]) -> int:
             raise
         _give_up_stdout()  # a full disk behind it, say
         return _said(f"stdout: cannot be written: {error.strerror}", ERROR)
+
+
+def started(prog: str) -> list[str]:
+    """The words of ``prog`` with its first as it was really typed: ``.venv/bin/python`` for ``python``, say.
+
+    Args:
+        prog: ``python -m MODULE``, ``python FILE`` or ``dynamics run NAME``.
+    """
+    first, *rest = shlex.split(prog)
+    if first == "python":
+        typed = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv)]  # and its own flags, before -m or the file
+        return [*(typed[:-1] if typed[-1:] in (["-m"], ["-c"]) else typed or [first]), *rest]
+    here, found = sys.argv[0], shutil.which(first)
+    elsewhere = os.path.basename(here) == first and not (found and os.path.samefile(found, here))
+    return [here if elsewhere else first, *rest]
 
 
 def _said(error: object, code: int) -> int:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.runs import trackers
+from dynamics.runs.command.ending import started
 from dynamics.runs.command.flags import early, parse, said_once
 from dynamics.runs.durable.directory import Directory
 from dynamics.runs.durable.errors import CLAIM_FAILS, HOLDS, BadInput, Damaged, Interrupted, InUse, Unusable
 from dynamics.runs.durable.files import json_text, own_folder, plain
 from dynamics.runs.durable.journal import Journal
 from dynamics.runs.durable.load import damaged_files, load
+from dynamics.runs.durable.modules import package_of
 from dynamics.runs.durable.provenance import config_difference
 from dynamics.runs.durable.run import checked_name, default_name, open_run
 from dynamics.runs.report.claim_words import claims_table
@@ -36,7 +38,7 @@ def run_experiment(name: str, argv: list[str], prog: str, others: str = "") -> i
         others: the end of the description in ``--help``.
     """
     own = module_named(name)
-    experiment = Path(name).stem if name.endswith(".py") else name.split(".", 1)[1]
+    experiment = Path(name).stem if name.endswith(".py") else ".".join(package_of(name)[1])
     title = (own.__doc__ or experiment).strip()
     said_once(argv)
     flags = specs.expanded(own.Config, argv)
@@ -72,7 +74,7 @@ def run_experiment(name: str, argv: list[str], prog: str, others: str = "") -> i
             cluster=options.cluster, track=options.track,
         )  # fmt: skip
     except Interrupted as error:
-        again = [*shlex.split(prog), "--out", options.out, "--name", chosen, "--resume"]
+        again = [*started(prog), "--out", options.out, "--name", chosen, "--resume"]
         again += ["--x64"] if options.x64 else []
         again += ["--device", options.device] if options.device else []
         raise Interrupted(f"{error}\nresume with: {shlex.join(again)}") from error

@@ -136,13 +136,23 @@ def _fields(cls: type, base: Any) -> list[tuple[str, Any, Any]]:
 
     helps = field_help(cls)
     hints = typing.get_type_hints(cls)
-    words = {name: name.upper() if hint in (str, str | None) else None for name, hint in hints.items()}
-    words |= {"track": "{" + ",".join(MAKERS) + "}"}
+    words = {name: name.upper() if hint in (str, str | None) else _several(name, hint) for name, hint in hints.items()}
+    words |= {"track": "{" + ",".join(MAKERS) + "}", "sweep": "FIELD=SPEC [FIELD=SPEC ...]"}
     made = []
     for name, value in ((field.name, getattr(base, field.name)) for field in dataclasses.fields(cls)):
         says = tyro.conf.arg(help=helps.get(name, ""), metavar=words[name], help_behavior_hint=_default_words(value))
         made.append((name, Annotated[hints[name], says], value))
     return made
+
+
+def _several(name: str, hint: Any) -> str | None:
+    """``INT [INT ...]`` for a field of several values, of which there is at least one; None for one value."""
+    if typing.get_origin(hint) is not tuple:
+        return None
+    inner = typing.get_args(hint)[0]
+    choices = ",".join(map(str, typing.get_args(inner)))
+    word = "{" + choices + "}" if choices else (name if inner is str else inner.__name__).upper()
+    return f"{word} [{word} ...]"
 
 
 def _default_words(value: Any) -> str:

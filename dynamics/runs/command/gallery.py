@@ -1,12 +1,13 @@
 """The gallery of experiments: as a command, and as the README's table with the claims of finished runs.
 
 ``python -m dynamics.runs.command.gallery`` fills the table between the README's ``<!-- gallery -->`` marks. Given a
-folder of runs it first takes the verdicts of the quick presets that finished there, and keeps them in
-``docs/gallery.json``.
+folder of runs it first takes the verdicts and figures of the quick presets that finished there, and keeps them in
+``docs/gallery.json`` and ``docs/gallery/<experiment>.webp``.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import sys
@@ -18,24 +19,41 @@ from typing import Any
 from dynamics.runs.command.discover import Entry, gallery
 from dynamics.runs.durable.errors import HOLDS, BadInput, Damaged
 from dynamics.runs.durable.files import json_text, read_json, write_bytes
+from dynamics.runs.machine import REFERENCE, here, matmul_rate
 
 OPEN, CLOSE = "<!-- gallery -->", "<!-- /gallery -->"
+FIGURE_BYTES = 60_000  # of one figure in the repository
+TIMES = (
+    f"Times are of the quick presets on two cores that do {REFERENCE:.0f} GFLOP/s in a float32 product of 1024 rows; "
+    "`dynamics experiments` scales them to your machine."
+)
 
 
-def show_gallery(package: str, argv: list[str]) -> int:
-    """Prints the gallery; the command of the package of all experiments."""
+def show_gallery(package: str, argv: list[str], start: str) -> int:
+    """Prints the gallery; the command of the package of all experiments.
+
+    Args:
+        package: the package.
+        argv: nothing, or ``--json``.
+        start: what is typed before FAMILY.PAPER to run one.
+    """
     entries = gallery(package)
     if not entries:
         raise BadInput(f"experiment: got {package!r}; allowed: a package of experiments")
     if argv not in ([], ["-h"], ["--help"], ["--json"]):
-        raise BadInput(
-            f"experiment: got {' '.join(argv)!r}; allowed: --json, or python -m {package}.FAMILY[.PAPER], from the list"
-        )
+        raise BadInput(f"experiment: got {' '.join(argv)!r}; allowed: --json, or {start}FAMILY[.PAPER], from the list")
     if argv == ["--json"]:
         print(json_text([entry._asdict() for entry in entries]), end="")
         return HOLDS
-    print(f"{len(entries)} experiments, with the time of their quick presets on two CPU cores.")
-    print("python -m FAMILY.NAME runs one, python -m FAMILY its flagship (*); --help has more.")
+    rate = matmul_rate()
+    entries = [
+        entry if entry.seconds is None else entry._replace(seconds=here(entry.seconds, rate)) for entry in entries
+    ]
+    print(
+        f"{len(entries)} experiments. The time of their quick presets is scaled to this machine as it is now:\n"
+        f"{rate:.0f} GFLOP/s in a float32 product of 1024 rows, {REFERENCE:.0f} where it was measured."
+    )
+    print(f"{start}FAMILY.PAPER runs one, {start}FAMILY its flagship (*); --help has more.")
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(listing(entries, columns)))
     return HOLDS
@@ -44,9 +62,9 @@ def show_gallery(package: str, argv: list[str]) -> int:
 def listing(entries: list[Entry], columns: int | None) -> list[str]:
     """The gallery as lines: one an experiment, or at most so many columns wide, by family."""
     lines, family = [""], ""
-    width = max((len(entry.module if columns is None else entry.paper) for entry in entries), default=0)
+    width = max((len(entry.experiment if columns is None else entry.paper) for entry in entries), default=0)
     for entry in entries:
-        name = entry.module if columns is None else entry.paper
+        name = entry.experiment if columns is None else entry.paper
         seconds = f"{entry.seconds:4.0f} s" if entry.seconds else "     -"
         head = f"{'*' if entry.flagship else ' '} {name:<{width}} {seconds}  "
         if columns is None:
@@ -78,17 +96,31 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
         >>> print(table([entry], {"toy.decay": {"held": 3, "tested": 4, "rejected": 5, "rivals": 6}}).splitlines()[-1])
         | **`toy.decay`** | Decay of modes | Doe 2020 | 3 of 4 | 5 of 6 | 5 s |
     """
-    lines = ["| experiment | what it shows | paper | claims held | rivals rejected | time |", "|---" * 6 + "|"]
+    lines = [
+        TIMES,
+        "",
+        "| experiment | what it shows | paper | claims held | rivals rejected | time |",
+        "|---" * 6 + "|",
+    ]
     for entry in entries:
         name = f"**`{entry.experiment}`**" if entry.flagship else f"`{entry.experiment}`"
         found = results.get(entry.experiment)
         held = f"{found['held']} of {found['tested']}" if found else "not run yet"
         rejected = f"{found['rejected']} of {found['rivals']}" if found and found.get("rivals") else "–"
-        title = re.sub(r"\s*\([^()]*\d{4}[^()]*\)\s*$", "", entry.title)
-        papers = "; ".join(part.split(", '")[0].strip() for part in entry.source.split(";"))
         seconds = f"{entry.seconds:.0f} s" if entry.seconds else "–"
-        lines.append(f"| {name} | {title} | {papers} | {held} | {rejected} | {seconds} |".replace("$", r"\$"))
+        line = f"| {name} | {title(entry)} | {papers(entry)} | {held} | {rejected} | {seconds} |"
+        lines.append(line.replace("$", r"\$"))
     return "\n".join(lines)
+
+
+def title(entry: Entry) -> str:
+    """What the experiment shows, without the paper in brackets at its end."""
+    return re.sub(r"\s*\([^()]*\d{4}[^()]*\)\s*$", "", entry.title)
+
+
+def papers(entry: Entry) -> str:
+    """Authors and years of its papers, without their titles."""
+    return "; ".join(part.split(", '")[0].strip() for part in entry.source.split(";"))
 
 
 def filled(text: str, content: str) -> str:
@@ -104,41 +136,73 @@ def filled(text: str, content: str) -> str:
     return f"{before}{OPEN}\n{content}\n{CLOSE}{after}"
 
 
-def verdicts(root: Path) -> dict[str, dict[str, Any]]:
-    """The claims of the newest finished quick-preset run of each experiment under ``root``."""
-    newest: dict[str, tuple[str, dict[str, Any]]] = {}
+def newest_runs(root: Path) -> dict[str, Path]:
+    """The newest finished run with the plain quick preset of each experiment under ``root``."""
+    newest: dict[str, tuple[str, Path]] = {}
     for path in root.glob("*/*/claims.json"):
         try:
-            about, claims = read_json(path.parent / "provenance.json", {}), read_json(path, [])
+            about = read_json(path.parent / "provenance.json", {})
+            read_json(path, [])
         except Damaged:
             continue
         flags = [word for word in about.get("command", [])[3:] if word.startswith("--")]
         if about.get("preset") != "quick" or set(flags) - {"--out", "--name", "--quiet", "--json", "--x64"}:
             continue
-        claims = [claim for claim in claims if claim["holds"] is not None]
-        claims = [claim for claim in claims if not claim.get("source", "").startswith("identity")]
-        rivals = sum(len(claim.get("rivals", ())) for claim in claims)
-        found = {
-            "held": sum(claim["holds"] for claim in claims),
-            "tested": len(claims),
-            "rejected": rivals - sum(len(claim.get("standing", ())) for claim in claims),
-            "rivals": rivals,
-            "seconds": about.get("seconds"),
-            "jax": about.get("jax"),
-        }
         name, started = path.parent.parent.name, str(about.get("started"))
         if name not in newest or newest[name][0] < started:
-            newest[name] = started, found
-    return {name: found for name, (_, found) in sorted(newest.items())}
+            newest[name] = started, path.parent
+    return {name: folder for name, (_, folder) in sorted(newest.items())}
+
+
+def verdicts(folder: Path) -> dict[str, Any]:
+    """The claims of one run in numbers; an identity counts as no claim."""
+    about, claims = read_json(folder / "provenance.json", {}), read_json(folder / "claims.json", [])
+    claims = [claim for claim in claims if claim["holds"] is not None]
+    claims = [claim for claim in claims if not claim.get("source", "").startswith("identity")]
+    rivals = sum(len(claim.get("rivals", ())) for claim in claims)
+    return {
+        "held": sum(claim["holds"] for claim in claims),
+        "tested": len(claims),
+        "rejected": rivals - sum(len(claim.get("standing", ())) for claim in claims),
+        "rivals": rivals,
+        "seconds": about.get("seconds"),
+        "jax": about.get("jax"),
+    }
+
+
+def figure_file(root: Path, experiment: str) -> Path:
+    """Where the checkout ``root`` keeps the figure of an experiment."""
+    return root / "docs" / "gallery" / f"{experiment}.webp"
+
+
+def small_figure(path: Path) -> bytes:
+    """A run's figure as WebP of at most ``FIGURE_BYTES``: as wide as a page, then of as good a quality as fits."""
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    for width in (1480, 1110, 740):
+        if image.width > width:
+            image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+        for quality in (90, 80, 70, 60):
+            image.save(found := io.BytesIO(), "WEBP", quality=quality, method=6)
+            if found.tell() <= FIGURE_BYTES:
+                return found.getvalue()
+    raise ValueError(f"figure: got {path} of over {FIGURE_BYTES} bytes at any quality; allowed: one that fits")
 
 
 def update(root: Path, runs: Path | None = None) -> str:
-    """Writes the README's table in the checkout ``root``; returns the table."""
+    """Writes the README's table in the checkout ``root``, with runs verdicts and figures too; returns the table."""
     kept = root / "docs" / "gallery.json"
     results = read_json(kept, {})
     if runs is not None:
-        results = dict(sorted({**results, **verdicts(runs)}.items()))
+        newest = newest_runs(runs)
+        results = dict(sorted({**results, **{name: verdicts(folder) for name, folder in newest.items()}}.items()))
         write_bytes(kept, json_text(results).encode())
+        for name, folder in newest.items():
+            if (folder / "figure.png").is_file():
+                figure_file(root, name).parent.mkdir(exist_ok=True)
+                write_bytes(figure_file(root, name), small_figure(folder / "figure.png"))
     content = table(gallery(), results)
     readme = root / "README.md"
     write_bytes(readme, filled(readme.read_text(encoding="utf-8"), content).encode())

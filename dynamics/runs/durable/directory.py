@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from dynamics.record import Record
+from dynamics.runs.durable.bar import step_bar
 from dynamics.runs.durable.errors import Unusable
 from dynamics.runs.durable.files import digest, pack, write_bytes
 from dynamics.runs.durable.journal import CHAINED, FORMAT, Journal, root
@@ -185,12 +184,10 @@ class Directory:
         if found and held.get(label) != found:
             self.journal.set(diverged={**held, label: found})
 
-    @contextlib.contextmanager
-    def progress(self, label: str, steps: int, done: int):
-        """A progress bar on stderr; silent when quiet."""
+    def progress(self, label: str, steps: int, done: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A progress bar on stderr, told of each step reached; silent when quiet."""
         interval = 0.2 if sys.stderr is not None and sys.stderr.isatty() else 10.0
-        with tqdm(total=steps, initial=done, desc=label, unit="step", disable=self.quiet, mininterval=interval) as bar:
-            yield bar
+        return step_bar(label, steps, done, disable=self.quiet, mininterval=interval)
 
     def write(self, name: str, text: str | bytes) -> Path:
         """Writes an artefact and notes its digest in the journal."""

@@ -139,11 +139,11 @@ class _Written:
         run, pace, now = self.run, Pace(), int(carry.step)
         left = call.targets[sum(len(rows["step"]) for rows in self.rows) :]
         run.budget.expect(checkpoint.size(carry))
-        with run.progress(self.label, call.steps, now) as bar:
+        with run.progress(self.label, call.steps, now) as tell:
             for moved, rows, reached, last in paced(call, carry, left, pace):
                 carry = moved
                 self.keep(rows)
-                bar.update(reached - now)
+                tell(reached)
                 now = reached
                 due, stopping = self._agree(pace, run.budget.due(time.perf_counter()))
                 if last or due or stopping:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynamics.evolve.merge import labels_of, merged
-from dynamics.runs.durable.errors import Unusable, understood
+from dynamics.runs.durable.errors import BadInput, Unusable, understood
 from dynamics.runs.durable.files import file_digest, require_run, unpack
 from dynamics.runs.durable.journal import CHAINED, FORMAT, Chunk, Journal
 from dynamics.types import Claim, Record
@@ -44,16 +44,41 @@ class LoadedRun(NamedTuple):
     diverged: dict[str, Any]
     events: list[tuple[str, str, str]]
 
+    @property
+    def figure(self) -> Path | None:
+        """The run's ``figure.png``; None where there is none yet."""
+        file = self.path / "figure.png"
+        return file if file.is_file() else None
+
 
 def load(path: str | Path) -> LoadedRun:
     """Reads a run directory, also while the run writes to it.
 
+    Args:
+        path: the directory, ``runs/<experiment>/<name>``.
+
     Raises:
+        BadInput: for what names no folder.
         Unusable: when there is no run, or what it holds is damaged.
 
     Cost: reads the journal; no checkpoint.
-    """
 
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> from dynamics.evolve import ode
+        >>> from dynamics.runs import open_run
+        >>> where = tempfile.mkdtemp() + "/decay/first"
+        >>> with open_run(where, {"rate": 1.0}) as run:
+        ...     end, record = run.simulate(ode(lambda x, rate: -rate * x, 0.1), jnp.ones(()), jnp.ones(()),
+        ...                                train=lambda x, rate: {"x": x}, steps=2, label="decay")
+        >>> run = load(where)
+        >>> run.config, list(run.records), run.claims, run.figure
+        ({'rate': 1.0}, ['decay'], [], None)
+        >>> run.records["decay"].to_frame()["x"].tolist()
+        [1.0, 0.809999942779541]
+    """
+    if not isinstance(path, (str, Path)) or not str(path).strip() or "\0" in str(path):
+        raise BadInput(f"path: got {path!r}; allowed: a run's folder, RUNS/EXPERIMENT/NAME")
     path = Path(path)
     with contextlib.closing(Journal(require_run(path), readonly=True)) as journal, understood(path):
         journal.require_format()

@@ -21,15 +21,18 @@ class Piece(NamedTuple):
 
 
 class Pace:
-    """How much a piece may hold so that it takes about ``PIECE_SECONDS``: doubled and halved by measurement."""
+    """How much a piece may hold so that it takes about ``PIECE_SECONDS``: doubled and halved by measurement.
+
+    The first piece, which compiles, is as short as can be.
+    """
 
     def __init__(self) -> None:
-        self.steps, self.reads = 64, 2
+        self.steps, self.reads = 1, 1
         self._warm = False
 
     def learn(self, seconds: float) -> None:
-        if not self._warm:  # the first piece compiles
-            self._warm = True
+        if not self._warm:
+            self._warm, self.steps, self.reads = True, 64, 2
         elif seconds > 2 * PIECE_SECONDS:
             self.steps, self.reads = max(1, self.steps // 2), max(1, self.reads // 2)
         elif seconds < PIECE_SECONDS / 2:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import datetime
 import functools
-import importlib.machinery
 import os
 import platform
 import socket
@@ -18,9 +17,11 @@ from typing import Any, cast
 
 import jax
 
+from dynamics import __version__
 from dynamics.runs.durable.files import digest
+from dynamics.runs.durable.modules import file_of, own_name
 
-PACKAGES = ("dynamics", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "diffrax", "optimistix")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "diffrax", "optimistix")
 NUMBERS = ("x64", "matmul_precision", "threefry_partitionable", "prng_impl")
 """Settings of JAX that change every number: a run goes on under its own alone."""
 SAME_BITS = (*("jax", "jaxlib", "device_kind", "device_count", "process_count", "cpu_count", "flags", "machine"),)
@@ -43,6 +44,7 @@ def provenance(command: list[str] | None = None, **more: Any) -> dict[str, Any]:
         "command": list(sys.argv) if command is None else command,
         "started": now(),
         "python": platform.python_version(),
+        "dynamics": __version__,
         **{package: version for package in PACKAGES if (version := _version(package))},
         "platform": jax.default_backend(),
         "device_kind": devices[0].device_kind,
@@ -83,23 +85,9 @@ def code_digest(module: str | None) -> str | None:
     Args:
         module: its dotted name or its file; the running script unless given.
     """
-    path = file_of(module) if module else getattr(sys.modules.get("__main__"), "__file__", None)
+    path = file_of(own_name(module)) if module else getattr(sys.modules.get("__main__"), "__file__", None)
     found = sorted(set(_imported(Path(path), set()))) if path and Path(path).is_file() else []
     return digest(b"\0".join(file.read_bytes() for file in found)) if found else None
-
-
-def file_of(module: str) -> str | None:
-    """The file of a module by its dotted name (or file), found without importing anything."""
-    if module.endswith(".py"):
-        return module
-    places, spec, name = None, None, ""
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = importlib.machinery.PathFinder.find_spec(name, places)
-        if spec is None:
-            return None
-        places = spec.submodule_search_locations
-    return None if spec is None else spec.origin
 
 
 def _imported(path: Path, seen: set[Path]) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.evolve import simulate, study
+from dynamics.extras import MissingExtra
 from dynamics.runs.durable import hosts
 from dynamics.runs.durable.directory import Directory
 from dynamics.runs.durable.driver import durable_simulate
@@ -175,7 +176,9 @@ def open_directory(
         raise BadInput(f"fork: got {str(fork_of)!r}; allowed: a run that exists (there is no run.sqlite)")
     if os.path.isfile(path / "grid.json"):
         require_run(path)
+    made, gone = [folder for folder in (path, *path.parents) if not folder.exists()], []
     with contextlib.ExitStack() as stack:
+        stack.callback(_remove, gone)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -194,7 +197,21 @@ def open_directory(
         for text in [*mended, *(() if run.is_part else mended_readings(journal))]:
             run.warn(text)
         settle(run, settings, about)
-        yield run
+        try:
+            yield run
+        except MissingExtra:  # told before anything began: there shall be no run
+            if not journal.labels() and not any((path / parts).exists() for parts in ("cells", "pieces")):
+                gone += made
+            raise
+
+
+def _remove(folders: list[Path]) -> None:
+    """Deletes the first with all in it, and the others, its parents, where they are empty."""
+    for folder in folders[:1]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in folders[1:]:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _copy_state(source: Path, path: Path) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dynamics.runs.durable.errors import Unusable, understood
+from dynamics.runs.durable.errors import BadInput, Unusable, understood
 from dynamics.runs.durable.files import plain
 from dynamics.runs.durable.load import LoadedRun, damaged_files, load
 from dynamics.runs.durable.provenance import code_digest, config_difference
 from dynamics.runs.printable import printable
 from dynamics.runs.report.claim_words import claims_table
-from dynamics.types import Record
+from dynamics.runs.report.overlay import at_shared_values, overlaid, shared_readings, side_by_side
 
 
 def print_show(path: Path) -> int:
@@ -44,18 +45,35 @@ def _told(run: LoadedRun) -> list[str]:
     return lines
 
 
-def print_compare(path: Path, other: Path) -> int:
-    """Prints where two runs differ: settings, claims and every reading; the command ``compare``."""
+def print_compare(path: Path, other: Path, show: str | None = None, *, draw: bool = False) -> Any:
+    """Prints where two runs differ: settings, records, every number that both have read, and claims.
+
+    Args:
+        path, other: the runs' directories.
+        show: the one reading to tell of, NAME or LABEL/NAME.
+        draw: whether to draw them too.
+
+    Returns:
+        The figure of both runs; None unless ``draw``.
+
+    Raises:
+        BadInput: where there is no such reading, or nothing to draw.
+    """
     mine, theirs = load(path), load(other)
+    pairs = shared_readings(mine, theirs, show)
     lines = [f"settings: {config_difference(mine.config, theirs.config) or 'the same'}"]
-    lines += record_differences(mine, theirs)
+    lines += record_differences(mine, theirs) + side_by_side(pairs)
     claims = {claim.name: claim for claim in theirs.claims}
     for claim in mine.claims:
         second = claims.get(claim.name)
         told = f"{second.measured} ({second.holds})" if second else "-"
         lines.append(f"{claim.name}: {claim.measured} ({claim.holds}) | {told}")
     print("\n".join(map(printable, lines)))
-    return 0
+    if draw and not pairs:
+        raise BadInput(f"other: got {str(other)!r}; allowed: a run that shares a reading of numbers with {path}")
+    parts = [run.path.resolve().parts[-2:] for run in (mine, theirs)]
+    names = ["/".join(own[-1:] if parts[0][0] == parts[1][0] else own) for own in parts]
+    return overlaid(pairs, names) if draw else None
 
 
 def record_differences(mine: LoadedRun, theirs: LoadedRun) -> list[str]:
@@ -65,7 +83,7 @@ def record_differences(mine: LoadedRun, theirs: LoadedRun) -> list[str]:
         if label not in mine.records or label not in theirs.records:
             lines.append(f"{label}: only in {(mine if label in mine.records else theirs).path}")
             continue
-        first, second, where = _shared(mine.records[label], theirs.records[label])
+        first, second, where = at_shared_values(mine.records[label], theirs.records[label])
         label += where
         shared = [name for name in first.values if name in second.values]
         shapes = [first.values[name].shape == second.values[name].shape for name in shared]
@@ -84,20 +102,3 @@ def record_differences(mine: LoadedRun, theirs: LoadedRun) -> list[str]:
         far = ", ".join(f"{name} by at most {by:.3g}" for name, by in apart.items())
         lines.append(f"{label}: " + (f"differs in {far}" if apart else "the same bits"))
     return lines
-
-
-def _shared(first: Record, second: Record) -> tuple[Record, Record, str]:
-    """Two records at the values that their axes share, and where that is, when it is not everywhere."""
-    where = ""
-    for place, name in enumerate(first.axes if list(first.axes) == list(second.axes) else (), start=1):
-        held = [list(record.axes[name]) for record in (first, second)]
-        both = [value for value in held[0] if value in held[1]]
-        if held[0] == held[1]:
-            continue
-        where += f" at {name} = {', '.join(map(str, both)) or 'nothing shared'}"
-        rows = [np.array([own.index(value) for value in both], int) for own in held]
-        first, second = (
-            record._replace(values={key: np.take(value, row, place) for key, value in record.values.items()})
-            for record, row in zip((first, second), rows)
-        )
-    return first, second, where

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from dynamics.runs.durable.errors import BadInput, Unusable
-from dynamics.runs.durable.files import read_json, write_bytes
+from dynamics.runs.durable.files import open_file, read_json, write_bytes
 from dynamics.runs.report.claim_words import verdict
 from dynamics.runs.report.page import render, shown
 
+ROOM = 352
+"""Pixels of a thumbnail's place, 22rem in index.css."""
 COLUMNS = (
     ("experiment", "Experiment", "text"), ("name", "Run", "text"), ("verdict", "Verdict", "text"),
     ("changed", "Started", "number"),
@@ -21,7 +23,11 @@ COLUMNS = (
 
 
 class Row(NamedTuple):
-    """One run as the index shows it; ``holds`` is None while it is unfinished or tests nothing."""
+    """One run as the index shows it.
+
+    ``holds`` is None while it is unfinished or tests nothing; ``wide`` is the width of its figure in pixels, at which
+    the text in it can be read, and 0 without one.
+    """
 
     experiment: str
     name: str
@@ -31,7 +37,7 @@ class Row(NamedTuple):
     changed: float
     when: str
     settings: str
-    pictured: bool
+    wide: int
     reported: bool
 
 
@@ -39,7 +45,8 @@ def write_index(root: Path) -> Path:
     """Writes ``index.html`` into a folder of runs ``root/<experiment>/<name>/``.
 
     A run whose files cannot be read is listed as such and stops nothing. Thumbnails are the runs' own ``figure.png``,
-    loaded as they scroll into view; beyond those the page asks for nothing.
+    as much of each as can be read in its place, loaded as they scroll into view; beyond those the page asks for
+    nothing.
 
     Args:
         root: the folder, usually ``runs``.
@@ -51,7 +58,7 @@ def write_index(root: Path) -> Path:
         BadInput: when ``root`` is not a folder.
         Unusable: when the page cannot be written.
 
-    Cost: three small files read a run.
+    Cost: three small files and the head of a fourth read a run.
     """
     root = Path(root)
     if not root.is_dir():
@@ -90,8 +97,22 @@ def rows(root: Path) -> Iterator[Row]:
         yield Row(
             folder.parent.name, folder.name, quote(os.fsencode(folder.relative_to(root))), holds, words, changed,
             datetime.fromtimestamp(changed, UTC).strftime("%Y-%m-%d %H:%M"), _settings(config),
-            (folder / "figure.png").is_file(), (folder / "report.html").is_file(),
+            _width(folder / "figure.png"), (folder / "report.html").is_file(),
         )  # fmt: skip
+
+
+def _width(png: Path) -> int:
+    """How wide the figure in a file of 150 dots per inch is shown, 0 for none.
+
+    Whole where its text of 8 points is then 7 pixels high or more, else its first corner with text of 9 pixels.
+    """
+    try:
+        with open(open_file(png, os.O_RDONLY), "rb") as file:
+            head = file.read(24)
+    except (Unusable, OSError):
+        return 0
+    width = int.from_bytes(head[16:20], "big") if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 24 else 0
+    return min(width, ROOM if 0.42 * width <= ROOM else round(0.55 * width))
 
 
 def _settings(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The page of runs as they go: ``python -m dynamics.runs serve DIR``, on this machine alone, several runs overlaid.
+"""The page of runs as they go: ``dynamics runs serve DIR``, on this machine alone, several runs overlaid.
 
 One page and the reports of the runs that it lists; no path of a request is ever opened as a file.
 """

@@ -10,12 +10,14 @@ import math
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dynamics.evolve.merge import merged
+from dynamics.extras import MissingExtra
 from dynamics.runs.durable.directory import Directory
 from dynamics.runs.durable.errors import RunError, Unusable
 from dynamics.runs.durable.files import plain
@@ -62,7 +64,7 @@ class Swept(NamedTuple):
         loaded = {cell: load(folders[cell]) for cell in range(count) if cell not in failed}
         if not loaded:
             raise RuntimeError(f"all {count} cells failed, the first with: {next(iter(failed.values()))}")
-        result = Result(self, loaded, failed, _records(loaded, self.values))
+        result = self._result(loaded, failed)
         for label, record in result.records.items():
             header = {
                 "axes": [[name, plain(held)] for name, held in record.axes.items()],
@@ -73,13 +75,25 @@ class Swept(NamedTuple):
             run.diverged(label, _diverged(loaded, label, count))
         return result
 
+    def stored(self, path: Path) -> Result:
+        """The cells of the finished sweep at ``path``, as they lie there."""
+        count = math.prod(len(held) for held in self.values.values())
+        found = {cell: load(path / "cells" / f"{cell:06d}") for cell in range(count)}
+        over = {cell: cell_run for cell, cell_run in found.items() if cell_run.status in ("finished", "diverged")}
+        if not over:
+            raise Unusable(f"{path}: none of its {count} cells ran to its end")
+        return self._result(over, {cell: f"is {run.status}" for cell, run in found.items() if cell not in over})
+
+    def _result(self, cells: dict[int, LoadedRun], failed: dict[int, str]) -> Result:
+        return Result(self, cells, failed, _records(cells, self.values))
+
     def _cell(self, cell: int, part: Directory) -> str:
         """Runs a cell to its end in its own directory; returns what went wrong, or nothing."""
         if part.finished and not part.changed:
             return ""
         try:
             run_to_the_end(self.module, cell_config(self.config, self.values, cell), part)
-        except RunError:
+        except (MissingExtra, RunError):
             raise
         except Exception as error:
             sentence = f"{type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dynamics.extras import missing
 from dynamics.runs.durable.errors import BadInput
 
 DEFAULTS: dict[str, Any] = {"timeout_min": 240, "cpus_per_task": 4}
@@ -46,5 +47,5 @@ def checked(where: str) -> tuple[Any, str, dict[str, Any]]:
     try:
         import submitit
     except ImportError as error:
-        raise ImportError("workers on a cluster need submitit: pip install 'dynamics[slurm]'") from error
+        raise missing("--cluster", "submitit", "slurm") from error
     return submitit, engine, {key: int(value) if value.isdigit() else value for key, value in pairs}

@@ -16,7 +16,7 @@ import jax
 
 from dynamics.compiled import keep_compiled
 from dynamics.runs.durable.errors import BadInput, Unusable
-from dynamics.runs.durable.provenance import file_of
+from dynamics.runs.durable.modules import EXPERIMENTS, file_of, own_name
 
 DEVICE = re.compile(r"(cpu|gpu|tpu|cuda|rocm|METAL)(:\d{1,4})?")
 ADDRESSES = 2**32
@@ -26,7 +26,7 @@ ADDRESSES = 2**32
 def module_of(path: Path, about: dict[str, Any], trust: bool) -> tuple[ModuleType, dict[str, Any]]:
     """The experiment's module that the run at ``path`` names, and its provenance.
 
-    The folder may be anybody's, and its module is code: it is run where it is one of the package ``experiments``, lies
+    The folder may be anybody's, and its module is code: it is run where it is one of ``dynamics.experiments``, lies
     in the current folder, or the user says so.
 
     Raises:
@@ -35,11 +35,11 @@ def module_of(path: Path, about: dict[str, Any], trust: bool) -> tuple[ModuleTyp
     name = about.get("module")
     if not isinstance(name, str) or not isinstance(about.get("x64"), bool):
         raise Unusable(f"{path}: does not say which experiment it is")
+    name = own_name(name)
     file = file_of(name)
     if file is None:
         raise Unusable(f"{path}: its experiment {name!r} is not here")
-    known = name.startswith("experiments.") and Path(file).resolve().is_relative_to(Path(__file__).parents[3])
-    if not (trust or known or Path(file).resolve().is_relative_to(Path.cwd())):
+    if not (trust or name.startswith(f"{EXPERIMENTS}.") or Path(file).resolve().is_relative_to(Path.cwd())):
         raise Unusable(f"{path}: runs the code of {file}, outside the current folder; if you trust it, add --trust")
     return module_named(name), about
 

@@ -46,6 +46,7 @@ def phase_diagram(record: Record, reading: str, axes: Sequence[str] | None = Non
 
     Colours are logarithmic where positive values span more than two decades.
     One such axis gives a line of medians with every cell as a marker; cells that diverged are left blank and crossed.
+    Words, truth values and the values of an axis of two are categories: evenly spaced, each under its name, no line.
 
     Args:
         record: readings on named axes.
@@ -64,12 +65,13 @@ def phase_diagram(record: Record, reading: str, axes: Sequence[str] | None = Non
     if len(shown) == 1:
         x = _positions(held[shown[0]])
         panel.plot(np.repeat(x, values.shape[-1]), values.ravel(), **measured_style(0))
-        panel.plot(x, middle, color="black")
+        bars = {"linestyle": "none", "marker": "_", "markersize": 28} if _categories(held[shown[0]]) else {}
+        panel.plot(x, middle, color="black", **bars)
         panel.set_ylabel(f"{words} at the last recorded step")
     else:
         x, y = (_positions(held[name]) for name in shown)
         mesh = panel.pcolormesh(
-            *map(_edges, (x, y)), np.ma.masked_invalid(middle.T), cmap="viridis", norm=_norm(middle)
+            *(_edges(held[name]) for name in shown), np.ma.masked_invalid(middle.T), cmap="viridis", norm=_norm(middle)
         )
         figure.colorbar(mesh, ax=panel, label=f"{words} at the last recorded step" + (" (median)" if many else ""))
         lost = np.argwhere(~np.isfinite(middle))
@@ -101,21 +103,26 @@ def _median(values: np.ndarray) -> np.ndarray:
     return np.where(enough, np.nanmedian(filled, axis=-1), np.nan)
 
 
+def _categories(choices: list) -> bool:
+    """Whether an axis's values are drawn by name: two have no scale between them, and words none at all."""
+    return len(choices) <= 2 or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in choices)
+
+
 def _positions(choices: list) -> np.ndarray:
-    return np.array(choices, float) if not isinstance(choices[0], str) else np.arange(len(choices), dtype=float)
+    return np.arange(len(choices), dtype=float) if _categories(choices) else np.array(choices, float)
 
 
 def _is_log(choices: list) -> bool:
     """Whether the values are spaced by a ratio rather than by a difference."""
     x = _positions(choices)
-    if isinstance(choices[0], str) or len(x) < 3 or np.any(x <= 0):
+    if _categories(choices) or np.any(x <= 0):
         return False
     return bool(np.ptp(np.diff(np.log(x))) < np.ptp(np.diff(x)) / np.abs(x).max())
 
 
-def _edges(x: np.ndarray) -> np.ndarray:
+def _edges(choices: list) -> np.ndarray:
     """Cell borders between the values, halfway in their own spacing."""
-    log = _is_log(list(x))
+    x, log = _positions(choices), _is_log(choices)
     x = np.log(x) if log else x
     middle = (x[1:] + x[:-1]) / 2
     half = (x[1] - x[0]) / 2, (x[-1] - x[-2]) / 2
@@ -125,7 +132,9 @@ def _edges(x: np.ndarray) -> np.ndarray:
 
 def _axis(axes: Any, which: str, field: str, choices: list) -> None:
     getattr(axes, f"set_{which}label")(field.replace("_", " "))
-    if isinstance(choices[0], str):
-        getattr(axes, f"set_{which}ticks")(range(len(choices)), choices)
+    if _categories(choices):
+        names = [f"{choice:g}" if isinstance(choice, float) else str(choice) for choice in choices]
+        getattr(axes, f"set_{which}ticks")(range(len(choices)), names)
+        getattr(axes, f"set_{which}lim")(-0.5, len(choices) - 0.5)
     elif _is_log(choices):
         getattr(axes, f"set_{which}scale")("log")

@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from experiments.edge_of_stability import adam
+from dynamics.experiments.edge_of_stability import adam
 from rivals import replaced
 
 CONFIG = {"seeds": 2, "eta": (1e-3, 3e-3), "steps": 800, "flow_steps": 120, "width": 30, "depth": 2}

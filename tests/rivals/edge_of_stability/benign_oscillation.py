@@ -5,7 +5,7 @@ from unittest.mock import patch
 import jax
 import numpy as np
 
-from experiments.edge_of_stability import benign_oscillation
+from dynamics.experiments.edge_of_stability import benign_oscillation
 from rivals import replaced
 
 CONFIG = {"seeds": 3, "steps": 2000}

@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from experiments.edge_of_stability import catapult
+from dynamics.experiments.edge_of_stability import catapult
 from rivals import replaced
 
 CONFIG = {"seeds": 4, "steps": 100, "width": 128, "samples": 40}

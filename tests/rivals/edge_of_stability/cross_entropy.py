@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from experiments.edge_of_stability import cross_entropy
+from dynamics.experiments.edge_of_stability import cross_entropy
 from rivals import replaced
 
 CONFIG = {"seeds": 2, "samples": 900, "width": 40, "steps": 3500, "eta": (0.2, 0.27)}

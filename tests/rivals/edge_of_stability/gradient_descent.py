@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from experiments.edge_of_stability import gradient_descent
+from dynamics.experiments.edge_of_stability import gradient_descent
 from rivals import replaced
 
 CONFIG = {"seeds": 2, "eta": (0.2, 0.4), "steps": 2000}

@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from experiments.edge_of_stability import momentum
+from dynamics.experiments.edge_of_stability import momentum
 from rivals import replaced
 
 CONFIG = {"seeds": 2, "steps": 650}

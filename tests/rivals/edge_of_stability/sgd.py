@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from experiments.edge_of_stability import sgd
+from dynamics.experiments.edge_of_stability import sgd
 from rivals import replaced
 
 CONFIG = {"seeds": 3, "samples": 200, "width": 16, "depth": 1, "eta": (0.3,), "steps": 300, "draws": 16}

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics.evolve import study
+from dynamics.experiments.grokking import _energy_landscape as landscape
+from dynamics.experiments.grokking import feature_emergence as experiment
 from dynamics.tasks.modular import operation_table
-from experiments.grokking import _energy_landscape as landscape
-from experiments.grokking import feature_emergence as experiment
 from rivals import replaced
 
 CONFIG = {

@@ -1,6 +1,6 @@
 """Random labels, no decay, a clock of other decay or scale, the norm at which it does not generalise."""
 
-from experiments.grokking.large_init import NAMES
+from dynamics.experiments.grokking.large_init import NAMES
 from rivals import replaced
 
 CONFIG = {"seeds": 1, "samples": 180}

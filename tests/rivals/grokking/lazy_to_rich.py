@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from dynamics.evolve import study
+from dynamics.experiments.grokking import _lazy_to_rich as shared
 from dynamics.types import Batch, Data
-from experiments.grokking import _lazy_to_rich as shared
 from rivals import replaced
 
 CONFIG = {

@@ -4,7 +4,7 @@ from unittest import mock
 
 import optax
 
-from experiments.grokking import max_margin as experiment
+from dynamics.experiments.grokking import max_margin as experiment
 
 CONFIG = {"task": ("add 7", "permute 3"), "width": 24, "steps": 1000, "seeds": 3}
 

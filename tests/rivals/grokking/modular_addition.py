@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np
 import optax
 
-from experiments.grokking import modular_addition as experiment
+from dynamics.experiments.grokking import modular_addition as experiment
 from rivals import replaced
 
 CONFIG = {"modulus": 23, "train_fraction": 0.5, "seeds": 3, "steps": 1500}

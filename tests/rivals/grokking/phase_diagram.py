@@ -4,8 +4,8 @@ from unittest import mock
 
 import numpy as np
 
-from experiments.grokking import _lazy_to_rich as shared
-from experiments.grokking import phase_diagram as experiment
+from dynamics.experiments.grokking import _lazy_to_rich as shared
+from dynamics.experiments.grokking import phase_diagram as experiment
 from rivals import replaced
 from rivals.grokking.lazy_to_rich import noise
 

@@ -4,7 +4,7 @@ from unittest import mock
 
 import jax
 
-from experiments.grokking import random_feature_amplification as experiment
+from dynamics.experiments.grokking import random_feature_amplification as experiment
 from rivals import replaced
 
 CONFIG = {

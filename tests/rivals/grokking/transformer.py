@@ -5,7 +5,7 @@ from unittest import mock
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.grokking import transformer as experiment
+from dynamics.experiments.grokking import transformer as experiment
 from rivals import replaced
 
 CONFIG = {

@@ -6,7 +6,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from experiments.grokking import xor_clusters as experiment
+from dynamics.experiments.grokking import xor_clusters as experiment
 from rivals import replaced
 
 CONFIG = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.influence import coherence as experiment
+from dynamics.experiments.influence import coherence as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 4, "samples": 60, "width": (64, 1024), "steps": 60, "images": 200, "eta": (0.1, 0.8)}

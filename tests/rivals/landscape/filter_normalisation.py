@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.landscape.filter_normalisation import RESCALED
+from dynamics.experiments.landscape.filter_normalisation import RESCALED
 from rivals import replaced
 
 CONFIG = {"seeds": 3, "directions": 1000, "steps": 50, "points": 5}

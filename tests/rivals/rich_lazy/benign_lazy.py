@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np
 
 from dynamics import stax
-from experiments.rich_lazy import benign_lazy as experiment
+from dynamics.experiments.rich_lazy import benign_lazy as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 4, "width": (64, 256, 1024), "separation": (0.5, 2.0, 16.0), "dim": 100, "samples": 20, "steps": 200}

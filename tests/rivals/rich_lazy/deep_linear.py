@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.rich_lazy import deep_linear as experiment
+from dynamics.experiments.rich_lazy import deep_linear as experiment
 from rivals import replaced
 
 CONFIG = {

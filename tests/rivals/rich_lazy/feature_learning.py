@@ -8,7 +8,7 @@ import numpy as np
 
 from dynamics import stax
 from dynamics.evolve import study
-from experiments.rich_lazy import feature_learning as experiment
+from dynamics.experiments.rich_lazy import feature_learning as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 24, "gamma": (0.1, 1.0, 3.0), "width": 400, "steps": 10, "samples": 1000, "draws": 12}

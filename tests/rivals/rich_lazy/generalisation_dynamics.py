@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.rich_lazy import generalisation_dynamics as experiment
+from dynamics.experiments.rich_lazy import generalisation_dynamics as experiment
 from rivals import replaced
 
 CONFIG = {

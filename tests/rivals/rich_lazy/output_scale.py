@@ -5,8 +5,8 @@ from unittest.mock import patch
 import jax
 import numpy as np
 
+from dynamics.experiments.rich_lazy import output_scale as experiment
 from dynamics.tasks.sphere import sphere_quadratic
-from experiments.rich_lazy import output_scale as experiment
 from rivals import replaced
 
 CONFIG = {"width": (64, 256, 1024)}

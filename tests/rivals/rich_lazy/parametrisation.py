@@ -5,8 +5,8 @@ from unittest.mock import patch
 import jax
 import numpy as np
 
+from dynamics.experiments.rich_lazy import parametrisation as experiment
 from dynamics.tasks.sphere import sphere_quadratic
-from experiments.rich_lazy import parametrisation as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 4, "width": (32, 64, 128), "rate": tuple(2.0**p for p in range(-1, 6))}

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments.rich_lazy import random_features as experiment
+from dynamics.experiments.rich_lazy import random_features as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 30, "samples": (32, 64), "features": (16, 32, 64, 128), "modes": 256}

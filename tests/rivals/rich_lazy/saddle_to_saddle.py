@@ -5,8 +5,8 @@ from unittest import mock
 import jax
 import numpy as np
 
+from dynamics.experiments.rich_lazy import saddle_to_saddle as experiment
 from dynamics.types import Batch
-from experiments.rich_lazy import saddle_to_saddle as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 2}

@@ -4,8 +4,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from dynamics.experiments.rich_lazy import scaling_laws as experiment
 from dynamics.theory import scaling_laws as theory
-from experiments.rich_lazy import scaling_laws as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 12, "size": (32, 64, 128), "modes": 2048, "a": (2.0, 3.2), "b": (1.5, 1.5), "times": 25}

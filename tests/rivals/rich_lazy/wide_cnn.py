@@ -5,8 +5,8 @@ from unittest.mock import patch
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics.experiments.rich_lazy import wide_cnn
 from dynamics.theory.hierarchical import arc_cosine
-from experiments.rich_lazy import wide_cnn
 from rivals import replaced
 
 CONFIG = {"seeds": 3, "samples": (32, 64, 128, 256), "test": 100}

@@ -4,8 +4,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from dynamics.experiments.rich_lazy import wide_deep_classifier as experiment
 from dynamics.theory.infinite_depth import dual_with_singularity
-from experiments.rich_lazy import wide_deep_classifier as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 6, "depth": (1, 10_000), "samples": (64, 128, 512), "test": 300}

@@ -8,8 +8,8 @@ import numpy as np
 
 from dynamics import stax
 from dynamics.empirical import empirical_ntk_fn
+from dynamics.experiments.rich_lazy import width as experiment
 from dynamics.theory.predict import gradient_descent_mse_steps
-from experiments.rich_lazy import width as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 8, "width": (256, 512, 1024), "steps": 100, "checkpoints": 8}

@@ -1,6 +1,6 @@
 """Theories without a term, of another context or of all tasks; risks exchanged; tasks without effect."""
 
-from experiments.samples import in_context as experiment
+from dynamics.experiments.samples import in_context as experiment
 from rivals import replaced
 
 CONFIG = {"seeds": 3, "tasks": (4, 64), "dim": 8, "length": 16, "steps": 600, "rate": 0.05, "batch": 256}

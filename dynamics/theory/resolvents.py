@@ -1,0 +1,179 @@
+"""Deterministic equivalents of sample covariances' resolvents: one fixed point for ridge, features and denoisers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Real
+
+from dynamics.types import Array, ArrayLike
+
+
+class EffectiveRidge(NamedTuple):
+    """What few samples make of a ridge.
+
+    Attributes:
+        kappa: the effective ridge; a mode of variance l is learnt by the share ``l/(l + kappa)``.
+        df1, df2: ``sum l/(l + kappa)`` and ``sum (l/(l + kappa))^2``, degrees of freedom.
+        residual: of the defining equation, relative to the number of samples.
+    """
+
+    kappa: Float[Array, ""]
+    df1: Float[Array, ""]
+    df2: Float[Array, ""]
+    residual: Float[Array, ""]
+
+
+@partial(jax.jit, static_argnames="iterations")
+def effective_ridge(
+    eigenvalues: Real[ArrayLike, " m"],
+    samples: Real[ArrayLike, ""],
+    ridge: Real[ArrayLike, ""],
+    features: Real[ArrayLike, ""] = jnp.inf,
+    *,
+    multiplicities: Real[ArrayLike, "*m"] = 1.0,
+    iterations: int = 100,
+) -> EffectiveRidge:
+    """``kappa`` of n samples, and of k random features of them: with ``df1 = sum_i l_i/(l_i + kappa)``,
+
+        n = df1 + (n ridge/kappa) / (1 - df1/k).
+
+    One monotone equation, solved by bisection in the logarithm and one Newton step, which carries the derivative.
+
+    Args:
+        eigenvalues: ``l``, variances of the modes, >= 0.
+        samples, features: n and k, positive; may be real and traced; k is infinite for none.
+        ridge: > 0, added to the sample covariance ``X^T X/n``: that of the Gram matrix ``X X^T`` is ``n ridge``.
+        multiplicities: how many modes share each eigenvalue.
+        iterations: bisections; each halves the bracket of ``log kappa``.
+
+    Returns:
+        An ``EffectiveRidge``. Differentiable and vmappable.
+
+    Cost: ``iterations`` sums over m modes.
+
+    Reference: Silverstein & Bai 1995; Simon, Karkada, Ghosh & Belkin 2023, section 4.1, for features.
+
+    Example:
+        >>> found = effective_ridge(jnp.ones(50), 100, 0.1)  # kappa - kappa (50/100)/(1 + kappa) = .1
+        >>> round(float(found.kappa), 4), round(float(found.kappa - 0.5 * found.kappa / (1 + found.kappa)), 4)
+        (0.1742, 0.1)
+    """
+    dtype = jnp.result_type(float)
+    lam = jnp.asarray(eigenvalues, dtype)
+    count = jnp.broadcast_to(jnp.asarray(multiplicities, dtype), lam.shape)
+    n, k, ridge = (jnp.asarray(value, dtype) for value in (samples, features, ridge))
+
+    def learnt(kappa):
+        return jnp.sum(count * lam / (lam + kappa))
+
+    def excess(kappa):
+        """Samples that the modes and the ridge ask for, less n: falls with kappa where ``learnt < k``."""
+        df1 = learnt(kappa)
+        return jnp.where(df1 < k, df1 + n * ridge / (kappa * jnp.maximum(1 - df1 / k, 1e-30)) - n, jnp.inf)
+
+    total = jnp.sum(count * lam)
+    low, high = jnp.log(ridge), jnp.log(2 * total * (1 / n + 1 / k) + 4 * ridge)
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        above = excess(jnp.exp(middle)) > 0
+        return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+    low, high = jax.lax.fori_loop(0, iterations, halve, (low, high))
+    log_kappa = jax.lax.stop_gradient(high)
+    slope = jax.lax.stop_gradient(jax.grad(lambda u: excess(jnp.exp(u)))(log_kappa))
+    kappa = jnp.exp(log_kappa - excess(jnp.exp(log_kappa)) / slope)
+    share = lam / (lam + kappa)
+    return EffectiveRidge(kappa, jnp.sum(count * share), jnp.sum(count * share**2), jnp.abs(excess(kappa)) / n)
+
+
+class Resolvent(NamedTuple):
+    """``R = ridge (C + ridge I)^{-1}`` of a sample covariance ``C = X^T X/n``, rows of X with the population covariance
+    ``L = diag(eigenvalues)``; ``I - R`` is ridge regression's smoother and the best linear denoiser.
+
+    Matrices are given in the population's eigenbasis, a diagonal one as ``[m]``.
+
+    Attributes:
+        eigenvalues: l.
+        samples: n.
+        kappa: the effective ridge.
+    """
+
+    eigenvalues: Float[Array, " m"]
+    samples: Float[Array, ""]
+    kappa: Float[Array, ""]
+
+    @property
+    def mean(self) -> Float[Array, " m"]:
+        """Diagonal of ``E R``, ``kappa/(l + kappa)``."""
+        return self.kappa / (self.eigenvalues + self.kappa)
+
+    def trace(self, M: Real[ArrayLike, "*s m"]) -> Float[Array, ""]:
+        """``tr(M R) = tr(M E R)``."""
+        return jnp.sum(_diagonal(M) * self.mean)
+
+    def trace_pair(
+        self, M: Real[ArrayLike, "*s m"], S: Real[ArrayLike, "*t m"], other: Resolvent | None = None
+    ) -> Float[Array, ""]:
+        """``tr(M R S R)``, or ``tr(M R S R')`` with the resolvent R' of ``other``, of independent samples.
+
+            tr(M R S R') = tr(M Rb S Rb'),                      Rb = E R,
+            tr(M R S R)  = tr(M Rb S Rb) + tr(M Rb L Rb) tr(S L (L + kappa)^-2) / (n - df2).
+
+        Reference: Bach 2024, 'High-dimensional analysis of double descent for linear regression with random
+        projections', proposition 1.
+        """
+        apart = _pair(M, S, self.mean, (self if other is None else other).mean)
+        if other is not None:
+            return apart
+        lam, share = self.eigenvalues, 1 - self.mean
+        seen = jnp.sum(_diagonal(M) * lam * self.mean**2) * jnp.sum(_diagonal(S) * lam / (lam + self.kappa) ** 2)
+        return apart + seen / (self.samples - jnp.sum(share**2))
+
+
+def resolvent(
+    eigenvalues: Real[ArrayLike, " m"], samples: Real[ArrayLike, ""], ridge: Real[ArrayLike, ""]
+) -> Resolvent:
+    """Deterministic equivalents of ``R = ridge (C + ridge I)^{-1}``, C of n samples. See ``Resolvent``.
+
+    Args:
+        eigenvalues: l of the population covariance, >= 0, one a mode.
+        samples: n > 0; may be real and traced.
+        ridge: > 0, in the units of the eigenvalues.
+
+    Returns:
+        A ``Resolvent``, with methods ``trace`` and ``trace_pair``. Differentiable and vmappable.
+
+    Raises:
+        ValueError: for samples or a ridge that are no numbers above 0.
+
+    Assumptions: rows ``x = L^{1/2} z`` with independent z of unit variance; errors of traces are of relative order 1/n.
+
+    Example:
+        >>> R, one = resolvent(jnp.ones(50), 100, 0.1), jnp.ones(50)  # isotropic data: Marchenko-Pastur
+        >>> round(float(R.trace(one)), 3), round(float(R.trace_pair(one, one)), 3)
+        (7.417, 1.726)
+    """
+    for name, number in (("samples", samples), ("ridge", ridge)):
+        if isinstance(number, (int, float)) and not 0 < number < float("inf"):
+            raise ValueError(f"{name}: got {number!r}; allowed: a number > 0")
+    kappa = effective_ridge(eigenvalues, samples, ridge).kappa
+    return Resolvent(jnp.asarray(eigenvalues, kappa.dtype), jnp.asarray(samples, kappa.dtype), kappa)
+
+
+def _diagonal(M: ArrayLike) -> Array:
+    M = jnp.asarray(M)
+    return jnp.diagonal(M) if M.ndim == 2 else M
+
+
+def _pair(M: ArrayLike, S: ArrayLike, one: Array, two: Array) -> Array:
+    """``tr(M diag(one) S diag(two))``."""
+    M, S = jnp.asarray(M), jnp.asarray(S)
+    if M.ndim == 2 and S.ndim == 2:
+        return jnp.sum(M * S.T * two[:, None] * one)
+    return jnp.sum(_diagonal(M) * one * _diagonal(S) * two)

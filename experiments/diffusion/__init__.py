@@ -1,0 +1,3 @@
+"""Networks that denoise: what they learn from few samples and when they generalise."""
+
+FLAGSHIP = "two_halves"

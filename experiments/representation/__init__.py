@@ -1,0 +1,3 @@
+"""What representations become while values, or information, are learned."""
+
+FLAGSHIP = "td_learning"
