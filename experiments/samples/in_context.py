@@ -13,6 +13,7 @@ Run time: about 60 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from typing import Annotated, NamedTuple
 
@@ -338,7 +339,7 @@ def transformer_claims(result: Result) -> list[Claim]:
     return [
         Claim.at_least(titles[0], BAYES, old[0], 0.0, rivals={many: old[-1]}),
         Claim.at_least(titles[1], BAYES, -new[-1], 0.0, rivals={few: -new[0]}),
-        Claim.at_least(titles[2], BAYES, gain, np.log(1.5), rivals={"no effect of tasks": 0.0}),
+        Claim.at_least(titles[2], BAYES, gain, math.log(1.5), rivals={"no effect of tasks": 0.0}),
     ]
 
 
