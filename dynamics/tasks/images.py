@@ -25,7 +25,7 @@ def digits(
     train: int | None = None,
     test: int | None = None,
     *,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
     scale: str = "unit",
     target: str | Callable[[np.ndarray], np.ndarray] = "one_hot",
     classes: int | Sequence[int] | None = None,
@@ -38,7 +38,7 @@ def digits(
     Args:
         train: number of training samples; None for all (none is then left for the test).
         test: number of test samples, taken after the training ones; None for all the rest, 0 for none.
-        seed: shuffles before splitting; None keeps scikit-learn's order.
+        seed: shuffles before splitting (one or several numbers); None keeps scikit-learn's order.
         scale: see ``task``.
         target: see ``task``.
         classes: labels to keep: the first k for an integer, or the labels listed; class j is then the j-th of these.

@@ -13,6 +13,7 @@ Run time: about 50 s for the quick preset on two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, NamedTuple
 
 import jax
@@ -102,8 +103,8 @@ def network(config: Config, width: int):
 def parity(config: Config, seed: int):
     """Digits ``[n, 64]``, their parity ``[n, 1]``, and the key of the seed."""
     key = jax.random.fold_in(jax.random.key(config.seed), seed)
-    kind = {"scale": "standard", "target": "parity", "dtype": np.float64}
-    batch = digits(config.samples, 0, seed=[config.seed, seed], **kind).train  # pyright: ignore[reportArgumentType]
+    own = [config.seed, seed]
+    batch = digits(config.samples, 0, seed=own, scale="standard", target="parity", dtype=np.float64).train
     return jnp.asarray(batch.x), jnp.asarray(batch.y), key
 
 
@@ -112,7 +113,7 @@ def alignment(K, r):
     return r @ K @ r / (r**2 @ jnp.diag(K))
 
 
-def lazy(K, r, eta: float, at, *, flow: bool = False):
+def lazy(K, r, eta, at, *, flow: bool = False):
     """Its value along lazy training from the residuals r, ``[T]``."""
     w, V = jnp.linalg.eigh(K)
     rate = eta * w / len(r)
@@ -188,7 +189,7 @@ def classes(config: Config, study) -> Record:
 
     def draw(lane):
         key = jax.random.fold_in(jax.random.key(config.seed), lane.seed)
-        train, test = digits(config.images, min(1000, 1797 - config.images), seed=[config.seed, lane.seed])  # pyright: ignore
+        train, test = digits(config.images, min(1000, 1797 - config.images), seed=[config.seed, lane.seed])
         n, anew = len(train.y), (0.0, 1.0, config.noise)[lane.labels]
         random = jax.nn.one_hot(jax.random.randint(jax.random.fold_in(key, 1), (n,), 0, 10), 10)
         changed = jax.random.uniform(jax.random.fold_in(key, 2), (n, 1)) < anew
@@ -262,7 +263,7 @@ def class_claims(result: Result) -> list[Claim]:
     ratio = np.log(real["coherence"] / random["coherence"])
     title = "step 8: log coherence, real labels over random ones"
     rivals = {"no difference": 0.0, "before training": ratio[0]}
-    out = [Claim.at_least(title, "section 5", ratio[early], np.log(3), rivals=rivals)]
+    out = [Claim.at_least(title, "section 5", ratio[early], math.log(3), rivals=rivals)]
 
     def fall(values):
         """``[seeds]``."""
@@ -297,9 +298,9 @@ def rise_claims(result: Result) -> list[Claim]:
     out = []
     for title, labels in zip(titles, LABELS[:2]):
         more = rise(high, labels) - rise(low, labels)
-        out.append(Claim.at_least(title, source, more, np.log(2), rivals={"no effect of the rate": 0.0}))
+        out.append(Claim.at_least(title, source, more, math.log(2), rivals={"no effect of the rate": 0.0}))
     rivals = {f"eta = {high:g}, same time": rise(high, "real")}
-    out.append(Claim.at_most(titles[2], source, rise(low, "real"), np.log(1.25), rivals=rivals))
+    out.append(Claim.at_most(titles[2], source, rise(low, "real"), math.log(1.25), rivals=rivals))
     rivals = {f"eta = {high:g}, same time": unstable(high)}
     return [*out, Claim.at_most(edge, source, unstable(low), 1.0, rivals=rivals)]
 
