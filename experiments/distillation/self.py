@@ -99,8 +99,10 @@ def circle(x):
 
 
 def network(width: int):
-    """One hidden erf layer with biases in NTK parametrisation; f starts at 0. (ReLU without biases at width 1024 leaves its
-    kernel at small ridges: the student's gain is then some .64 of the theory's.)"""
+    """One hidden erf layer with biases in NTK parametrisation; f starts at 0.
+
+    ReLU without biases at width 1024 leaves its kernel at small ridges: a student then gains some .64 of the theory's.
+    """
     return antisymmetric(stax.serial(stax.Dense(width // 2, 3.0, 1.0), stax.Erf(), stax.Dense(1, 2.0)))
 
 
