@@ -85,9 +85,10 @@ def run_own_file(command, folder):
 
 
 def run_on_own_run(command, folder):
-    """Runs ``dynamics runs COMMAND RUN ...`` where there is such a run."""
+    """Runs ``dynamics runs COMMAND RUN ...`` where there is such a run, but for what goes on until it is stopped."""
     words = command.partition("#")[0].split()
-    if words[:2] == ["dynamics", "runs"] and len(words) > 3 and (folder / words[3]).is_dir():
+    ends = words[:2] == ["dynamics", "runs"] and len(words) > 3 and words[2] != "serve"
+    if ends and (folder / words[3]).is_dir():
         with contextlib.redirect_stdout(io.StringIO()):
             assert run_main(words[2:]) == 0, command
 
