@@ -201,3 +201,22 @@ def test_weights_that_stand_still_say_nothing():
     assert all(np.isnan(value) for name, value in readings.items() if name != "geometry_slope_error")
     with pytest.raises(TypeError, match="potentials: got float as 'a'; allowed: Potentials by name"):
         observe.dual_gaussianity({"a": 2.0})
+
+
+def test_a_frozen_leaf_says_nothing_of_the_others():
+    w0, read = jax.random.normal(jax.random.key(0), (50,)), observe.dual_gaussianity()
+
+    def distance(still):
+        moved = {"a": w0 + 0.01 * w0**2, **still}
+        return float(read.update(read.init(View({"a": w0, **still}, None)), View(moved, None))[1]["dual_ks/2"])
+
+    assert distance({"b": jnp.zeros(10)}) == distance({})
+
+
+def test_potentials_and_projections_at_zero():
+    """|w|^1.5 / 1.5 has an infinite slope at 0; w = x^2 nu^2 with nu^2 = y / sum x^3."""
+    assert power(1.5).curvature(jnp.zeros(1)).tolist() == [jnp.inf]
+    assert power(3).curvature(jnp.array([0.0, 2.0])).tolist() == [0, 4]
+    x = jnp.array([[1.0, 2.0, 0.5]])
+    found = projection(power(1.5), jnp.zeros(3), x, jnp.array([3.0]))
+    np.testing.assert_allclose(found.w, x[0] ** 2 * 3 / jnp.sum(x**3), rtol=1e-4)

@@ -91,3 +91,12 @@ def test_misuse(problem):
         read(mixes, params, Batch(x, y))
     with pytest.raises(ValueError, match=r"^f: got shapes"):
         read(Objective(lambda p, x: network(p, x)[:4], mse), params, Batch(x, y[:4]))
+
+
+def test_a_small_loss_without_f_does_not_underflow():
+    x, y, w = jax.random.normal(jax.random.key(0), (5, 3)), jnp.ones((5, 1)), jnp.ones((3, 1))
+    read = [
+        observe.coherence().update((), View(w, Batch(x, y), Objective.of(lambda w, b, s=s: s * mse(b.x @ w, b.y))))[1]
+        for s in (1.0, 1e-22)
+    ]
+    assert float(read[1]["coherence"]) == pytest.approx(float(read[0]["coherence"]), rel=1e-5)

@@ -421,3 +421,46 @@ def test_online_regression_is_its_recursion_and_monte_carlo():
     assert abs(squares.mean() - error) < 4 * apart
     averaged, _ = online_regression(Moments.at(w), x, y, eta, steps, fluctuations=False)
     assert abs(squares.mean() - averaged) > 10 * apart
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_adds_up_thousands_of_steps(dtype):
+    """The error is 1 at each of 3000 steps, and at the end; with forgetting the state keeps its dtypes."""
+    ones = Batch(jnp.ones((1, 1), dtype), jnp.ones((1, 1), dtype))
+    still = gradient_descent(Objective(lambda w, x: x @ w, mse), 0.0)
+    tasks = over_tasks(still, Stream(lambda task: ones), steps=3000, forgetting=True)
+    _, record = simulate(tasks, jnp.zeros((1, 1), dtype), None, train=task_readings(), steps=2)
+    assert [record.values[name][-1] for name in ("online_error", "forgetting")] == [1, 0]
+
+
+def test_single_precision_with_forgetting_under_x64(x64):
+    one = Batch(jnp.ones((1, 1), jnp.float32), jnp.ones((1, 1), jnp.float32))
+    tasks = over_tasks(
+        gradient_descent(Objective(lambda w, x: x @ w, mse), 0.1), Stream(lambda task: one), steps=3, forgetting=True
+    )
+    _, record = simulate(tasks, jnp.zeros((1, 1), jnp.float32), None, train=task_readings(), steps=2)
+    assert record.values["forgetting"][-1] < 0  # the same task, learnt further
+
+
+def test_continual_backprop_in_half_precision_replaces_as_often():
+    """10 units at 1e-4 a step: one is due after 1000 steps of maturity 1, whatever the weights' dtype."""
+    kind, features = jnp.bfloat16, lambda p, x: [x @ p[0]]
+    params = [jnp.ones((1, 10), kind), jnp.ones((10, 1), kind)]
+    method = continual_backprop(optax.sgd(0.0), features, rate=1e-4, maturity=1)
+    L = Objective(lambda p, x: features(p, x)[0] @ p[1], mse)
+    state, _ = simulate(descent(L, method), params, Batch(jnp.ones((1, 1), kind), jnp.ones((1, 1), kind)), steps=1100)
+    assert int(jnp.sum(state.params[1] == 0)) == 1
+    assert state.params[1].dtype == kind
+
+
+def test_inputs_of_lower_rank_in_a_batch_of_moments():
+    """One member sees both directions, the other one: each is as it is by itself; without inputs nothing moves."""
+    x, y = np.array([[[1, 0], [0, 1]], [[1, 0], [1, 0]]], float), np.ones((2, 2))
+    together = online_regression(Moments.at([0.0, 0.0]), x, y, 0.1, 3)
+    for i in range(2):
+        error, after = online_regression(Moments.at([0.0, 0.0]), x[i], y[i], 0.1, 3)
+        np.testing.assert_allclose(together[0][i], error)
+        np.testing.assert_allclose(together[1].second[i], after.second, atol=1e-14)
+    error, after = online_regression(Moments.at([0.5, 0.0]), 0 * x, y, 0.1, 3)
+    np.testing.assert_allclose(error, 1)
+    np.testing.assert_allclose(after.mean, [[0.5, 0], [0.5, 0]])

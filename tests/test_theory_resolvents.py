@@ -127,3 +127,21 @@ def test_denoisers_of_drawn_halves(x64):
     for values, theory, other in ((distance, right.distance, wrong.distance), (test, right.test, wrong.test)):
         allowed = 4 * values.std() / len(values) ** 0.5 + values.mean() / n
         assert abs(values.mean() - theory) < allowed < abs(values.mean() - other)
+
+
+def test_second_derivatives_are_those_of_the_fixed_point(x64):
+    """For one mode and n = 2, kappa solves a quadratic equation: its second derivative at ridge .5 is -2^(-3/2)."""
+    found = jax.grad(jax.grad(lambda ridge: effective_ridge(jnp.ones(1), 2.0, ridge).kappa))(0.5)
+    assert found == pytest.approx(-(2.0**-1.5), rel=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [1e-10, 1e-14])
+def test_as_many_samples_as_modes_and_little_ridge(ridge):
+    """kappa^2 = ridge (1 + kappa), in single precision: nothing cancels."""
+    kappa = float(effective_ridge(jnp.ones(100), 100, ridge).kappa)
+    assert kappa == pytest.approx(ridge / 2 + (ridge + ridge**2 / 4) ** 0.5, rel=2e-6)
+
+
+def test_tiny_eigenvalues_do_not_underflow():
+    one, tiny = effective_ridge(jnp.ones(5), 3, 0.1), effective_ridge(1e-25 * jnp.ones(5), 3, 1e-26)
+    assert float(tiny.kappa) * 1e25 == pytest.approx(float(one.kappa), rel=1e-5)

@@ -176,7 +176,7 @@ class _Training:
             readings["end_error"] = self._error_of_all(state, data)
         if self.forgetting:
             previous = self._error_of_all(state, self.stream.data(jnp.maximum(task - 1, 0)))
-            readings["forgetting"] = jnp.where(task > 0, previous - last_error, jnp.nan)
+            readings["forgetting"] = jnp.where(task > 0, previous - last_error.astype(previous.dtype), jnp.nan)
         readings |= {name: _floating(value) for name, value in {**before, **after}.items()}
         return state, (first, second), readings
 
@@ -218,18 +218,18 @@ class _Training:
     def _nothing(self, state, data):
         """A total of zero, and no time yet, in the error's dtype."""
         batch = data if self.stream.steps is None else jax.tree.map(lambda leaf: leaf[0], data)
-        kind = jax.eval_shape(self._error, state, training_part(batch)).dtype
+        kind = jax.eval_shape(self._error, state, training_part(batch)).dtype  # never half: thousands of steps add up
         return jnp.zeros((), kind), jnp.full((), jnp.nan, kind)
 
     def _error(self, state, batch) -> Array:
         params = self.inner.params(state)
         if self.error is not None:
-            return _floating(scalar(self.error(params, batch)))
+            return _wide(scalar(self.error(params, batch)))
         at, objective = self.inner.objective_at, self.inner.objective
         objective = objective if at is None else at(state)
         if objective is None:
             raise TypeError("error: got none, for a dynamics without an objective; allowed: (params, batch) -> scalar")
-        return objective._replace(penalty=None)(params, batch)
+        return _wide(objective._replace(penalty=None)(params, batch))
 
     def _error_of_all(self, state, data) -> Array:
         """``error`` on a task; of an online stream the mean over its steps' batches."""
@@ -259,3 +259,9 @@ class _Training:
 def _floating(value: Any) -> Array:
     value = jnp.asarray(value)
     return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(float)
+
+
+def _wide(value: Any) -> Array:
+    """At least float32: totals of many steps, and their numbers, do not fit half precision."""
+    value = _floating(value)
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))

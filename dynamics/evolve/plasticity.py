@@ -171,7 +171,8 @@ def continual_backprop(
 
     def init(params):
         def fresh(path):
-            zeros = jnp.zeros(leaf_at(params, path).shape[1], leaf_at(params, path).dtype)
+            leaf = leaf_at(params, path)
+            zeros = jnp.zeros(leaf.shape[1], jnp.promote_types(leaf.dtype, jnp.float32))  # half loses slow means
             return HiddenState(jnp.zeros(zeros.shape, jnp.int32), zeros, zeros, zeros, zeros[:1].sum())
 
         hidden = tuple(fresh(layer[0]) for layer in dense_chain(params, layers)[:-1])
@@ -263,7 +264,8 @@ def _renewed(params, own, after, chosen, one: HiddenState, fresh):
         if path in own:
             return jnp.where(chosen, fresh(leaf.shape, leaf.dtype) if path == own[0] else 0, leaf)
         if path in after:
-            return jnp.where(chosen[:, None], 0, leaf) if path == after[0] else leaf + jnp.reshape(shift, leaf.shape)
+            shifted = leaf + jnp.reshape(shift, leaf.shape) if path != after[0] else jnp.where(chosen[:, None], 0, leaf)
+            return shifted.astype(leaf.dtype)
         return leaf
 
     return jax.tree.map_with_path(change, params)

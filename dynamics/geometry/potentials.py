@@ -103,8 +103,13 @@ def power(p: float) -> Potential:
     if not 1 < p < np.inf:
         raise ValueError(f"p: got {p!r}; allowed: a number > 1")
 
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
     def odd(x: Array, exponent: float) -> Array:
         return jnp.sign(x) * jnp.abs(x) ** exponent
+
+    @odd.defjvp
+    def _(exponent, at, along):  # at 0 too, where it is 0 or infinite
+        return odd(at[0], exponent), exponent * jnp.abs(at[0]) ** (exponent - 1) * along[0]
 
     def phi(w: Array) -> Array:
         return jnp.abs(w) ** p / p

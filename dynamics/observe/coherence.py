@@ -91,14 +91,16 @@ def _of_losses(objective: Objective, view: View, memory: int) -> tuple[Array, Ar
     """The same of an L without f, a mean over samples."""
     batch, (theta, _, merge) = view.batch, flat(view.params)
 
-    def alone(sample: Any) -> tuple[Array, Array]:
+    def alone(sample: Any) -> tuple[Array, Array, Array]:
         single = jax.tree.map(lambda leaf: leaf[None], sample)
         value, slope = jax.value_and_grad(lambda v: objective.loss(merge(v), single))(theta)
-        return value, _square(slope)
+        largest = jnp.max(jnp.abs(slope))
+        return value, largest, _square(slope / jnp.where(largest > 0, largest, 1))
 
-    losses, each = jax.lax.map(alone, batch, batch_size=max(1, memory // (4 * theta.nbytes)))
+    losses, sizes, each = jax.lax.map(alone, batch, batch_size=max(1, memory // (4 * theta.nbytes)))
     whole, slope = jax.value_and_grad(lambda v: objective.loss(merge(v), batch))(theta)
-    return operators.checked_mean(whole, losses) * _square(slope), each
+    size = jnp.where(jnp.max(sizes) > 0, jnp.max(sizes), 1)  # squares of a small loss's gradients would underflow
+    return operators.checked_mean(whole, losses) * _square(slope / size), each * (sizes / size) ** 2
 
 
 def _square(v: Float[Array, " P"]) -> Float[Array, ""]:

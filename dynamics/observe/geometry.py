@@ -99,10 +99,12 @@ def _standardised(values: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def _normal_distance(values: Float[Array, " n"]) -> Float[Array, ""]:
-    n = values.shape[0]
-    cumulative = jax.scipy.stats.norm.cdf(jnp.sort(values))
-    step = jnp.arange(n) / n
-    return jnp.max(jnp.maximum(cumulative - step, step + 1 / n - cumulative))
+    """Of the values that are numbers; NaN where none is."""
+    known = jnp.sum(jnp.isfinite(values))
+    cumulative = jax.scipy.stats.norm.cdf(jnp.sort(values))  # NaN comes last
+    step = jnp.arange(values.shape[0]) / known
+    apart = jnp.maximum(cumulative - step, step + 1 / known - cumulative)
+    return jnp.where(known > 0, jnp.nanmax(apart, initial=-jnp.inf), jnp.nan)
 
 
 @factory("dual_norms()")

@@ -131,7 +131,8 @@ def descent(
     Returns:
         ``Gamma_t``, the shape of ``steps`` leading. Minibatches of B add an excess of order ``eta/B``.
 
-    Cost: two eigendecompositions, ``O(d^3)`` a step count. Differentiable and vmappable.
+    Cost: two eigendecompositions, ``O(d^3)`` a step count. Vmappable, and differentiable where S and A have no
+    repeated eigenvalue.
 
     Example:
         >>> path = descent(jnp.array([0, 1, 1000]), jnp.eye(2) / 2, 4, 0.5, learning_rate=0.5)

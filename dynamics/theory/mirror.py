@@ -106,7 +106,7 @@ def projection(
         return nu + t * step, new, jnp.where(known, secant, tangent(new[1])), count + 1
 
     def tangent(w):
-        return 1 / jnp.maximum(potential.curvature(w), eps)
+        return 1 / jnp.clip(potential.curvature(w), eps, 1 / eps)
 
     def goes_on(carry):
         _, (_, w, *_), _, count = carry

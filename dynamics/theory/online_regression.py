@@ -67,7 +67,9 @@ def online_regression(
     x, y = np.asarray(x, float), np.asarray(y, float)
     n, eta = x.shape[-2], learning_rate
     values, vectors = np.linalg.eigh(_transposed(x) @ x / n)
-    k = int(np.max(np.sum(values > 1e-12 * values[..., -1:], -1)))
+    spanned = values > 1e-12 * np.maximum(values[..., -1:], np.finfo(float).tiny)
+    values = np.where(spanned, values, 0)  # beyond its own rank a member of the batch stays where it is
+    k = max(int(np.max(np.sum(spanned, -1))), 1)
     U = vectors[..., -k:]
     z = x @ U  # [*b, n, k]
     A, error = _affine(z, y, eta, fluctuations)
@@ -113,7 +115,8 @@ def _powers(A, steps: int):
 def _back(start: Moments, U, values, z, y, eta, steps, m, M) -> Moments:
     """The moments in all coordinates: beyond the span the weights stay, their covariance with what moves does not."""
     decay = (1 - 2 * eta * values)[..., None] ** steps
-    gathered = (1 - decay) / values[..., None] * np.mean(z * y[..., None], -2)[..., None]  # sum_t P^t 2 eta r
+    steady = np.mean(z * y[..., None], -2) / np.where(values > 0, values, 1)
+    gathered = (1 - decay) * steady[..., None]  # sum_t P^t 2 eta r
     beyond = np.eye(U.shape[-2]) - U @ _transposed(U)
     still = (beyond @ start.mean[..., None])[..., 0]
     cross = decay * (_transposed(U) @ start.second @ beyond) + gathered * still[..., None, :]

@@ -41,7 +41,8 @@ def effective_ridge(
 
         n = df1 + (n ridge/kappa) / (1 - df1/k).
 
-    One monotone equation, solved by bisection in the logarithm and one Newton step, which carries the derivative.
+    One monotone equation, solved by bisection in the logarithm and two Newton steps, which carry derivatives up to the
+    third.
 
     Args:
         eigenvalues: ``l``, variances of the modes, >= 0.
@@ -67,13 +68,25 @@ def effective_ridge(
     count = jnp.broadcast_to(jnp.asarray(multiplicities, dtype), lam.shape)
     n, k, ridge = (jnp.asarray(value, dtype) for value in (samples, features, ridge))
 
+    unit = jax.lax.stop_gradient(jnp.max(lam, initial=0.0) + ridge)  # kappa has the units of the eigenvalues
+    lam, ridge = lam / unit, ridge / unit
+
     def learnt(kappa):
         return jnp.sum(count * lam / (lam + kappa))
 
     def excess(kappa):
-        """Samples that the modes and the ridge ask for, less n: falls with kappa where ``learnt < k``."""
-        df1 = learnt(kappa)
-        return jnp.where(df1 < k, df1 + n * ridge / (kappa * jnp.maximum(1 - df1 / k, 1e-30)) - n, jnp.inf)
+        """Samples that the modes and the ridge ask for, less n: falls with kappa where ``learnt < k``.
+
+        Modes above kappa count as one less what they miss, so that n of them leave no rounding behind.
+        """
+        df1, large = learnt(kappa), lam > kappa
+        small = jnp.sum(jnp.where(large, 0, count * lam / (lam + kappa)))
+        missed = jnp.sum(jnp.where(large, count * kappa / (lam + kappa), 0))
+        modes = (jnp.sum(jnp.where(large, count, 0)) - n) + small - missed
+        return jnp.where(df1 < k, modes + n * ridge / (kappa * jnp.maximum(1 - df1 / k, 1e-30)), jnp.inf)
+
+    def rise(log_kappa):
+        return excess(jnp.exp(log_kappa))
 
     total = jnp.sum(count * lam)
     low, high = jnp.log(ridge), jnp.log(2 * total * (1 / n + 1 / k) + 4 * ridge)
@@ -81,15 +94,16 @@ def effective_ridge(
     def halve(_, bracket):
         low, high = bracket
         middle = 0.5 * (low + high)
-        above = excess(jnp.exp(middle)) > 0
+        above = rise(middle) > 0
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-    low, high = jax.lax.fori_loop(0, iterations, halve, (low, high))
-    log_kappa = jax.lax.stop_gradient(high)
-    slope = jax.lax.stop_gradient(jax.grad(lambda u: excess(jnp.exp(u)))(log_kappa))
-    kappa = jnp.exp(log_kappa - excess(jnp.exp(log_kappa)) / slope)
+    log_kappa = jax.lax.stop_gradient(jax.lax.fori_loop(0, iterations, halve, (low, high))[1])
+    for _ in range(2):
+        log_kappa = log_kappa - rise(log_kappa) / jax.grad(rise)(log_kappa)
+    kappa = jnp.exp(log_kappa)
+    residual = jnp.abs(excess(kappa)) / n
     share = lam / (lam + kappa)
-    return EffectiveRidge(kappa, jnp.sum(count * share), jnp.sum(count * share**2), jnp.abs(excess(kappa)) / n)
+    return EffectiveRidge(unit * kappa, jnp.sum(count * share), jnp.sum(count * share**2), residual)
 
 
 class Resolvent(NamedTuple):

@@ -43,7 +43,8 @@ def self_distillation(
     Raises:
         ValueError: for shapes that do not fit, a negative ridge, a generation below 1.
 
-    Cost: one ``eigh`` of the kernel, once; a sum over its eigenvectors a prediction. Differentiable.
+    Cost: one ``eigh`` of the kernel, once; a sum over its eigenvectors a prediction. Differentiable
+    where no eigenvalue repeats.
 
     Reference: Mobahi, Farajtabar & Bartlett 2020 (repeated, xi = 1); Dang, Patil & Rinaldo 2026 (any xi).
 
