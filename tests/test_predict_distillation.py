@@ -80,3 +80,10 @@ def test_misuse(generation, problem):
         predict.self_distillation(k, y, 0.1)(1.0, generation)
     with pytest.raises(ValueError, match=r"^diag_reg: got"):
         predict.self_distillation(k, y, -0.1)
+
+
+def test_the_best_weight_of_integers_and_of_other_shapes():
+    values = [jnp.array([value], jnp.uint8) for value in (2, 1, 4)]
+    assert float(predict.optimal_mixing(*values)) == -2
+    with pytest.raises(ValueError, match=r"target: got .*allowed: the same shape"):
+        predict.optimal_mixing(jnp.ones((3, 1)), jnp.ones((3, 1)), jnp.ones(3))

@@ -145,3 +145,8 @@ def test_as_many_samples_as_modes_and_little_ridge(ridge):
 def test_tiny_eigenvalues_do_not_underflow():
     one, tiny = effective_ridge(jnp.ones(5), 3, 0.1), effective_ridge(1e-25 * jnp.ones(5), 3, 1e-26)
     assert float(tiny.kappa) * 1e25 == pytest.approx(float(one.kappa), rel=1e-5)
+
+
+def test_numbers_of_numpy_are_checked_too():
+    with pytest.raises(ValueError, match="samples: got"):
+        resolvent(jnp.ones(3), np.int64(-3), 0.1)

@@ -73,9 +73,9 @@ def check_learning_rate(learning_rate: Any) -> None:
 
 
 def check_numbers(allowed: str, fits: Callable[[Any], Any], **numbers: Any) -> None:
-    """Raises ValueError for a Python number that does not fit, by the name it is given under; arrays pass."""
+    """Raises ValueError for a number that does not fit, by the name it is given under; arrays pass."""
     for name, value in numbers.items():
-        if isinstance(value, (int, float)) and not fits(value):
+        if isinstance(value, (int, float, np.generic)) and not fits(value):
             raise ValueError(f"{name}: got {value!r}; allowed: {allowed}")
 
 

@@ -144,7 +144,7 @@ def value(chain: Chain, reward: Shaped[ArrayLike, " n *k"], discount: Real[Array
         >>> [round(float(v), 3) for v in value(ring(3, 1.0), jnp.array([1.0, 0.0, 0.0]), 0.5)]
         [1.143, 0.286, 0.571]
     """
-    if isinstance(discount, (int, float)) and not 0 <= discount < 1:
+    if isinstance(discount, (int, float, np.generic)) and not 0 <= discount < 1:
         raise ValueError(f"discount: got {discount!r}; allowed: 0 <= discount < 1")
     P, reward = chain.transition, jnp.asarray(reward)
     if reward.ndim not in (1, 2) or len(reward) != len(P):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Real
 
 from dynamics.types import Array, ArrayLike
@@ -174,7 +175,7 @@ def resolvent(
         (7.417, 1.726)
     """
     for name, number in (("samples", samples), ("ridge", ridge)):
-        if isinstance(number, (int, float)) and not 0 < number < float("inf"):
+        if isinstance(number, (int, float, np.generic)) and not 0 < number < float("inf"):
             raise ValueError(f"{name}: got {number!r}; allowed: a number > 0")
     kappa = effective_ridge(eigenvalues, samples, ridge).kappa
     return Resolvent(jnp.asarray(eigenvalues, kappa.dtype), jnp.asarray(samples, kappa.dtype), kappa)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from dynamics.theory.predict.layout import Axes, broadcasting
 from dynamics.theory.predict.problem import problem_of
@@ -87,7 +87,7 @@ def _taught(xi: Float[Array, "T 1"], s: Float[Array, " P"], generation: Any) -> 
 
 
 def optimal_mixing(
-    teacher: Float[ArrayLike, "*shape"], student: Float[ArrayLike, "*shape"], target: Float[ArrayLike, "*shape"]
+    teacher: Real[ArrayLike, "*s"], student: Real[ArrayLike, "*t"], target: Real[ArrayLike, "*u"]
 ) -> Float[Array, ""]:
     """The weight xi of the teacher at which its student comes closest to the target.
 
@@ -103,12 +103,20 @@ def optimal_mixing(
     Returns:
         The weight; NaN where teacher and student agree.
 
+    Raises:
+        ValueError: for different shapes.
+
     Reference: Dang, Patil & Rinaldo 2026, 'Optimal unconstrained self-distillation in ridge regression'.
 
     >>> import jax.numpy as jnp
     >>> optimal_mixing(jnp.array([0.5]), jnp.array([0.25]), jnp.array([1.0])).item()
     -2.0
     """
-    teacher, student, target = (jnp.asarray(value) for value in (teacher, student, target))
+    values = [jnp.asarray(value) for value in (teacher, student, target)]
+    if len({value.shape for value in values}) > 1:
+        shapes = [value.shape for value in values]
+        raise ValueError(f"target: got teacher, student and target of shapes {shapes}; allowed: the same shape")
+    kind = jnp.result_type(jnp.float32, *values)
+    teacher, student, target = (value.astype(kind) for value in values)
     slope = student - teacher
     return jnp.sum((target - teacher) * slope) / jnp.sum(slope**2)
