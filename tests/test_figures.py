@@ -1,0 +1,15 @@
+"""Figures that the house draws by itself."""
+
+import numpy as np
+
+from dynamics.record import Record
+from dynamics.runs import figures
+
+
+def test_curves_of_a_study_are_the_median_of_its_cells():
+    """The live page of a run over axes is not empty."""
+    values = np.arange(15.0).reshape(3, 5)
+    values[0] = np.nan
+    record = Record(np.arange(3), np.arange(3), {"loss": values}, {"seed": np.arange(5)})
+    (panel,) = figures.curves({"run": {"network": record}}).axes
+    np.testing.assert_array_equal(panel.lines[0].get_ydata(), [np.nan, 7, 12])
