@@ -153,7 +153,7 @@ def curves(lam, target, samples, ridge):
     """The error and its numerator at each of ``samples``; infinitely many features are the kernel itself."""
 
     def at(n):
-        risk = random_feature_risk(lam, target, n, 1e9, ridge)
+        risk = random_feature_risk(lam, target, n, jnp.inf, ridge)
         return risk.test, risk.test * (1 - jnp.sum((lam / (lam + risk.gamma)) ** 2) / n)
 
     return jax.vmap(at)(samples)

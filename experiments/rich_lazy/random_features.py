@@ -183,7 +183,7 @@ def eigenframework(config: Config, ridges, *, noise=None, many=False, samples=1)
     lam = jnp.arange(1.0, config.modes + 1) ** -config.b
     target, noise = jnp.arange(1.0, config.modes + 1) ** -config.a, config.noise if noise is None else noise
     n, k = sizes(config)
-    n, k = samples * n, np.full_like(k, 1e9) if many else k
+    n, k = samples * n, np.full_like(k, np.inf) if many else k
     risk = jax.vmap(lambda n, k, ridge: random_feature_risk(lam, target, n, k, ridge, noise))
     found = risk(*(jnp.asarray(np.ravel(value)) for value in (n, k, ridges)))
     return {"train": np.reshape(found.train, n.shape), "test": np.reshape(found.test, n.shape)}

@@ -193,7 +193,7 @@ def left(eigenvalues, powers, counts, samples):
     """Test error ``[scales]`` of ridgeless regression on targets of ``powers [scales, modes]``."""
 
     def error(power):
-        return random_feature_risk(eigenvalues, power, samples, 1e12, 1e-10, multiplicities=counts).test
+        return random_feature_risk(eigenvalues, power, samples, jnp.inf, 1e-10, multiplicities=counts).test
 
     return jax.vmap(error)(powers)
 
