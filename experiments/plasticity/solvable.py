@@ -26,27 +26,18 @@ import optax
 
 from dynamics import config
 from dynamics.config import Count, NonNegative, Positive, Range
-from dynamics.evolve import (
-    Drawn,
-    descent,
-    every,
-    gradient_descent,
-    over_tasks,
-    shrink_and_perturb,
-    task_readings,
-)
+from dynamics.evolve import Drawn, descent, every, gradient_descent, shrink_and_perturb, task_readings
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
 from dynamics.runs.figures import colour, measured_style, new_figure, rival_style, theory_style
-from dynamics.tasks.streams import label_flips
-from dynamics.theory.deep_linear import imbalance
 from dynamics.theory.plasticity import aged, relearning_steps
 from dynamics.types import Batch, Claim, Objective, Record
 
+from ._linear_networks import DERIVED, START, flipping, growth, linear_claims, run_linear
+
 SOURCE = "this repository; explains Dohare et al. 2024, 'Loss of plasticity in deep continual learning'"
 SECONDS = 15
-START = 0.5  # the imbalance c at the start
-MOST = 100_000  # steps of a task, at most
+REMEDIES = 0.05, 0.1  # eta and tol of their runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +106,7 @@ def start(tolerance: float) -> dict[str, Any]:
     """``u v = -(1 - tol)``, ``u^2 - v^2 = START``."""
     a = -(1 - tolerance)
     both = math.hypot(START, 2 * a)  # u^2 + v^2
-    p = math.sqrt((both + 2 * a) / 2) if a > 0 else START / math.sqrt(2 * (both - 2 * a))
+    p = START / math.sqrt(2 * (both - 2 * a))
     return {"p": jnp.asarray(p), "m": jnp.asarray(START / 2 / p)}
 
 
@@ -123,16 +114,13 @@ def readings(w, batch) -> dict[str, Any]:
     return {"age": -math.log(2) - jnp.log(jnp.abs(w["p"])) - jnp.log(jnp.abs(w["m"])), "f": f(w, 1.0)}
 
 
-SIGN = Batch(np.ones((1, 1)), np.ones((1, 1)))
 L = Objective(f, half_mse)
 
 
-def flipping(dynamics, tolerance, read=readings, batch=SIGN, error=None):
-    """``dynamics`` on signs that flip when they are learned."""
-    off = error or (lambda w, part: jnp.abs(f(w, part.x) - part.y)[0, 0])
-    return over_tasks(
-        dynamics, label_flips(batch), steps=MOST, before=read, after=read, error=off, fit=tolerance, leave=True
-    )
+def signs(dynamics, tolerance: float):
+    """``dynamics`` on a sign that flips when it is learned."""
+    batch = Batch(np.ones((1, 1)), np.ones((1, 1)))
+    return flipping(dynamics, tolerance, batch, lambda w, part: jnp.abs(f(w, part.x) - part.y)[0, 0], readings)
 
 
 def run_flips(config: Config, study, label: str, eta, tolerance) -> Record:
@@ -144,7 +132,7 @@ def run_flips(config: Config, study, label: str, eta, tolerance) -> Record:
     return study(
         {"eta": eta},
         draw=lambda lane: Drawn(start(tolerance)),
-        make=lambda lane: flipping(gradient_descent(L, lane.eta), tolerance),
+        make=lambda lane: signs(gradient_descent(L, lane.eta), tolerance),
         read=task_readings(),
         steps=tasks,
         record_at=lambda lane: every(1, tasks(lane)),
@@ -154,14 +142,14 @@ def run_flips(config: Config, study, label: str, eta, tolerance) -> Record:
 
 
 def run_remedies(config: Config, study) -> Record:
-    """Weight decay and noise at eta = .05, tol = .1; every seed has its noise."""
-    tolerance, eta = 0.1, 0.05
+    """Weight decay and noise; every seed has its noise."""
+    eta, tolerance = REMEDIES
 
     def method(lane):
         decayed = optax.chain(optax.add_decayed_weights(lane.decay), optax.sgd(eta))
         seed = jax.random.fold_in(jax.random.key(config.seed), lane.seed)
         shaken = shrink_and_perturb(1.0, lane.noise, seed=jax.random.bits(seed))
-        return flipping(descent(L, optax.chain(decayed, shaken)), tolerance)
+        return signs(descent(L, optax.chain(decayed, shaken)), tolerance)
 
     return study(
         {"decay": config.decay, "noise": config.noise, "seed": range(config.seeds)},
@@ -175,89 +163,20 @@ def run_remedies(config: Config, study) -> Record:
     )
 
 
-def run_linear(config: Config, study, label: str) -> Record:
-    """Two-layer linear networks on ``+-S``: 'modes', along those of S, imbalance START s in each; 'linear', at random.
-
-    The former would not stay aligned in any other frame, where rounding mixes modes.
-    """
-    s, key, aligned = np.asarray(config.modes), jax.random.key(config.seed), label == "modes"
-    count, tolerance = (30 if aligned else 20), 1e-2
-    n, h = len(s), config.width
-
-    def draw(lane) -> Drawn:
-        if aligned:
-            a, c = (1 - tolerance) * s, START * s
-            both, frame = np.hypot(c, 2 * a), np.eye(h, n)
-            u, v = np.sqrt((both + c) / 2), -np.sqrt((both - c) / 2)
-            return Drawn([jnp.asarray(frame * u), jnp.asarray((frame * v).T)], None, {"target": jnp.diag(s)})
-        one, two, left, right = jax.random.split(jax.random.fold_in(key, lane.seed), 4)
-        left, right = (jnp.linalg.qr(jax.random.normal(k, (n, n)))[0] for k in (left, right))
-        w = [jax.random.normal(one, (h, n)) / n**0.5, jax.random.normal(two, (n, h)) / h**0.5]
-        return Drawn(w, None, {"target": (left * s) @ right.T})
-
-    def make(lane):
-        batch = Batch(jnp.eye(n), lane.target)
-
-        def error(w, part):
-            return jnp.max(jnp.abs(w[1] @ w[0] - part.y))
-
-        def read(w, part):
-            D = imbalance(w)[0]
-            g = jax.grad(linear)(w, part)
-            moved = imbalance([weight - lane.eta * slope for weight, slope in zip(w, g)])[0]
-            off = jnp.abs(moved - D - lane.eta**2 * (g[1].T @ g[1] - g[0] @ g[0].T))
-            size = sum(jnp.sum(weight**2) for weight in w)
-            age = -jnp.log(jnp.abs(jnp.diagonal(D)[:n]))
-            return {"age": age, "imbalance": jnp.linalg.norm(D), "off": jnp.max(off) / size}
-
-        return flipping(gradient_descent(linear, lane.eta), tolerance, read, batch, error)
-
-    return study(
-        {"eta": (0.04, 0.02) if aligned else (0.1, 0.05), "seed": range(1 if aligned else config.seeds)},
-        draw=draw,
-        make=make,
-        read=task_readings(),
-        steps=count,
-        record_at=every(1, count),
-        key=key,
-        label=label,
-    )
-
-
-linear = Objective.of(lambda w, batch: 0.5 * jnp.sum((w[1] @ w[0] @ batch.x - batch.y) ** 2))
-
-
-def growth(record: Record) -> np.ndarray:
-    """By how much each task ages more than the one before, ``[*axes, ...]``: the geometric mean over tasks."""
-    age = np.concatenate([np.asarray(record.values["before_age"])[1:2], np.asarray(record.values["after_age"])[1:]])
-    steps = np.diff(age, axis=0)
-    count = np.isfinite(age).sum(0) - 1
-    last = np.take_along_axis(steps, np.maximum(count - 1, 0)[None], 0)[0]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(count > 1, (last / steps[0]) ** (1 / np.maximum(count - 1, 1)), np.nan)
-
-
 def claims(result: Result) -> list[Claim]:
     return [*law_claims(result), *remedy_claims(result), *linear_claims(result)]
 
 
-DERIVED = "derived here"
-
-
 def law_claims(result: Result) -> list[Claim]:
     """The law of ageing, its order in eta, and the time to learn again."""
-    cfg, flips, fine = result.config, result.records["flips"], result.records["fine"]
+    cfg, flips = result.config, result.records["flips"]
     eta, found = np.asarray(cfg.eta), growth(result.records["flips"])
     out = []
     for rate, one in zip(eta, found):
         name = f"growth of age a task over eta, less 1, eta = {rate:g}"
         rivals = {"linear ageing": 0.0, "gradient flow": 0.0, "twice eta": 2.0}
         out.append(Claim.close(name, DERIVED, float((one - 1) / rate), 1.0, float(max(rate, 0.02)), rivals=rivals))
-    started, ended = fine.values["before_age"][1], fine.values["after_age"][-1]
-    told = started
     with jax.enable_x64(True):
-        for _ in range(len(fine.step) - 1):
-            told = np.asarray(aged(told, np.asarray(cfg.fine)))
         age = flips.values["before_age"][1:]
         steps = np.asarray(relearning_steps(age, eta, cfg.tolerance))
         first = np.asarray(relearning_steps(age[0], eta, cfg.tolerance))
@@ -265,7 +184,7 @@ def law_claims(result: Result) -> list[Claim]:
     if len(cfg.fine) < 3:
         out.append(Claim.not_applicable(name, DERIVED, "needs three fine steps"))
     else:
-        miss = {key: np.abs((x - started) / (ended - started) - 1) for key, x in (("law", told), ("flow", started))}
+        miss = missed(result)
         slope = {key: float(np.polyfit(np.log(cfg.fine), np.log(x), 1)[0]) for key, x in miss.items()}
         note = f"errors {', '.join(f'{x:.4f}' for x in miss['law'])}"
         rivals = {"gradient flow": slope["flow"]}
@@ -286,8 +205,21 @@ def law_claims(result: Result) -> list[Claim]:
     return [*out, Claim.close(name, DERIVED, furthest, 1.0, 0.05, rivals=rivals)]
 
 
+def missed(result: Result) -> dict[str, np.ndarray]:
+    """Relative errors ``[eta]`` of the law's and of gradient flow's increment of age over all fine tasks."""
+    fine, eta = result.records["fine"], np.asarray(result.config.fine)
+    told = started = fine.values["before_age"][1]
+    with jax.enable_x64(True):
+        for _ in range(len(fine.step) - 1):
+            told = np.asarray(aged(told, eta))
+    gained = fine.values["after_age"][-1] - started
+    return {key: np.abs((x - started) / gained - 1) for key, x in (("law", told), ("flow", started))}
+
+
 def remedy_claims(result: Result) -> list[Claim]:
-    """By seed: logarithms of the last task's steps over the first's, or over the control's."""
+    """By seed: logarithms of the last task's steps over the first's, or over the control's.
+
+    Without noise all seeds are one run."""
     cfg, record = result.config, result.records["remedies"]
     time = np.log(record.values["time_to_fit"])  # [K, decay, noise, seed]
     none, decays, noises = 0.0 in cfg.decay and 0.0 in cfg.noise, max(cfg.decay), sorted(set(cfg.noise) - {0.0})
@@ -304,11 +236,11 @@ def remedy_claims(result: Result) -> list[Claim]:
     gain = time[-1] - time[1]
     least = np.max(gain[zero, [cfg.noise.index(x) for x in noises]], 0)
     over = time[-1, decay] - time[-1, zero, off]
-    eta, ages = 0.05, growth(record)[decay, off, 0] - 1
+    eta, ages = REMEDIES[0], growth(record)[decay, off, 0] - 1
     small = {"small weights keep plasticity": 0.0, "with noise": over[cfg.noise.index(noises[-1])]}
     return [
         Claim.at_most(names[0], DERIVED, least, math.log(3), rivals={"no noise": gain[zero, off]}),
-        Claim.at_least(names[1], DERIVED, over[off], math.log(1.5), rivals=small),
+        Claim.at_least(names[1], DERIVED, float(over[off, 0]), math.log(1.5), rivals=small),
         Claim.close(
             names[2], DERIVED, ages / (eta + 2 * decays), 1.0, 0.1,
             rivals={"that of descent alone": eta / (eta + 2 * decays)},
@@ -316,37 +248,19 @@ def remedy_claims(result: Result) -> list[Claim]:
     ]  # fmt: skip
 
 
-def linear_claims(result: Result) -> list[Claim]:
-    """Two-layer linear networks."""
-    cfg, modes, random = result.config, result.records["modes"], result.records["linear"]
-    rate = np.asarray(modes.axes["eta"])[:, None, None] * np.asarray(cfg.modes)
-    found = (growth(modes) - 1) / rate
-    alike = (growth(modes) - 1) / np.mean(rate, -1, keepdims=True)
-    name = "linear network, modes s: growth of age a task, less 1, over eta s, furthest from 1"
-    out = [_furthest(name, found, 0.15, {"modes age alike": alike} if len(set(cfg.modes)) > 1 else {})]
-    off = float(np.nanmax(np.concatenate([random.values["after_off"], random.values["before_off"]])))
-    name = "linear network: D <- D + eta^2 (G_2^T G_2 - G_1 G_1^T), largest error over |W|^2"
-    out.append(Claim.at_most(name, "identity", off, 1e-12))
-    time, size = np.log(random.values["time_to_fit"]), np.log(random.values["after_imbalance"])
-    name = "random linear networks: log of the steps to learn again, last task over the third"
-    out.append(
-        Claim.at_least(name, DERIVED, (time[-1] - time[3]).mean(0), math.log(1.2), rivals={"gradient flow": 0.0})
-    )
-    name = "random linear networks: log of the imbalance |D|, last task over the first"
-    return [*out, Claim.at_most(name, DERIVED, (size[-1] - size[1]).mean(0), -1.0, rivals={"gradient flow": 0.0})]
-
-
-def _furthest(name: str, found, tolerance: float, rivals) -> Claim:
-    """Claims that all are 1: the furthest is; of a rival the furthest too."""
-    worst = {key: float(np.ravel(x)[np.argmax(np.abs(np.ravel(x) - 1))]) for key, x in {"": found, **rivals}.items()}
-    measured = worst.pop("")
-    return Claim.close(name, DERIVED, measured, 1.0, tolerance, rivals=worst)
-
-
 def figure(result: Result):
-    """Steps to learn again over theory; remedies; the modes of a linear network; random linear networks."""
+    """Steps to learn again over theory; the plane of uv and c; the law's order; remedies; linear networks."""
     cfg, records = result.config, result.records
-    fig, ((again, remedies), (modes, random)) = new_figure(2, 2, width=4.4, height=3.2)
+    fig, ((again, plane, order), (remedies, modes, random)) = new_figure(2, 3, width=4.2, height=3.2)
+    portrait(plane, result)
+    for key, style in (("law", measured_style(0)), ("flow", rival_style(2))):
+        order.loglog(cfg.fine, missed(result)[key], label={"law": "law", "flow": "gradient flow"}[key], **style)
+    law = missed(result)["law"]
+    order.loglog(
+        cfg.fine, law[-1] * np.asarray(cfg.fine) / cfg.fine[-1], label="in proportion to eta", **theory_style()
+    )
+    order.set(xlabel="eta", ylabel="error of ten tasks' ageing, relative")
+    order.legend(fontsize=7)
     flips = records["flips"]
     for i, eta in enumerate(cfg.eta):
         style, time = measured_style(i, len(cfg.eta)), flips.values["time_to_fit"][1:, i]
@@ -392,6 +306,29 @@ def figure(result: Result):
     random.set(xlabel="task", ylabel="steps to learn -S, then S, ...", title="random linear networks")
     random.legend(fontsize=7)
     return fig
+
+
+def portrait(panel, result: Result) -> None:
+    """The plane of ``f = u v`` and ``c = u^2 - v^2``: ends of tasks at the first eta, on the path of descent's map.
+
+    With ``e = f - s``: ``f <- f (1 + eta^2 e^2) - eta e sqrt(c^2 + 4 f^2)``, ``c <- c (1 - eta^2 e^2)``.
+    """
+    eta, values = result.config.eta[0], result.records["flips"].at(eta=result.config.eta[0]).values
+    ages = np.append(values["before_age"][1], values["after_age"][1:])
+    ends, c = np.append(values["before_f"][1], values["after_f"][1:]), np.exp(-ages)
+    path = [(ends[0], c[0])]
+    for end in ends[1 : np.isfinite(ends).sum()]:
+        s = np.sign(end)
+        while abs(path[-1][0] - s) >= result.config.tolerance:
+            f, c_now = path[-1]
+            e = f - s
+            path.append((f * (1 + eta**2 * e**2) - eta * e * math.hypot(c_now, 2 * f), c_now * (1 - eta**2 * e**2)))
+    panel.semilogy(*np.transpose(path), label="descent's map in uv and c", **theory_style())
+    panel.semilogy(ends, c, label="ends of tasks, measured", ms=4, **measured_style(0))
+    panel.axhline(c[0], label="gradient flow", **rival_style(2))
+    panel.set(xlabel="uv", ylabel="imbalance c = u$^2$ - v$^2$", title=f"eta = {eta:g}")
+    panel.set_ylim(np.nanmin(c) ** 1.3, 2)
+    panel.legend(fontsize=7, loc="lower center")
 
 
 if __name__ == "__main__":
