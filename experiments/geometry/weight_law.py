@@ -217,6 +217,7 @@ def claims(result: Result) -> list[Claim]:
 
 
 def descent_claims(result: Result) -> list[Claim]:
+    """At the smallest alpha, which was chosen after a result: larger ones need more steps to converge."""
     cfg, gap = result.config, result.records["descent"].values["gap"]  # [T, potential, seed, potential]
     out = []
     for place, name in enumerate(cfg.potential):
