@@ -104,7 +104,7 @@ def test_lanes_last_sees_what_the_function_closes_over(key):
 
 
 def test_a_rare_branch_is_not_taken_in_lanes():
-    """Under vmap a branch is a selection; here the loop of a million steps in it would be noticed."""
+    """Under vmap a branch is a selection; here the loop of 10^9 steps in it would be noticed."""
 
     def long(x):
         return jax.lax.fori_loop(0, 10**9, lambda i, x: jnp.sin(x) + i, x)

@@ -51,7 +51,7 @@ def test_descent_is_gradient_descent_on_half_the_risk(covariance, key, x64):
 
 
 def test_steps_beyond_half_the_stable_rate_alternate(x64):
-    R = jnp.eye(2) / 2  # A = 0.75 I without noise at n = 4, of stability below 2 / 0.75
+    R = jnp.eye(2) / 2  # A = 0.875 I without noise at n = 4, of stability below 2 / 0.875
     path = in_context.descent(jnp.array([1, 2, 3]), R, 4, learning_rate=2.0)
     np.testing.assert_allclose(path[:, 0, 0], 0.5 / 0.875 * (1 - (1 - 2 * 0.875) ** jnp.array([1, 2, 3])), rtol=1e-12)
 
