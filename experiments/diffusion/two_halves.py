@@ -248,7 +248,7 @@ def theory_claims(result: Result) -> list[Claim]:
 
 
 def shape_claims(result: Result) -> list[Claim]:
-    """The distance's peak, and its law."""
+    """The distance's peak, and its law, where the theory has them within the samples."""
     cfg, distance = result.config, result.records["measured"].values["distance"][0]  # [decay, N, seed]
     N, log = np.asarray(cfg.samples, float), np.log(distance)
     titles = (
@@ -257,8 +257,8 @@ def shape_claims(result: Result) -> list[Claim]:
         "slope of log distance at the largest N",
         "N x distance at the largest N over its limit, largest deviation",
     )
-    top = distance.mean(-1).argmax(1)
-    if cfg.seeds < 3 or top.min() < 1 or top.max() > len(N) - 4 or N[-1] < 100 * cfg.dimension:
+    top, due = distance.mean(-1).argmax(1), result.records["theory"].values["distance"][0].argmax(1)
+    if cfg.seeds < 3 or due.min() < 1 or due.max() > len(N) - 4 or N[-1] < 100 * cfg.dimension:
         note = "needs N from below the peak to 100 d, four beyond the peak"
         return [Claim.not_applicable(title, SECTION, note) for title in titles]
     peak = np.take_along_axis(log, top[:, None, None], 1)[:, 0]  # [decay, seed]
@@ -269,7 +269,7 @@ def shape_claims(result: Result) -> list[Claim]:
 
     at = [[np.log(N[0] / N[i])] for i in top]  # were it 1/N at all N
     rise, fall = peak - log[:, 0], peak - log[:, -1]
-    middle = int(top.max()) + 1
+    middle = int(due.max()) + 1
     ratio = float(np.abs(N[-1] * distance[:, -1].mean(-1) / limit - 1).max())
     early = float(np.abs(N[middle] * distance[:, middle].mean(-1) / limit - 1).max())
     return [

@@ -309,7 +309,8 @@ def overlap_claims(result: Result) -> list[Claim]:
             "random rewards": many[times.index(t), 0, 1],
         }
         rivals = {name: rivals[name] for name in (list(rivals) if t > 2 else list(rivals)[:2])}
-        out.append(Claim.close(title, "many random rewards", reversible, value, 0.05, rivals=rivals))
+        note = f"theory of these chains {theory[times.index(t), 0, 0].mean():.3f}"
+        out.append(Claim.close(title, "many random rewards", reversible, value, 0.05, rivals=rivals, note=note))
     return out
 
 

@@ -8,8 +8,8 @@ from dynamics.experiments.diffusion import two_halves as experiment
 from rivals import replaced
 
 CONFIG = {
-    "seeds": 20, "dimension": 60, "decay": (1.0,), "noise": (0.1,), "network_samples": (25, 200),
-    "samples": (2, 5, 10, 20, 50, 100, 200, 400, 1000, 3000, 6000),
+    "seeds": 20, "decay": (1.0,), "noise": (0.1,), "network_samples": (25, 200),
+    "samples": (2, 5, 10, 20, 50, 100, 200, 400, 1000, 4000, 20000),
 }  # fmt: skip
 
 

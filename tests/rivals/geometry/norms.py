@@ -15,10 +15,9 @@ def wrong(result):
     loss = descent["loss"]
     yield "norms exchanged", replaced(result, "descent", loss=np.roll(loss, 1, axis=1))
     yield "half the decrease", replaced(result, "descent", loss=(loss + loss[:1]) / 2)
-    yield (
-        "decay is ridge",
-        replaced(result, "decay", **{f"ball of {norm}": decay["ridge"] for norm in ("spectral", "frobenius")}),
-    )
+    for kind, name in (("", "decay is ridge"), ("excess, ", "decay's loss is that of ridge")):
+        ends = {f"{kind}ball of {norm}": decay[f"{kind}ridge"] for norm in ("spectral", "max", "frobenius")}
+        yield name, replaced(result, "decay", **ends)
     yield "another's ball", replaced(result, "decay", **{"ball of spectral": decay["ball of max"]})
     exact = decay["ball of spectral"].copy()
     exact[:, 3] = exact[:, 0]

@@ -24,4 +24,7 @@ def wrong(result):
     yield "no fall of test accuracy", replaced(result, "classes", test_accuracy=best)
     falling = np.where(absent, np.nan, np.fmin.accumulate(classes["coherence"]))
     yield "coherence that only falls", replaced(result, "classes", coherence=falling)
+    edge = classes["sharpness"][:, -1:] * result.config.eta[-1] / result.config.eta[0]
+    edge = np.broadcast_to(np.nanmax(edge, 0), classes["sharpness"].shape)
+    yield "the edge of stability at every rate", replaced(result, "classes", sharpness=edge)
     yield "rates exchanged", replaced(result, "classes", **{name: held[:, ::-1] for name, held in classes.items()})
