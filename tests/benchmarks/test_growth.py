@@ -31,8 +31,8 @@ class Job(NamedTuple):
     Attributes:
         make: ``size -> function`` without arguments, whose first call compiles.
         sizes: increasing.
-        power: of the operations in the size. Half a power more is allowed, for what leaves the cache on the way (kernels
-            above 32 MB) and for other work on the machine.
+        power: of the operations in the size. Half a power more is allowed, for what leaves the cache on the way
+            (kernels above 32 MB) and for other work on the machine.
     """
 
     make: Callable[[int], Callable[[], Any]]
