@@ -198,6 +198,8 @@ class Claim(NamedTuple):
 
     @classmethod
     def _one_sided(cls, name, source, measured, bound, side: int, rivals, k: float, note) -> Claim:
+        bound = float(bound)
+
         def near(value: float, error: float, other: float) -> bool:
             return side * (other - bound) > 0 or side * (value - other) <= k * error
 

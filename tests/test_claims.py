@@ -58,6 +58,7 @@ def test_one_sided_claims_need_rivals_on_the_other_side(make, good, bad):
     assert make("a", "s", good, 2.0, rivals={"none": bad}).holds
     assert not make("a", "s", bad, 2.0, rivals={"none": bad}).holds
     assert not make("a", "s", good, 2.0, rivals={"as good": good}).holds
+    assert make("a", "s", good, np.float64(2.0), rivals={"as good": good}).standing == ["as good"]
     noisy = np.full(4, good) + np.array([-2.0, 2.0, -2.0, 2.0])
     assert not make("a", "s", noisy, 2.0, rivals={"none": bad}).holds  # 2 apart, at a standard error of 1.15
 

@@ -6,6 +6,8 @@ the same kernel and ridge, and is ``teacher + xi lam d teacher / d lam``. Repeat
 where it is too large, where the best student turns away from its teacher, and has nothing to add at the best ridge.
 Wide networks, trained from zero with the penalty ``lam |theta - theta_0|^2 / 2n``, stand on the same curve with their
 NTK: teachers, then students from the same start, told from students that learn nothing new and from one more ridge.
+Students of fresh weights bring errors of finite width of their own: at ridge .03 and xi = -1 they move by .82 +- .08 of
+the theory's, which is not told from half the ridge (.72).
 
 Run time: about 40 s for the quick preset on two CPU cores.
 """
