@@ -266,10 +266,13 @@ def kernel_claims(result: Result) -> list[Claim]:
     over, under = "ten times the best ridge", "a tenth of the best ridge"
     xi = values["xi"]
     return [
-        Claim.at_most(f"best weight xi*, {over}", OPTIMAL, xi[:, above], 0.0, rivals={under: xi[:, below]}, note=note),
+        Claim.at_most(
+            f"best weight xi*, {over}", OPTIMAL, xi[:, above], 0.0,
+            rivals={under: xi[:, below], "the teacher itself": 0.0}, note=note,
+        ),
         Claim.at_least(
             f"log error of a student of its teacher alone over the teacher's, {over}",
-            SOURCE, change[:, above], 0.0, rivals={under: change[:, below]}, note=note,
+            SOURCE, change[:, above], 0.0, rivals={under: change[:, below], "no change": 0.0}, note=note,
         ),
         Claim.at_most(
             "share of the error that students of the best weight for all draws take off, best ridge",
@@ -320,7 +323,7 @@ def network_claims(result: Result) -> list[Claim]:
     if 1.0 not in cfg.xi or len(cfg.ridge) < 2 or cfg.ridge[-1] < 3 or cfg.ridge[0] > 0.03 or cfg.seeds < 3:
         return [*out, Claim.not_applicable(title, SOURCE, "needs xi = 1, ridges from 0.03 to 3 and three seeds")]
     over, under = (errors(result, ridge) for ridge in (cfg.ridge[-1], cfg.ridge[0]))
-    rivals = {"smallest ridge": np.log(under[1.0] / under[0.0])}
+    rivals = {"smallest ridge": np.log(under[1.0] / under[0.0]), "no change": 0.0}
     return [*out, Claim.at_least(title, SOURCE, np.log(over[1.0] / over[0.0]), 0.0, rivals=rivals)]
 
 

@@ -29,7 +29,7 @@ from dynamics.config import Count, NonNegative, Positive, Range
 from dynamics.evolve import Drawn, descent, every, gradient_descent, shrink_and_perturb, task_readings
 from dynamics.evolve import study as in_memory
 from dynamics.losses import half_mse
-from dynamics.runs.figures import colour, measured_style, new_figure, rival_style, theory_style
+from dynamics.runs.figures import colour, measured_style, new_figure, rival_style, theory_style, ticks_at
 from dynamics.theory.plasticity import aged, relearning_steps
 from dynamics.types import Batch, Claim, Objective, Record
 
@@ -298,6 +298,7 @@ def figure(result: Result):
     modes.set(xlabel="tasks done", ylabel="age of the mode, L + ln 4s", title=f"linear network, eta = {eta:g}")
     modes.legend(fontsize=7)
     rows = records["linear"]
+    ticks_at(random.xaxis, range(1, len(rows.step)))
     for i, eta in enumerate(np.asarray(rows.axes["eta"])):
         lines = rows.values["time_to_fit"][1:, i]
         shade = colour(i, 2)

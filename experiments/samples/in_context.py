@@ -297,10 +297,11 @@ def path_claims(result: Result) -> list[Claim]:
             *(Claim.not_applicable(title, SOURCE, "needs two K and three seeds") for title in titles.values()),
         ]
     highest, lowest = ({name: pick(step) for name, step in steps.items()} for pick in (worst, least))
+    none = {"K has no effect": 0.0}
     return [
         *out,
-        Claim.at_most(titles["new"], SOURCE, highest["new"], 0.0, rivals={"tasks trained on": highest["old"]}),
-        Claim.at_least(titles["old"], SOURCE, lowest["old"], 0.0, rivals={"new tasks": lowest["new"]}),
+        Claim.at_most(titles["new"], SOURCE, highest["new"], 0.0, rivals={"tasks trained on": highest["old"], **none}),
+        Claim.at_least(titles["old"], SOURCE, lowest["old"], 0.0, rivals={"new tasks": lowest["new"], **none}),
     ]
 
 
