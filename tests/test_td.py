@@ -88,7 +88,10 @@ REFUSED = {
     "absorbing first": (lambda: chains.chain([[1.0, 0.0], [0.5, 0.5]]), "several classes"),
     "states": (lambda: chains.ring(2), "states: got 2; allowed: an integer >= 3"),
     "forward": (lambda: chains.ring(5, 1.5), "forward: got 1.5"),
-    "discount": (lambda: chains.value(chains.ring(5), np.ones(5), 1.0), "discount: got 1.0; allowed: 0 <="),
+    "discount": (
+        lambda: chains.value(chains.ring(5), np.ones(5), 1.0),
+        "discount: got 1.0; allowed: a number >= 0",
+    ),
     "reward": (lambda: chains.value(chains.ring(5), np.ones(4), 0.5), r"reward: got shape \(4,\); allowed: \[5\]"),
     "td discount": (lambda: td(Objective(linear, half_mse), 1.5, lambda L: L), "discount: got 1.5; allowed: a number"),
     "draw": (lambda: fresh_batches(gradient_descent(Objective(linear, half_mse), 0.1), 3), "draw: got int"),

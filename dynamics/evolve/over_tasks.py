@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.evolve.checks import check_dynamics, check_numbers
+from dynamics.arguments import FINITE, check_counts, check_numbers
+from dynamics.evolve.checks import check_dynamics
 from dynamics.evolve.simulate import Observables, observables
 from dynamics.evolve.views import of_state, training_part
 from dynamics.observe.compose import joined, prefixed
@@ -100,9 +101,11 @@ def over_tasks(
     if leave and (fit is None or stream.steps is not None):
         raise ValueError(f"leave: got True with fit={fit!r}; allowed: a fit, and a stream that is not online")
     count = stream.steps if steps is None else steps
-    if not isinstance(count, int) or count < 1 or stream.steps not in (None, count):
-        raise ValueError(f"steps: got {steps!r}; allowed: {stream.steps or 'an integer >= 1'}")
-    check_numbers("a number", lambda value: value == value, fit=fit)
+    check_counts(steps=count)
+    if stream.steps not in (None, count):
+        raise ValueError(f"steps: got {steps!r}; allowed: {stream.steps}")
+    if fit is not None:
+        check_numbers(many=True, fit=(fit, FINITE))
     return _Training(dynamics, stream, count, before, after, error, fit, leave, forgetting).dynamics()
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Real
 
-from dynamics.evolve.checks import check_dynamics, check_numbers
+from dynamics.arguments import PROBABILITY, check_numbers
+from dynamics.evolve.checks import check_dynamics
 from dynamics.evolve.views import training_part
 from dynamics.types import Array, ArrayLike, Batch, Dynamics, Objective, check_objective, factory, scalar
 
@@ -70,7 +71,7 @@ def td(objective: Objective, discount: Real[ArrayLike, ""], make: Callable[[Obje
         [1.143, 0.286, 0.571]
     """
     check_objective(objective)
-    check_numbers("a number in [0, 1]", lambda value: 0 <= value <= 1, discount=discount)
+    check_numbers(many=True, discount=(discount, PROBABILITY))
     values = objective.f("td")
 
     def error(params, batch) -> Array:

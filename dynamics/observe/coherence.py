@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from dynamics import operators
+from dynamics.arguments import check_counts
 from dynamics.empirical import DEFAULT_BUDGET, empirical_ntk_fn
 from dynamics.program.real_view import flat, wide
 from dynamics.types import Array, Objective, Observable, View, factory
@@ -52,8 +53,7 @@ def coherence(*, memory: int = DEFAULT_BUDGET) -> Observable:
         1.0
         2.0
     """
-    if not isinstance(memory, int) or memory < 1:
-        raise ValueError(f"memory: got {memory!r}; allowed: a number of bytes >= 1")
+    check_counts(memory=memory)
 
     def read(view: View):
         objective = view.loss("coherence")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from dynamics.arguments import check_counts
 from dynamics.types import Array, Observable, factory
 
 
@@ -44,8 +45,7 @@ def jacobian(*, matrix: bool = False, batch_size: int = 64) -> Observable:
         >>> [round(float(v), 4) for v in (found["jacobian_asymmetry"][0], *found["jacobian_eigenvalues"][0])]
         [0.6325, 2.0, 2.0]
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size!r}; allowed: an integer >= 1")
+    check_counts(batch_size=batch_size)
 
     def read(view):
         f, x = view.f("jacobian"), view.batch.x

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, PRNGKeyArray, Real
 
+from dynamics.arguments import POSITIVE, check_numbers
 from dynamics.types import Array, ArrayLike, Objective, check_apply
 
 
@@ -60,8 +60,7 @@ def denoising(apply: Callable[..., Array], sigma: Real[ArrayLike, ""]) -> Object
         [1.0, 0.25]
     """
     check_apply(apply)
-    if isinstance(sigma, (int, float, np.generic)) and not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma: got {sigma!r}; allowed: a number > 0")
+    check_numbers(sigma=(sigma, POSITIVE))
 
     def loss(params, batch):
         if not isinstance(batch, Noised):

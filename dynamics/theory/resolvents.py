@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, Real
 
+from dynamics.arguments import POSITIVE, check_numbers
 from dynamics.types import Array, ArrayLike
 
 
@@ -174,9 +174,7 @@ def resolvent(
         >>> round(float(R.trace(one)), 3), round(float(R.trace_pair(one, one)), 3)
         (7.417, 1.726)
     """
-    for name, number in (("samples", samples), ("ridge", ridge)):
-        if isinstance(number, (int, float, np.generic)) and not 0 < number < float("inf"):
-            raise ValueError(f"{name}: got {number!r}; allowed: a number > 0")
+    check_numbers(samples=(samples, POSITIVE), ridge=(ridge, POSITIVE))
     kappa = effective_ridge(eigenvalues, samples, ridge).kappa
     return Resolvent(jnp.asarray(eigenvalues, kappa.dtype), jnp.asarray(samples, kappa.dtype), kappa)
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.scipy.special import erf
 from jaxtyping import Float
 
+from dynamics.arguments import NOT_NEGATIVE, check_numbers
 from dynamics.stax.activations.elementwise import Dual, alike, distance_dual, elementwise, settled, smooth_dual
 from dynamics.stax.activations.lifted import Lifted, self_angle
 from dynamics.stax.kernel.algebra import safe_reciprocal
@@ -123,8 +124,7 @@ def Rbf(gamma: float | Float[Array, ""] = 1.0) -> Model:
 
     Reference: Rahimi & Recht 2007.
     """
-    if isinstance(gamma, int | float) and gamma < 0:
-        raise ValueError(f"gamma: got {gamma}; allowed: a number >= 0")
+    check_numbers(many=True, gamma=(gamma, NOT_NEGATIVE))
 
     def cross(gap, s1, s2):
         distance = gap + 0.5 * (s1 - s2) ** 2
