@@ -59,6 +59,11 @@ class Claim(NamedTuple):
     agrees: bool | None = None
 
     @property
+    def most(self) -> float:
+        """The bound of a claim ``at_most``; inf of others."""
+        return float(self.predicted[2:]) if isinstance(self.predicted, str) and self.predicted[:2] == "<=" else math.inf
+
+    @property
     def identity(self) -> bool:
         """Whether the claim is algebra that no measurement could contradict."""
         return self.source.startswith("identity")
@@ -162,8 +167,7 @@ class Claim(NamedTuple):
         number = isinstance(self.measured, (int, float)) and math.isfinite(self.measured)
         if self.holds is not False or self.agrees or not short or (number and not at_end):
             return self
-        bound = math.nan if least is None else float(np.mean(np.asarray(least, float)))
-        if str(self.predicted).startswith("<=") and bound > float(str(self.predicted)[2:]):
+        if least is not None and float(np.mean(np.asarray(least, float))) > self.most:
             return self
         return self._replace(holds=None, unreached=int(np.max(record.step)))
 

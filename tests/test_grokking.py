@@ -140,7 +140,8 @@ def test_too_few_samples_must_be_fitted_before_they_show_that_it_never_generalis
     window = _still((1, 1), train_loss=1.0, test_loss=1.0)
 
     def held(window):
-        result = lazy_to_rich.Result(config, {"network": main, "network, window": window})
+        theory = {"infinite width": main, "infinite width, window": main}
+        result = lazy_to_rich.Result(config, {"network": main, "network, window": window, **theory})
         return {c.name[:31]: c.holds for c in lazy_to_rich.sample_window(result)}
 
     assert held(window) == {"P = 40: final train loss over i": False, "P = 40: final test loss over it": True}

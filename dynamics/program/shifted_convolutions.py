@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from dynamics.program import jaxpr
@@ -57,8 +58,10 @@ def quick_loops(function: _F, *, is_body: bool = False) -> _F:
 
     @functools.wraps(function)
     def call(*args):
-        chosen = _rewritten(function, in_loop=is_body) if jax.default_backend() == "cpu" else function
-        return chosen(*args)
+        outside = is_body and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
+        if outside or jax.default_backend() != "cpu":  # a loop's body meets traced values alone
+            return function(*args)
+        return _rewritten(function, in_loop=is_body)(*args)
 
     return call  # pyright: ignore[reportReturnType]
 

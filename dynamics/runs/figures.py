@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,43 +74,24 @@ def curves(runs: Mapping[str, Mapping[str, Record]], *, log: bool = False, most:
     """
     from matplotlib.ticker import MaxNLocator
 
-    found: dict[str, list[tuple[int, Any, Any, Mapping[str, Any]]]] = {}
+    found: dict[str, list[tuple[int, Any, Band]]] = {}
     for index, records in enumerate(runs.values()):
         for record in records.values():
-            for name, value in record.values.items():
-                shape = np.shape(value)
-                beside = any(name.endswith(end) and name.removesuffix(end) in record.values for end in _BESIDE)
-                cells = len(record.axes) and len(shape) == 1 + len(record.axes)
-                if len(shape) < 1 or beside or np.asarray(value).dtype.kind not in "bif":
-                    continue
-                if math.prod(shape[1:]) == 1:
-                    found.setdefault(name, []).append((index, record.step, value, record.values))
-                elif cells and shape[0] and math.prod(shape):
-                    flat = np.asarray(value, float).reshape(shape[0], -1)
-                    with np.errstate(all="ignore"), warnings.catch_warnings():
-                        warnings.simplefilter("ignore", RuntimeWarning)  # steps at which no cell has a reading
-                        low, middle, high = np.nanquantile(flat, [0.1, 0.5, 0.9], axis=1)
-                    held = {f"{name}_error": middle - low, f"{name}_upper": high}
-                    found.setdefault(name, []).append((index, record.step, middle, held))
+            for name in record.values:
+                if (band := _band(record, name)) is not None:
+                    found.setdefault(name, []).append((index, record.step, band))
     names = list(found)[:most]
     last = max((int(np.max(step)) for held in found.values() for _, step, *_ in held), default=1)
     columns = min(3, max(1, len(names)))
     figure, axes = new_figure(-(-max(1, len(names)) // columns), columns, width=4.0, height=2.6)
     panels, drawn_once = np.atleast_1d(axes).ravel(), {}
     for panel, name in zip(panels, names):
-        for index, step, value, beside in found[name]:
-            step, value = np.asarray(step), np.asarray(value, float).reshape(len(step))
+        for index, step, band in found[name]:
             label = text(list(runs)[index])
             style = {"color": colour(index, max(len(runs), 2)), "linewidth": 1.2, "marker": ".", "markersize": 3}
-            drawn_once.setdefault(label, panel.plot(step, value, label=label, **style)[0])
-            error, upper = (beside.get(f"{name}{end}") for end in ("_error", "_upper"))
-            low, high = value, value
-            if error is not None and np.size(error) == len(step):
-                low, high = value - np.reshape(error, -1), value + np.reshape(error, -1)
-            if upper is not None and np.size(upper) == len(step):
-                high = np.where(np.isfinite(np.reshape(upper, -1)), np.reshape(upper, -1), value)
-            if high is not value:
-                panel.fill_between(step, low, high, color=style["color"], alpha=0.2, linewidth=0)
+            drawn_once.setdefault(label, panel.plot(step, band.middle, label=label, **style)[0])
+            if band.high is not band.low:
+                panel.fill_between(step, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
         panel.set(xlabel="step", ylabel=text(name.replace("_", " ")))
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.set_xlim(-0.03 * max(last, 1), 1.03 * max(last, 1))
@@ -124,6 +104,39 @@ def curves(runs: Mapping[str, Mapping[str, Record]], *, log: bool = False, most:
     if len(runs) > 1 and names:
         panels[0].legend(drawn_once.values(), drawn_once.keys(), fontsize=7, frameon=False)
     return figure
+
+
+class Band(NamedTuple):
+    """A curve ``[T]`` and what is shaded about it: from ``low`` to ``high``, the curve itself where nothing is."""
+
+    low: np.ndarray
+    middle: np.ndarray
+    high: np.ndarray
+
+
+def _band(record: Record, name: str) -> Band | None:
+    """A reading as a curve: a number with its error and upper bound, a study's median with four fifths of the cells.
+
+    None for what stands beside another reading, and for arrays in each cell.
+    """
+    value, steps = np.asarray(record.values[name]), len(record.step)
+    beside = any(name.endswith(end) and name.removesuffix(end) in record.values for end in _BESIDE)
+    if beside or value.dtype.kind not in "bif" or not value.ndim or not value.size:
+        return None
+    cells = value.astype(float).reshape(steps, -1)
+    if cells.shape[1] > 1:
+        if value.ndim != 1 + len(record.axes):
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # steps at which no cell has a reading
+            return Band(*np.nanquantile(cells, [0.1, 0.5, 0.9], axis=1))
+    low = middle = high = cells[:, 0]
+    error, upper = (np.ravel(record.values.get(f"{name}{end}", ())) for end in ("_error", "_upper"))
+    if error.size == steps:
+        low, high = middle - error, middle + error
+    if upper.size == steps:
+        high = np.where(np.isfinite(upper), upper, middle)
+    return Band(low, middle, high)
 
 
 def text(name: str) -> str:

@@ -31,12 +31,13 @@ class Job(NamedTuple):
     Attributes:
         make: ``size -> function`` without arguments, whose first call compiles.
         sizes: increasing.
-        most: the exponent that is asked: that of the operations, and .3 to .6 more for kernels that leave the cache.
+        power: of the operations in the size. Half a power more is allowed, for what leaves the cache on the way
+            (kernels above 32 MB) and for other work on the machine.
     """
 
     make: Callable[[int], Callable[[], Any]]
     sizes: Sequence[int]
-    most: float
+    power: int
 
 
 def net(width: int = 128, samples: int = 256, outputs: int = 10):
@@ -130,39 +131,39 @@ def sweep(lanes: int):
 
 JOBS = {
     "training, 200 steps, 10 readings": {
-        "width": Job(lambda n: training(width=n), (64, 128, 256, 512), 2.0),
-        "samples": Job(lambda n: training(samples=n), (128, 256, 512, 1024), 1.1),
-        "steps": Job(lambda n: training(n), (100, 200, 400, 800), 1.1),
+        "width": Job(lambda n: training(width=n), (64, 128, 256, 512), 2),
+        "samples": Job(lambda n: training(samples=n), (128, 256, 512, 1024), 1),
+        "steps": Job(lambda n: training(n), (100, 200, 400, 800), 1),
     },
     "empirical NTK, all outputs": {
-        "samples": Job(lambda n: ntk(samples=n), (32, 64, 128, 256), 2.7),
-        "outputs": Job(lambda n: ntk(outputs=n, samples=64), (5, 10, 20, 40), 2.7),
-        "width": Job(lambda n: ntk(width=n, samples=64), (64, 128, 256, 512), 2.0),
+        "samples": Job(lambda n: ntk(samples=n), (256, 512, 1024), 2),
+        "outputs": Job(lambda n: ntk(outputs=n, samples=64), (40, 80, 160), 2),
+        "width": Job(lambda n: ntk(width=n, samples=64), (64, 128, 256, 512), 2),
     },
     "analytic NTK": {
-        "samples": Job(lambda n: analytic(n), (500, 1000, 2000, 4000), 2.4),
-        "depth": Job(lambda n: analytic(depth=n), (2, 4, 8, 16), 1.1),
-        "image side (convolutional)": Job(convolutional, (6, 8, 12, 16), 4.4),
+        "samples": Job(lambda n: analytic(n), (2000, 4000, 8000), 2),
+        "depth": Job(lambda n: analytic(depth=n), (2, 4, 8, 16), 1),
+        "image side (convolutional)": Job(convolutional, (6, 8, 12, 16), 4),
     },
     "sharpness, 12 products": {
-        "width": Job(lambda n: sharpness(width=n), (64, 128, 256, 512), 2.0),
-        "samples": Job(lambda n: sharpness(samples=n), (128, 256, 512, 1024), 1.1),
+        "width": Job(lambda n: sharpness(width=n), (64, 128, 256, 512), 2),
+        "samples": Job(lambda n: sharpness(samples=n), (128, 256, 512, 1024), 1),
     },
-    "top k eigenpairs to 1e-3": {"k": Job(top, (2, 4, 8, 16), 1.5)},
+    "top k eigenpairs to 1e-3": {"k": Job(top, (2, 4, 8, 16), 1)},
     "density, 256 products": {
-        "products": Job(density, (128, 256, 512), 1.6),
-        "width": Job(lambda n: density(width=n), (64, 128, 256), 2.0),
+        "products": Job(density, (128, 256, 512), 1),
+        "width": Job(lambda n: density(width=n), (64, 128, 256), 2),
     },
     "central flow, 10 steps": {
-        "k": Job(lambda k: flow(k), (1, 2, 4, 8), 2.1),
-        "samples": Job(lambda n: flow(samples=n), (64, 128, 256, 512), 1.1),
+        "k": Job(lambda k: flow(k), (1, 2, 4, 8), 2),
+        "samples": Job(lambda n: flow(samples=n), (64, 128, 256, 512), 1),
     },
     "deep mean-field theory, L = 2": {
-        "times T": Job(lambda n: mean_field(T=n), (16, 32, 64), 2.3),
-        "points P": Job(lambda n: mean_field(P=n), (3, 6, 12), 2.3),
-        "samples S": Job(lambda n: mean_field(S=n), (4000, 8000, 16_000), 1.2),
+        "times T": Job(lambda n: mean_field(T=n), (16, 32, 64), 2),
+        "points P": Job(lambda n: mean_field(P=n), (3, 6, 12), 2),
+        "samples S": Job(lambda n: mean_field(S=n), (4000, 8000, 16_000), 1),
     },
-    "sweep, 100 steps": {"lanes": Job(sweep, (16, 64, 256, 1024), 1.1)},
+    "sweep, 100 steps": {"lanes": Job(sweep, (16, 64, 256, 1024), 1)},
 }
 
 
@@ -210,7 +211,7 @@ def told(name: str, size: str, job: Job, rate: float) -> float:
 @pytest.mark.parametrize(("name", "size"), [(name, size) for name, sizes in JOBS.items() for size in sizes])
 def test_growth(name, size, rate):
     job = JOBS[name][size]
-    assert told(name, size, job, rate) < job.most
+    assert told(name, size, job, rate) < job.power + 0.5
 
 
 def test_growth_of_a_report(tmp_path, rate):
@@ -223,4 +224,4 @@ def test_growth_of_a_report(tmp_path, rate):
             run.simulate(gradient_descent(L, 0.1), params, batch, train=[observe.loss()], **options)
         return lambda: write_report(path) and None
 
-    assert told("report", "recorded points", Job(make, (64, 256, 1024, 4096), 1.1), rate) < 1.1
+    assert told("report", "recorded points", Job(make, (64, 256, 1024, 4096), 1), rate) < 1.5

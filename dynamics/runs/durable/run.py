@@ -176,7 +176,7 @@ def open_directory(
         raise BadInput(f"fork: got {str(fork_of)!r}; allowed: a run that exists (there is no run.sqlite)")
     if os.path.isfile(path / "grid.json"):
         require_run(path)
-    made, gone = [folder for folder in (path, *path.parents) if not folder.exists()], []
+    made, gone = [folder for folder in (path, *path.parents) if not os.path.exists(folder)], []
     with contextlib.ExitStack() as stack:
         stack.callback(_remove, gone)
         try:
