@@ -14,6 +14,7 @@ from optax.contrib import split_real_and_imaginary
 
 from dynamics.arguments import BELOW_ONE, FINITE, NOT_NEGATIVE, check_counts, check_numbers
 from dynamics.evolve.checks import check_learning_rate, check_optimizer, check_params
+from dynamics.evolve.td import Transitions
 from dynamics.evolve.views import training_part
 from dynamics.preconditioners import adam_preconditioner, check_preconditioner, preconditioner_at, preconditioner_of
 from dynamics.program import real_view
@@ -231,11 +232,15 @@ def minibatch(key: PRNGKeyArray, batch: PyTree, size: int | None, *, replace: bo
     """``size`` random samples of ``batch`` (all of it for None), drawn along the sample axis.
 
     Raises:
-        ValueError: when ``size`` exceeds the sample count and ``replace`` is False.
+        ValueError: when ``size`` exceeds the sample count and ``replace`` is False, or leaves are not of one count.
     """
     if size is None:
         return batch
+    if isinstance(batch, Transitions) and batch.expected is not None:  # columns of it are all of next_x
+        raise ValueError(f"batch_size: got {size}, of Transitions with expected; allowed: None, or expected=None")
     n = jax.tree.leaves(batch)[0].shape[0]
+    if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(batch)):
+        raise ValueError(f"data: got {[jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]}; allowed: {n} samples each")
     if size > n and not replace:
         raise ValueError(f"batch_size: got {size}; allowed: at most the {n} samples, unless drawn with replacement")
     index = jax.random.randint(key, (size,), 0, n) if replace else random_subset(key, n, size)

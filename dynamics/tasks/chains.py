@@ -34,7 +34,8 @@ def chain(transition: Real[ArrayLike, "n n"]) -> Chain:
         transition: ``P_ij >= 0``, rows that sum to one.
 
     Returns:
-        A ``Chain``. Differentiable and vmappable; NaN where a traced ``P`` is not irreducible.
+        A ``Chain``. Differentiable and vmappable. Of a traced ``P`` that would be refused the law is NaN; where rows
+        are no distributions, ``P`` too.
 
     Raises:
         ValueError: for rows that are no distributions, or states that cannot all reach each other.
@@ -50,15 +51,17 @@ def chain(transition: Real[ArrayLike, "n n"]) -> Chain:
     P = jnp.asarray(transition, jnp.result_type(float, jnp.asarray(transition).dtype))
     if P.ndim != 2 or P.shape[0] != P.shape[1] or not P.size:
         raise ValueError(f"transition: got shape {P.shape}; allowed: [n, n]")
-    concrete = not isinstance(P, Tracer)
-    if concrete:
-        off = float(np.max(np.abs(np.sum(P, 1) - 1)))
-        if not np.all(P >= 0) or not off <= 100 * len(P) * jnp.finfo(P.dtype).eps:
-            raise ValueError(
-                f"transition: got entries from {np.min(P):g} and row sums off by {off:.1g}; allowed: distributions"
-            )
+    off = jnp.max(jnp.abs(jnp.sum(P, 1) - 1))
+    proper = jnp.all(P >= 0) & (off <= 100 * len(P) * jnp.finfo(P.dtype).eps)
     d = _stationary(P)
-    if concrete and not np.all(np.isfinite(d) & (d > 0)):
+    together = jnp.all(jnp.isfinite(d) & (d > 0))
+    if isinstance(d, Tracer):
+        return Chain(jnp.where(proper, P, jnp.nan), jnp.where(proper & together, d, jnp.nan))
+    if not proper:
+        raise ValueError(
+            f"transition: got entries from {np.min(P):g} and row sums off by {off:.1g}; allowed: distributions"
+        )
+    if not together:
         raise ValueError(f"transition: got {len(P)} states in several classes; allowed: all reach each other")
     return Chain(P, d)
 
@@ -109,7 +112,7 @@ def general(key: PRNGKeyArray, states: int) -> Chain:
     return chain(c / jnp.sum(c, 1, keepdims=True))
 
 
-def ring(states: int, forward: float = 0.5) -> Chain:
+def ring(states: int, forward: Real[ArrayLike, ""] = 0.5) -> Chain:
     """Steps to the right with probability ``forward``, else to the left, on a ring; reversible at 1/2 alone.
 
     Raises:
