@@ -34,8 +34,8 @@ def coherence(*, memory: int = DEFAULT_BUDGET) -> Observable:
         An observable with ``coherence``, NaN where no sample has a gradient. The scale of the loss does not matter.
 
     Raises:
-        ValueError: at tracing, for an f that mixes its samples; for ``Objective.of`` where L is no mean over samples
-            (NaN where values are traced).
+        ValueError: at tracing, for no samples, and an f that mixes its samples; for ``Objective.of`` where L is no
+            mean over samples (NaN where values are traced).
 
     Cost: one gradient, and the diagonal of a structured kernel with one output (about two more); without f, one
     gradient of each sample's loss.
@@ -57,6 +57,9 @@ def coherence(*, memory: int = DEFAULT_BUDGET) -> Observable:
 
     def read(view: View):
         objective = view.loss("coherence")
+        for leaf in jax.tree.leaves(getattr(view.batch, "x", view.batch))[:1]:
+            if jnp.shape(leaf)[:1] == (0,):
+                raise ValueError(f"batch: got samples of shape {jnp.shape(leaf)}; allowed: at least one sample")
         squares = _of_losses if objective.apply is None else _of_shares
         whole, each = squares(objective, view, memory)
         return {"coherence": whole * jnp.size(each) / jnp.mean(each)}
