@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from dynamics import linalg
-from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_counts, check_numbers
+from dynamics.arguments import BELOW_ONE, INSIDE, NOT_NEGATIVE, POSITIVE, check_counts, check_numbers
 from dynamics.evolve.central_equations import CentralState, Edge, Process, balanced_step, carried_step, still_step
 from dynamics.evolve.checks import check_params
 from dynamics.evolve.views import training_part
@@ -85,8 +85,7 @@ def central_flow(
     2023, 'Self-stabilization', carry gradient descent's oscillation so.
     """
     _check_rate(learning_rate)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum: got {momentum!r}; allowed: a number in [0, 1)")
+    check_numbers(momentum=(momentum, BELOW_ONE))
     process = Process(learning_rate, momentum, 1.0, momentum_threshold(learning_rate, momentum), False, 0.0, 0.0)
     return _flow(objective, process, k, depth, seed, oscillation or ("carried" if momentum else "balanced"))
 
@@ -128,9 +127,7 @@ def adaptive_central_flow(
     the oscillation has period 2 and the averaged path moves slowly (Cohen et al. 2022).
     """
     _check_rate(learning_rate)
-    if not 0 <= b1 < 1 or not 0 < b2 < 1:
-        raise ValueError(f"b1, b2: got {b1!r}, {b2!r}; allowed: 0 <= b1 < 1 and 0 < b2 < 1")
-    check_numbers(many=True, eps=(eps, NOT_NEGATIVE))
+    check_numbers(many=True, b1=(b1, BELOW_ONE), b2=(b2, INSIDE), eps=(eps, NOT_NEGATIVE))
     process = Process(learning_rate, b1, 1 - b1, adam_threshold(learning_rate, b1), True, 1 - b2, eps)
     return _flow(objective, process, k, depth, seed, oscillation)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, Int
 
-from dynamics.arguments import check_counts
+from dynamics.arguments import INSIDE, check_counts, check_numbers
 from dynamics.program.real_view import flat
 from dynamics.types import Array, Params, check_apply
 
@@ -70,8 +70,7 @@ def functional_dimension(
         (2, 4)
     """
     check_apply(apply)
-    if not 0 < cut < 1:
-        raise ValueError(f"cut: got {cut!r}; allowed: 0 < cut < 1")
+    check_numbers(cut=(cut, INSIDE))
     check_counts(batch_size=batch_size)
     leaves = [*jax.tree.leaves(params), x]
     if any(isinstance(leaf, Tracer) for leaf in leaves) and not jax.config.jax_enable_x64:  # type: ignore

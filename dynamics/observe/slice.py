@@ -101,8 +101,7 @@ def slice(
         raise ValueError(f"directions: got {ways}; allowed: one or two, `to` included")
     if align and not others:
         raise ValueError("align: got one without a network to align; allowed: with `to`")
-    if parallel < 1:
-        raise ValueError(f"parallel: got {parallel!r}; allowed: an integer >= 1")
+    check_counts(parallel=parallel)
     spans = [(0.0, 1.0)] * len(others) + [(-radius, radius)] * len(directions)
     axes = _axes(spans, points, coordinates)
     permutations = ()
