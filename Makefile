@@ -51,7 +51,7 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# The README's table of experiments; with RUNS=FOLDER the verdicts and figures of the quick runs there go into docs/ too.
+# The README's table of experiments; with RUNS=FOLDER the verdicts of the runs there, and quick ones' figures, go into docs/ too.
 gallery: $(VENV)/.test
 	$(BIN)/python -m dynamics.runs.command.gallery $(RUNS)
 

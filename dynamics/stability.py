@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
+from dynamics.arguments import check_counts
 from dynamics.preconditioners import (
     adam_preconditioner,
     check_preconditioner,
@@ -164,8 +165,7 @@ def spectral_sharpness(matvec, start: Float[Array, "m n"], iterations: int = 20)
     Reference: Islamov, Crawshaw, Cohen & Gower 2026, 'Non-Euclidean gradient descent operates at the edge of
     stability' (arXiv 2603.05002), for the sharpness under a general norm.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations: got {iterations!r}; allowed: an integer >= 1")
+    check_counts(iterations=iterations)
 
     def polar(matrix):
         u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from dynamics.arguments import check_counts
 from dynamics.program.forward import pushed
 from dynamics.types import Array, Params
 
@@ -45,8 +46,7 @@ def taylor_expand(f: Callable[..., Array], params: Params, degree: int) -> Calla
 
     Reference: Lee et al. 2019, section 2.2; Huang & Yau 2020 for higher orders.
     """
-    if degree < 0:
-        raise ValueError(f"degree: got {degree!r}; allowed: an integer >= 0")
+    check_counts(0, degree=degree)
     leaves, structure = jax.tree.flatten(params)
     moving = [place for place, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
 

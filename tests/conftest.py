@@ -1,11 +1,14 @@
 """Shared fixtures: float32 and float64, keys; jaxtyping annotations are checked with beartype under pytest only.
 
-Most of the suite's time is XLA's. So what is compiled once is kept in ``.pytest_cache`` for all workers, for the
+Most of the suite's time makes programs. So what is compiled once is kept in ``.pytest_cache`` for all workers, for the
 processes that tests start and for the next run (keys hold program, flags and versions), and the quick tests compile
 without most optimisations, which halves it. Slow tests, benchmarks and what the documents promise to the bit compile as
-users do; ``TESTS_COMPILE=as_users`` makes all do.
+users do; ``TESTS_COMPILE=as_users`` makes all do. Python looks for garbage less often than it would by itself.
 """
 
+import contextlib
+import ctypes
+import gc
 import os
 import sys
 from importlib.metadata import version
@@ -28,6 +31,7 @@ import pytest
 from jaxtyping import config, install_import_hook
 
 install_import_hook("dynamics", "numeric_tower.check")
+gc.set_threshold(50_000, 20, 50)  # programs are many objects that stay
 
 
 def users_environment() -> dict[str, str]:
@@ -42,8 +46,11 @@ def memory_is_given_back():
     """Compiled programs of hundreds of tests take some 6 GB; on the disk they stay."""
     yield
     pages = Path("/proc/self/statm")
-    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 3e9:
+    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 4e9:
         jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # of the C library that most have
+            ctypes.CDLL(None).malloc_trim(0)  # else the process stays as large, and every further module compiles anew
 
 
 @pytest.fixture(params=["float32", "float64"])

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(dynamics.__file__).parent
 
 # From the ground up: a room imports itself and the rooms on lower floors; rooms on one floor do not import one another.
 FLOORS = (
-    ("extras",),
+    ("arguments", "extras"),
     ("precision", "record"),
     ("claims",),
     ("types",),

@@ -208,6 +208,8 @@ def test_minibatch_draws_without_replacement_unless_told(key):
     np.testing.assert_array_equal(np.sort(drawn.x[:, 0]), np.arange(10.0))
     np.testing.assert_array_equal(drawn.x, drawn.y)
     assert minibatch(key, batch, 50, replace=True).x.shape == (50, 1)
+    with pytest.raises(ValueError, match=r"data: got \[\(10, 1\), \(8, 1\)\]; allowed: 10 samples each"):
+        minibatch(key, batch._replace(y=batch.y[:8]), 4)
 
 
 def test_small_subsets_are_distinct_and_uniform(key):

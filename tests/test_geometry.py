@@ -29,7 +29,7 @@ def test_the_gradient_is_that_of_phi_and_is_inverted(name, x64):
     assert potential.divergence(w, 1.5 * w) > 0  # strictly convex on each side of 0
 
 
-def test_a_potential_of_ones_own_is_checked():
+def test_a_potential_of_ones_own_is_checked(request):
     own = Potential.of(lambda w: jnp.abs(w) ** 3 / 3, lambda theta: jnp.sign(theta) * jnp.sqrt(jnp.abs(theta)))
     np.testing.assert_allclose(own.gradient(W), power(3).gradient(W), rtol=1e-6)
     scaled = Potential.of(lambda w: w**4 / 4, lambda theta, root=3: jnp.cbrt(theta) if root == 3 else theta)
@@ -44,6 +44,14 @@ def test_a_potential_of_ones_own_is_checked():
         Potential.of(lambda w: -(w**2) / 2, lambda theta: -theta)
     with pytest.raises(ValueError, match="p: got 1; allowed: a number > 1"):
         power(1)
+    request.getfixturevalue("as_users_meet_it")
+    assert power(jnp.float32(3)) is power(np.int64(3)) is power(3)  # pyright: ignore
+    assert float(power(3).curvature(2)) == 4  # pyright: ignore
+    for p in ("3", None, True):
+        with pytest.raises(TypeError, match=r"p: got .*; allowed: a number > 1"):
+            power(p)  # pyright: ignore
+    with pytest.raises(TypeError, match=r"p: got a traced value, .*; allowed: a number > 1, one for each potential"):
+        jax.jit(lambda p: power(p).phi(1.0))(3.0)
 
 
 def test_mirror_descent_in_the_euclidean_potential_is_gradient_descent(key):
@@ -133,6 +141,8 @@ def test_what_a_gradient_does_not_say_does_not_move(norm, exact):
     none = dual(jnp.zeros((3, 2)), norm, exact=exact)
     assert none.norm == 0
     assert not jnp.any(none.direction)
+    assert dual(jnp.zeros((3, 0)), norm, exact=exact).norm == 0
+    assert dual(-3.0, norm, exact=exact) == (3, -1)  # pyright: ignore
     one = dual(jnp.zeros((3, 2)).at[1, 0].set(1e-30), norm, exact=exact).direction
     assert jnp.count_nonzero(jnp.abs(one) > 1e-3) == 1
 
@@ -151,6 +161,8 @@ def test_norm_dual_in_a_chain_is_sign_descent_and_keeps_forms():
         lambda leaf: (leaf.shape, leaf.dtype), params
     )
     np.testing.assert_allclose(jnp.linalg.norm(spectral["bias"]), 1.0, rtol=1e-6)  # one column
+    half = norm_dual("max").update(jnp.array([60_000.0, -60_000.0, 0.0], jnp.float16), optax.EmptyState())[0]
+    np.testing.assert_array_equal(half, [65504, -65504, 0])  # its largest number
     with pytest.raises(TypeError, match="gradient: got complex64; allowed: real floating numbers"):
         dual(jnp.ones((2, 2)) * 1j, "max")
     with pytest.raises(ValueError, match="norm: got 'nuclear'; allowed: spectral, max, frobenius"):
@@ -220,3 +232,6 @@ def test_potentials_and_projections_at_zero():
     x = jnp.array([[1.0, 2.0, 0.5]])
     found = projection(power(1.5), jnp.zeros(3), x, jnp.array([3.0]))
     np.testing.assert_allclose(found.w, x[0] ** 2 * 3 / jnp.sum(x**3), rtol=1e-4)
+    np.testing.assert_array_equal(projection(power(1.5), jnp.zeros(3), x, jnp.array([3])).w, found.w)
+    with pytest.raises(ValueError, match=r"x: got shape \(4, 3\) with y \(4,\), start \(3,\); allowed: .* P <= D"):
+        projection(power(1.5), jnp.zeros(3), jnp.ones((4, 3)), jnp.ones(4))

@@ -89,6 +89,9 @@ def test_misuse(problem):
     mixes = Objective(lambda p, x: network(p, x - jnp.mean(x, 0)), mse)
     with pytest.raises(ValueError, match=r"^f: got one that mixes"):
         read(mixes, params, Batch(x, y))
+    for L in (Objective(network, mse), Objective.of(lambda p, batch: mse(network(p, batch.x), batch.y))):
+        with pytest.raises(ValueError, match=r"^batch: got samples of shape \(0, .*\); allowed: at least one sample"):
+            read(L, params, Batch(x[:0], y[:0]))
     with pytest.raises(ValueError, match=r"^f: got shapes"):
         read(Objective(lambda p, x: network(p, x)[:4], mse), params, Batch(x, y[:4]))
 

@@ -26,7 +26,7 @@ from dynamics.program.lanes_last import lanes_last
 from dynamics.tasks.streams import label_flips, new_labels, permuted_inputs, slow_bits
 from dynamics.theory.online_regression import Moments, online_regression
 from dynamics.theory.plasticity import aged, relearning_steps
-from dynamics.types import Batch, Data, Objective, Stream
+from dynamics.types import Batch, Data, Objective, Stream, View
 
 
 def features(params, x):
@@ -38,6 +38,10 @@ def network(params, x):
 
 
 L = Objective(network, mse)
+
+
+def dead(h):
+    return observe.dead_units(lambda params, x: params).update((), View(h, Batch(1.0, None)))
 
 
 def start(key, inputs=20, width=5):
@@ -201,6 +205,9 @@ def test_a_flip_is_left_when_it_is_learned():
     short = over_tasks(gradient_descent(one, 0.1), stream, steps=5, fit=1e-2, leave=True)
     _, record = simulate(short, jnp.zeros(()), None, train=task_readings(), steps=1, record_at=[1])
     assert np.isnan(record.values["time_to_fit"][0])
+    _, record = simulate(short, jnp.full((), 0.95), None, train=task_readings(), steps=1, record_at=[1])
+    assert record.values["time_to_fit"][0] == 0  # as it is
+    np.testing.assert_allclose(record.values["online_error"][0], 0.05**2 / 2, rtol=1e-4)
 
 
 def test_an_observable_keeps_its_memory_over_tasks(key):
@@ -211,7 +218,8 @@ def test_an_observable_keeps_its_memory_over_tasks(key):
     np.testing.assert_allclose(record.values["after_weight_change"], record.values["weight_change"], rtol=1e-5)
 
 
-SIGNS = label_flips(Batch(jnp.ones((1, 1)), jnp.ones((1, 1))))
+ONE = Batch(jnp.ones((1, 1)), jnp.ones((1, 1)))
+SIGNS = label_flips(ONE)
 STEP = gradient_descent(L, 0.1)
 
 
@@ -238,8 +246,22 @@ STEP = gradient_descent(L, 0.1)
         (lambda: shrink_and_perturb(0.5).update(1.0, shrink_and_perturb(0.5).init(1.0)), "params: got None"),
         (lambda: continual_backprop(optax.sgd, features), "optimizer: got the function sgd"),
         (lambda: continual_backprop(optax.sgd(0.1), features, rate=2.0), "rate: got 2.0"),
-        (lambda: slow_bits(jax.random.key(0), random=13), "sizes: got .*random from 0 to 12"),
+        (lambda: over_tasks(STEP, SIGNS, steps=3, fit="a"), "fit: got 'a'; allowed: a finite number"),
+        (lambda: over_tasks(STEP, SIGNS, steps=True), "steps: got True; allowed: an integer >= 1"),
+        (lambda: slow_bits(jax.random.key(0), random=13), "random: got 13; allowed: from 0 to 12"),
+        (lambda: slow_bits(jax.random.key(0), steps=10.5), "steps: got 10.5; allowed: an integer >= 1"),
+        (lambda: label_flips(Batch(1.0, np.array([0, 1], np.uint8))), "y: got uint8; allowed: numbers with a sign"),
+        (lambda: label_flips(Batch(1.0, np.array([True]))), "y: got bool; allowed: numbers with a sign"),
+        (lambda: new_labels(jax.random.key(0), Data(ONE, ONE)), r"batch: got Data; allowed: Batch\(x, y\)"),
+        (lambda: permuted_inputs(jax.random.key(0), tuple(ONE)), "batch: got tuple; allowed: Batch"),
         (lambda: observe.dead_units(features, threshold=-1.0), "threshold: got -1.0"),
+        (lambda: dead(jnp.ones(())), r"features: got shape \(\) from it; allowed: \[n, ..., w\]"),
+        (lambda: dead(jnp.ones((0, 3))), r"features: got shape \(0, 3\) from it"),
+        (lambda: online_regression(Moments.at([0.0]), [[1.0]], [1.0], 0.1, 3.0), "steps: got 3.0"),
+        (lambda: online_regression(Moments.at([0.0]), [[1.0]], [[1.0]], 0.1, 3), r"x: got shape .* with y \(1, 1\)"),
+        (lambda: relearning_steps(1.0, 0.1, 1.0), "tolerance: got 1.0; allowed: above 0, below the target"),
+        (lambda: relearning_steps(1.0, 0.1, 0.0), "tolerance: got 0.0"),
+        (lambda: aged(1.0, 0.1, 0.0), "target: got 0.0; allowed: a number > 0"),
         (lambda: online_regression(Moments.at([0.0]), [[1.0]], [1.0], 0.1, 0), "steps: got 0"),
     ],
 )
@@ -382,6 +404,9 @@ def test_relearning_steps_is_its_integral(x64):
         np.testing.assert_allclose(relearning_steps(-np.log(c), 0.02, tol, s), known / 0.02, rtol=1e-8)
     far = relearning_steps(jnp.array([600.0, 601.0]), 0.02, 1e-2)
     np.testing.assert_allclose(0.02 * float(far[1] - far[0]), 1.0, rtol=1e-6)
+    limit = 100 + np.log(16 * 0.99**2 / (0.01 * 1.99)) / 2  # eta times it for s = 1, c -> 0
+    with jax.enable_x64(False):  # e^-100 is none of float32
+        np.testing.assert_allclose(relearning_steps(100, 0.02, 1e-2), limit / 0.02, rtol=1e-6)
 
 
 def test_ageing_is_the_sum_over_steps(x64):

@@ -9,7 +9,7 @@ from dynamics import observe
 from dynamics.evolve import Transitions, fresh_batches, gradient_descent, gradient_flow, simulate, td
 from dynamics.losses import half_mse
 from dynamics.tasks import chains
-from dynamics.tasks.denoising import denoising, noise, noised
+from dynamics.tasks.denoising import Noised, denoising, noise, noised
 from dynamics.types import Batch, Data, Objective, View
 
 GAMMA = 0.9
@@ -75,7 +75,13 @@ def test_chains_in_a_trace(key):
     a, b = jnp.array([0.2, 0.5]), jnp.array([0.3, 0.1])
     np.testing.assert_allclose(jax.vmap(first)(a, b), b / (a + b), rtol=1e-5)
     np.testing.assert_allclose(jax.grad(first)(0.2, 0.3), -0.3 / 0.25, rtol=1e-4)
-    assert jnp.isnan(jax.jit(lambda P: chains.chain(P).stationary)(jnp.eye(3))).any()
+    law = jax.jit(lambda P: chains.chain(P))
+    for P in ([[1, 0], [0, 1]], [[1, 0], [0.5, 0.5]], [[0.5, 0.5], [0, 1]]):  # states that do not all reach each other
+        assert jnp.isnan(law(jnp.array(P, float)).stationary).all()
+    for P in ([[0.5, 0.4], [0.5, 0.5]], [[1.5, -0.5], [0.5, 0.5]]):  # rows that are no distributions: no values either
+        assert jnp.isnan(law(jnp.array(P)).transition).all()
+    flow = jax.jit(lambda p: chains.irreversibility(chains.ring(4, p)))
+    np.testing.assert_allclose([flow(0.7), flow(1.5)], [0.4, np.nan], rtol=1e-5)
 
 
 REFUSED = {
@@ -88,11 +94,16 @@ REFUSED = {
     "absorbing first": (lambda: chains.chain([[1.0, 0.0], [0.5, 0.5]]), "several classes"),
     "states": (lambda: chains.ring(2), "states: got 2; allowed: an integer >= 3"),
     "forward": (lambda: chains.ring(5, 1.5), "forward: got 1.5"),
-    "discount": (lambda: chains.value(chains.ring(5), np.ones(5), 1.0), "discount: got 1.0; allowed: 0 <="),
+    "discount": (
+        lambda: chains.value(chains.ring(5), np.ones(5), 1.0),
+        "discount: got 1.0; allowed: a number >= 0",
+    ),
     "reward": (lambda: chains.value(chains.ring(5), np.ones(4), 0.5), r"reward: got shape \(4,\); allowed: \[5\]"),
     "td discount": (lambda: td(Objective(linear, half_mse), 1.5, lambda L: L), "discount: got 1.5; allowed: a number"),
     "draw": (lambda: fresh_batches(gradient_descent(Objective(linear, half_mse), 0.1), 3), "draw: got int"),
+    "make": (lambda: td(Objective(linear, half_mse), 0.5, lambda L: L), "dynamics: got Objective"),
     "sigma": (lambda: denoising(lambda w, y: y, 0.0), "sigma: got 0.0; allowed: a number > 0"),
+    "bytes": (lambda: noised(jax.random.key(0), np.ones((3, 2), np.uint8)), "x: got uint8; allowed: real floating"),
     "noised": (lambda: noised(jax.random.key(0), np.ones(3)), r"x: got shape \(3,\); allowed: \[n, ...\]"),
 }
 
@@ -181,6 +192,20 @@ def test_rewards_that_would_broadcast_are_refused(key):
         run.step(key, run.init(params), tuple(data))
 
 
+def test_expected_steps_are_of_the_full_batch(key):
+    """A minibatch of rows would take the columns of ``expected`` for other states, with no shape to tell of it."""
+    _, data, params = problem(MAKERS["ring"], key)
+    for size in (3, 7):
+        run = td(Objective(linear, half_mse), GAMMA, lambda L, size=size: gradient_descent(L, 0.1, batch_size=size))
+        with pytest.raises(ValueError, match=f"batch_size: got {size}, of Transitions with expected; allowed: None"):
+            run.step(key, run.init(params), data)
+        run.step(key, run.init(params), data._replace(expected=None))  # samples
+    run = td(Objective(linear, half_mse), GAMMA, lambda L: gradient_descent(L, 0.1))
+    for wrong in (data.expected[:, :3], data.expected[:3], data.expected[0]):
+        with pytest.raises(ValueError, match=r"expected: got shape \(.*\); allowed: \(7, 7\), of states and next ones"):
+            run.step(key, run.init(params), data._replace(expected=wrong))
+
+
 def test_fresh_noise_moves_by_the_expected_gradient_on_average(x64, key):
     """A linear denoiser: ``E dL/dW = W (C + s^2) - C``, within 4 standard errors of 4000 draws."""
     x, sigma = jax.random.normal(key, (6, 3)), 0.7
@@ -205,6 +230,14 @@ def test_readings_keep_their_noise_and_minibatches_are_batches(key):
     np.testing.assert_array_equal(noise(part), noise(data)[2:5])
     halves = [L(jnp.float32(0.3), jax.tree.map(lambda leaf, i=i: leaf[i : i + 4], data)) for i in (0, 4)]
     np.testing.assert_allclose(np.mean(halves), L(jnp.float32(0.3), data), rtol=1e-6)
+
+
+def test_denoising_in_half_precision_adds_up_pixels(key):
+    """A sum of 3000 squares of 10 is above what float16 holds."""
+    found = denoising(lambda w, y: 0 * y, 0.5)(1.0, noised(key, jnp.full((2, 3000), 10, jnp.float16)))
+    assert float(found) == pytest.approx(150_000)
+    with pytest.raises(TypeError, match="x: got int32; allowed: real floating samples"):
+        denoising(lambda w, y: y, 0.5)(1.0, Noised(jnp.ones((2, 2), int), jax.random.split(key, 2)))
 
 
 def test_the_best_denoiser_gives_the_score(x64, key):
@@ -252,9 +285,16 @@ def test_jacobian_reads_every_sample(key):
     for M, asymmetry in ((W + W.T, 0.0), (W - W.T, 2**0.5)):
         np.testing.assert_allclose(read(lambda M, x: x @ M, M, flat)["jacobian_asymmetry"], asymmetry, atol=1e-6)
     assert np.isnan(read(lambda M, x: 0 * x, W, flat)["jacobian_asymmetry"]).all()
+    small = read(lambda M, x: 1e-25 * (x @ M), W, flat)  # squares would underflow
+    for name, value in read(lambda M, x: x @ M, W, flat).items():
+        factor = 1 if name == "jacobian_asymmetry" else 1e25
+        np.testing.assert_allclose(factor * small[name], value, rtol=1e-4, atol=1e-5)
     half = read(lambda M, x: 2 * x, W, flat.astype(jnp.bfloat16))
     np.testing.assert_array_equal(half["jacobian_eigenvalues"], np.full((5, 4), 2.0))
     with pytest.raises(TypeError, match="x: got int32; allowed: one real floating array"):
         read(lambda M, x: M[x], W, jnp.zeros((3,), jnp.int32))
+    for empty in (flat[:, :0], flat[:0]):
+        with pytest.raises(ValueError, match=r"x: got shape .*; allowed: \[n, ...\] of one sample and entry or more"):
+            read(lambda M, x: x, W, empty)
     with pytest.raises(ValueError, match="batch_size: got 0"):
         observe.jacobian(batch_size=0)

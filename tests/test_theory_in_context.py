@@ -89,9 +89,33 @@ def test_sequences_are_of_their_tasks(key):
         np.testing.assert_array_equal(batch.x[:, -1, -1], 0)
 
 
-def test_misuse(key, request):
-    with pytest.raises(ValueError, match=r"^samples, length, tasks: got"):
-        regression_sequences(key, 0, 5, 3)
-    request.getfixturevalue("as_users_meet_it")
-    with pytest.raises(ValueError, match=r"^covariance: got shape"):
+@pytest.mark.usefixtures("as_users_meet_it")
+def test_misuse(key):
+    for given, message in (
+        ((0, 5, 3), "samples: got 0; allowed: an integer >= 1"),
+        ((2, 5, 3.0), "tasks: got 3.0; allowed: an integer >= 1"),
+        ((2, 5, jnp.ones(3)), r"tasks: got shape \(3,\); allowed: an integer d, or an array \[K, d\]"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            regression_sequences(key, *given)
+    with pytest.raises(ValueError, match="noise: got -1; allowed: a number >= 0"):
+        regression_sequences(key, 2, 5, 3, noise=-1)
+    for covariance, message in (
+        (jnp.eye(2), r"got shape \(2, 2\); allowed: \(3, 3\)"),
+        (jnp.eye(3) - 2, "got least eigenvalue -5; allowed: a positive definite matrix"),
+        (jnp.triu(jnp.ones((3, 3))), "got one 1 from its transpose; allowed: a symmetric matrix"),
+    ):
+        with pytest.raises(ValueError, match=f"covariance: {message}"):
+            regression_sequences(key, 2, 5, 3, covariance=covariance)
+    same = [regression_sequences(key, 2, 5, d).x for d in (3, np.int64(3))]
+    np.testing.assert_array_equal(*same)
+    assert regression_sequences(key, 2, 5, np.eye(3, dtype=int)).x.dtype == jnp.float32
+    for estimator in (in_context.ridge, lambda x, y, noise: in_context.discrete_bayes(x, y, TASKS, noise)):
+        with pytest.raises(ValueError, match=r"noise: got 0.0; allowed: a number > 0"):
+            estimator(jnp.ones((4, 3)), jnp.ones(4), 0.0)
+    with pytest.raises(ValueError, match=r"tasks: got shape \(0, 3\); allowed: \[K, d\], one task or more"):
+        in_context.second_moment(TASKS[:0])
+    with pytest.raises(ValueError, match=r"Gamma: got shape \(2,\); allowed: \[..., d, d\]"):
+        in_context.risk(jnp.ones(2), jnp.eye(2), 4)
+    with pytest.raises(ValueError, match=r"^covariance: got shape \(3, 3\)"):
         in_context.risk(jnp.eye(2), jnp.eye(2), 4, 0.0, jnp.ones((3, 3)))

@@ -114,6 +114,13 @@ def test_lanes_and_derivatives(x64):
 def test_what_is_refused(name, given):
     with pytest.raises(ValueError, match=f"{name}: got .*; allowed: a number > 0"):
         resolvent(LAM, *given)
+    with pytest.raises(ValueError, match=f"{name}: got .*; allowed: a number > 0"):
+        effective_ridge(LAM, *given)
+
+
+def test_denoisers_are_of_the_noise_that_is_their_ridge():
+    with pytest.raises(ValueError, match=r"noise: got 0.2.*; allowed: the resolvent's ridge, 0.1"):
+        linear_denoisers(resolvent(LAM, 10, 0.1), 0.2)
 
 
 def test_denoisers_of_drawn_halves(x64):

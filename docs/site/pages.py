@@ -6,13 +6,15 @@ import ast
 import re
 import shutil
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import api
 import nbformat
 
 from dynamics.runs.command.discover import Entry, gallery
-from dynamics.runs.command.gallery import OPEN, figure_file, title
+from dynamics.runs.command.gallery import OPEN, figure_file, of_tested, others, title
 from dynamics.runs.durable.files import read_json
 
 BAR = ["docs/install", "docs/first-steps", "docs/index", "gallery/index", "notebooks/index", "api/index"]
@@ -109,10 +111,7 @@ def experiment(root: Path, entry: Entry, found: dict | None) -> str:
     path = Path("experiments", *entry.experiment.split(".")).with_suffix(".py")
     about = (ast.get_docstring(ast.parse((root / path).read_text())) or "").partition("\n\n")[2]
     picture = figure_file(root, entry.experiment)
-    held = "Not run yet."
-    if found:
-        held = f"{found['held']} of {found['tested']} claims held, "
-        held += f"{found['rejected']} of {found['rivals']} rivals were rejected."
+    held = verdict(found)
     seconds = f" The quick preset takes about {entry.seconds:.0f} s on two CPU cores." if entry.seconds else ""
     return "\n\n".join(
         [
@@ -121,11 +120,29 @@ def experiment(root: Path, entry: Entry, found: dict | None) -> str:
             api.escaped(entry.source),
             f"![The figure of {entry.experiment}](../docs/gallery/{picture.name})" if picture.is_file() else "",
             held + seconds,
+            "\n".join(f"- `--preset {name}`: {verdict(one)}{took(one)}" for name, one in others(found).items()),
             f"```console\ndynamics run {entry.experiment}\n```",
             api.docstring(about),
             f"[Source]({repository(root)}/blob/main/{path.as_posix()})",
         ]
     )
+
+
+def verdict(found: Mapping[str, Any] | None) -> str:
+    """What came of the claims of a run, in a sentence or two."""
+    if not found or "held" not in found:
+        return "Not run yet."
+    said = f"{of_tested(found)} claims held, {found['rejected']} of {found['rivals']} rivals were rejected."
+    failing = "; ".join(api.escaped(name) for name in found.get("fails", ()))
+    return said + (f" What failed: {failing}." if failing else "")
+
+
+def took(found: Mapping[str, Any]) -> str:
+    """How long a run was, where that is known."""
+    seconds = found.get("seconds")
+    if seconds is None:
+        return ""
+    return f" It took {seconds:.0f} s." if seconds < 90 else f" It took {seconds / 60:.0f} minutes."
 
 
 def write_notebooks(root: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray, Shaped
 
+from dynamics.arguments import POSITIVE, check_numbers
 from dynamics.empirical.dispatch import Request, check_real, ntk_plans
 from dynamics.empirical.functions import empirical_ntk_fn
 from dynamics.empirical.passes import Passes
@@ -181,8 +182,7 @@ def ntk_effective_dimension(
     Raises:
         ValueError: when ``ridge`` is a number <= 0, or ``probes`` or ``steps`` out of range.
     """
-    if isinstance(ridge, int | float) and not ridge > 0:
-        raise ValueError(f"ridge: got {ridge!r}; allowed: a number > 0")
+    check_numbers(many=True, ridge=(ridge, POSITIVE))
     density = spectral_density(operator.matvec, key, operator.size, probes=probes, steps=steps, dtype=operator.dtype)
     positive = jnp.maximum(density.nodes, 0)
     return mean_and_error(density.size * jnp.sum(density.weights * positive / (positive + ridge), -1))

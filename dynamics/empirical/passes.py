@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics.arguments import check_counts
 from dynamics.mesh import tiles
 from dynamics.program.forward import pushed
 from dynamics.program.sample_axis import splits_into_samples
@@ -30,8 +31,7 @@ class Passes:
     """
 
     def __init__(self, apply: Callable[..., Any], params: Params, merge, theta: Array, x: Any, size: int):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"batch_size: got {size!r}; allowed: None or an integer >= 1")
+        check_counts(batch_size=size)
         if not splits_into_samples(apply, params, x, "exact"):
             raise ValueError(
                 f"batch_size: got {size} for an f that mixes the samples of its batch, or may (batch statistics); "

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from dynamics import linalg
+from dynamics.arguments import BELOW_ONE, INSIDE, NOT_NEGATIVE, POSITIVE, check_counts, check_numbers
 from dynamics.evolve.central_equations import CentralState, Edge, Process, balanced_step, carried_step, still_step
-from dynamics.evolve.checks import check_learning_rate, check_numbers, check_params
+from dynamics.evolve.checks import check_params
 from dynamics.evolve.views import training_part
 from dynamics.stability import adam_threshold, momentum_threshold
 from dynamics.types import Array, Dynamics, Objective, Params, check_objective, factory
@@ -85,8 +85,7 @@ def central_flow(
     2023, 'Self-stabilization', carry gradient descent's oscillation so.
     """
     _check_rate(learning_rate)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum: got {momentum!r}; allowed: a number in [0, 1)")
+    check_numbers(momentum=(momentum, BELOW_ONE))
     process = Process(learning_rate, momentum, 1.0, momentum_threshold(learning_rate, momentum), False, 0.0, 0.0)
     return _flow(objective, process, k, depth, seed, oscillation or ("carried" if momentum else "balanced"))
 
@@ -128,23 +127,19 @@ def adaptive_central_flow(
     the oscillation has period 2 and the averaged path moves slowly (Cohen et al. 2022).
     """
     _check_rate(learning_rate)
-    if not 0 <= b1 < 1 or not 0 < b2 < 1:
-        raise ValueError(f"b1, b2: got {b1!r}, {b2!r}; allowed: 0 <= b1 < 1 and 0 < b2 < 1")
-    check_numbers("a finite number >= 0", lambda value: 0 <= value < np.inf, eps=eps)
+    check_numbers(many=True, b1=(b1, BELOW_ONE), b2=(b2, INSIDE), eps=(eps, NOT_NEGATIVE))
     process = Process(learning_rate, b1, 1 - b1, adam_threshold(learning_rate, b1), True, 1 - b2, eps)
     return _flow(objective, process, k, depth, seed, oscillation)
 
 
 def _check_rate(learning_rate: Any) -> None:
-    check_learning_rate(learning_rate)
-    if callable(learning_rate) or (isinstance(learning_rate, (int, float)) and learning_rate <= 0):
-        raise ValueError(f"learning_rate: got {learning_rate!r}; allowed: a number > 0, no schedule")
+    within, allowed = POSITIVE
+    check_numbers(many=True, learning_rate=(learning_rate, (within, f"{allowed}, no schedule")))
 
 
 def _flow(landscape: Objective, process: Process, k: int, depth: int, seed: int, oscillation: str) -> Dynamics:
     check_objective(landscape)
-    if any(not isinstance(count, int) or count < 1 for count in (k, depth)):
-        raise ValueError(f"k, depth: got {k!r}, {depth!r}; allowed: integers >= 1")
+    check_counts(k=k, depth=depth)
     if oscillation not in ("balanced", "carried", "none"):
         raise ValueError(f"oscillation: got {oscillation!r}; allowed: 'balanced', 'carried', 'none'")
 

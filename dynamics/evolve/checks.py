@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics.arguments import FINITE, check_numbers
 from dynamics.types import Batch, Data, Dynamics, Params
 
 
@@ -66,19 +66,7 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def check_learning_rate(learning_rate: Any) -> None:
-    """Raises ValueError for a number that is not finite, TypeError for what is no number; arrays pass."""
-    if isinstance(learning_rate, str) or learning_rate is None:
-        raise TypeError(f"learning_rate: got {learning_rate!r}; allowed: a finite number, or an optax schedule")
-    check_numbers("a finite number", np.isfinite, learning_rate=learning_rate)
-
-
-def check_numbers(allowed: str, fits: Callable[[Any], Any], **numbers: Any) -> None:
-    """Raises ValueError for a number that does not fit, by the name it is given under; arrays pass."""
-    for name, value in numbers.items():
-        if isinstance(value, (int, float, np.generic)) and not fits(value):
-            raise ValueError(f"{name}: got {value!r}; allowed: {allowed}")
-
-
-def is_rate(value: float) -> bool:
-    """Whether a memory forgets: ``0 <= value < 1``."""
-    return 0 <= value < 1
+    """Raises unless it is a finite number, many for many lanes, or a function: an optax schedule."""
+    if not callable(learning_rate):
+        finite, allowed = FINITE
+        check_numbers(many=True, learning_rate=(learning_rate, (finite, f"{allowed}, or an optax schedule")))

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 from optax.contrib import split_real_and_imaginary
 
-from dynamics.evolve.checks import check_learning_rate, check_numbers, check_optimizer, check_params, is_rate
+from dynamics.arguments import BELOW_ONE, FINITE, NOT_NEGATIVE, check_counts, check_numbers
+from dynamics.evolve.checks import check_learning_rate, check_optimizer, check_params
+from dynamics.evolve.td import Transitions
 from dynamics.evolve.views import training_part
 from dynamics.preconditioners import adam_preconditioner, check_preconditioner, preconditioner_at, preconditioner_of
 from dynamics.program import real_view
@@ -112,9 +113,9 @@ def descent_by(
     """``descent`` where ``move(params, update)`` gives the new parameters; it knows no preconditioner."""
     check_objective(objective)
     check_optimizer(optimizer)
-    check_numbers("a finite number", np.isfinite, dt=dt)
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"batch_size: got {batch_size!r}; allowed: None or an integer >= 1")
+    check_numbers(many=True, dt=(dt, FINITE))
+    if batch_size is not None:
+        check_counts(batch_size=batch_size)
     model = objective.apply if isinstance(objective.apply, StatefulModel) else None
 
     def init(params) -> DescentState:
@@ -181,7 +182,8 @@ def gradient_descent(
     ``time`` is ``eta * step``; with an optax schedule for eta, ``step``.
     """
     check_learning_rate(learning_rate)
-    check_numbers("None or a number in [0, 1)", is_rate, momentum=momentum)
+    if momentum is not None:
+        check_numbers(many=True, momentum=(momentum, BELOW_ONE))
     optimizer = optax.sgd(learning_rate, momentum=momentum)
     run = descent(objective, optimizer, dt=time_step(learning_rate), batch_size=batch_size)
     order = None if callable(learning_rate) or batch_size is not None else 1
@@ -200,8 +202,7 @@ def adam(
 ) -> Dynamics:
     """``descent`` by ``optax.adam``, whose preconditioner is known (``stability.adam_preconditioner``)."""
     check_learning_rate(learning_rate)
-    check_numbers("a number in [0, 1)", is_rate, b1=b1, b2=b2)
-    check_numbers("a finite number >= 0", lambda value: 0 <= value < np.inf, eps=eps)
+    check_numbers(many=True, b1=(b1, BELOW_ONE), b2=(b2, BELOW_ONE), eps=(eps, NOT_NEGATIVE))
     known = partial(adam_preconditioner, b1=b1, b2=b2, eps=eps)
     optimizer = optax.adam(learning_rate, b1, b2, eps)
     run = descent(objective, optimizer, dt=time_step(learning_rate), batch_size=batch_size)
@@ -231,11 +232,15 @@ def minibatch(key: PRNGKeyArray, batch: PyTree, size: int | None, *, replace: bo
     """``size`` random samples of ``batch`` (all of it for None), drawn along the sample axis.
 
     Raises:
-        ValueError: when ``size`` exceeds the sample count and ``replace`` is False.
+        ValueError: when ``size`` exceeds the sample count and ``replace`` is False, or leaves are not of one count.
     """
     if size is None:
         return batch
+    if isinstance(batch, Transitions) and batch.expected is not None:  # columns of it are all of next_x
+        raise ValueError(f"batch_size: got {size}, of Transitions with expected; allowed: None, or expected=None")
     n = jax.tree.leaves(batch)[0].shape[0]
+    if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(batch)):
+        raise ValueError(f"data: got {[jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]}; allowed: {n} samples each")
     if size > n and not replace:
         raise ValueError(f"batch_size: got {size}; allowed: at most the {n} samples, unless drawn with replacement")
     index = jax.random.randint(key, (size,), 0, n) if replace else random_subset(key, n, size)

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dynamics.evolve.checks import check_numbers
+from dynamics.arguments import NOT_ZERO, POSITIVE, check_numbers
 from dynamics.evolve.views import training_part
 from dynamics.program.real_view import gradient
 from dynamics.types import Dynamics, Objective, PyTree, check_objective, factory
@@ -31,7 +30,7 @@ def ode(
     Cost: four evaluations of ``field`` a step.
     """
 
-    check_numbers("a finite number, not 0", lambda value: np.isfinite(value) and value, dt=dt)
+    check_numbers(many=True, dt=(dt, NOT_ZERO))
 
     def step(key, state, data):
         def shifted(scale, slope):
@@ -58,7 +57,7 @@ def gradient_flow(objective: Objective, dt: Any) -> Dynamics:
     """
 
     check_objective(objective)
-    check_numbers("a number > 0", lambda value: 0 < value < np.inf, dt=dt)
+    check_numbers(many=True, dt=(dt, POSITIVE))
 
     def field(params, data):
         slope = gradient(jax.grad(objective)(params, training_part(data)))

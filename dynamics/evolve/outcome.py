@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from dynamics.arguments import check_counts
 from dynamics.statistics import boundary
 from dynamics.types import Array
 
@@ -78,15 +79,8 @@ def outcome_map(
         ((32, 32), 0.03125)
     """
     spans = [_span("x", x), _span("y", y)]
-    for name, value, least in (
-        ("points", points, 2),
-        ("levels", levels, 1),
-        ("zoom", zoom, 2),
-        ("candidates", candidates, 1),
-        ("parallel", parallel, 1),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: got {value!r}; allowed: an integer >= {least}")
+    check_counts(2, points=points, zoom=zoom)
+    check_counts(levels=levels, candidates=candidates, parallel=parallel)
     if levels > 1 and points % zoom:
         raise ValueError(f"zoom: got {zoom} for {points} points; allowed: a divisor of them")
     for name, (low, width) in zip("xy", spans):

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynamics.evolve.checks import check_dynamics, check_numbers
+from dynamics.arguments import FINITE, check_counts, check_numbers
+from dynamics.evolve.checks import check_dynamics
 from dynamics.evolve.simulate import Observables, observables
 from dynamics.evolve.views import of_state, training_part
 from dynamics.observe.compose import joined, prefixed
@@ -53,7 +54,8 @@ def over_tasks(
     Task t moves the parameters from where task t - 1 has left them, the optimiser's state with them. ``task_readings``
     reads of the last task
 
-    - ``online_error``, the mean of ``error`` over the task's steps, each before the update on the same batch;
+    - ``online_error``, the mean of ``error`` over the task's steps, each before the update on the same batch; of a
+      task that ``leave`` ends before its first step, fitted as it is, ``error`` itself;
     - ``end_error``, ``error`` on the task after its last step (of an online stream, with ``forgetting``);
     - ``time_to_fit``, with ``fit``: updates until ``error <= fit``, NaN where that is never reached;
     - ``forgetting``, if asked for: how far ``error`` on the task before has risen, NaN in the first task;
@@ -100,9 +102,11 @@ def over_tasks(
     if leave and (fit is None or stream.steps is not None):
         raise ValueError(f"leave: got True with fit={fit!r}; allowed: a fit, and a stream that is not online")
     count = stream.steps if steps is None else steps
-    if not isinstance(count, int) or count < 1 or stream.steps not in (None, count):
-        raise ValueError(f"steps: got {steps!r}; allowed: {stream.steps or 'an integer >= 1'}")
-    check_numbers("a number", lambda value: value == value, fit=fit)
+    check_counts(steps=count)
+    if stream.steps not in (None, count):
+        raise ValueError(f"steps: got {steps!r}; allowed: {stream.steps}")
+    if fit is not None:
+        check_numbers(many=True, fit=(fit, FINITE))
     return _Training(dynamics, stream, count, before, after, error, fit, leave, forgetting).dynamics()
 
 
@@ -212,8 +216,9 @@ class _Training:
 
         start = (state, *self._nothing(state, data), jnp.zeros((), jnp.int32))
         state, total, time, i = jax.lax.while_loop(going, one, start)
-        fitted = self._error(state, training_part(data)) <= self.fit
-        return state, (total / jnp.maximum(i, 1), jnp.where(fitted, i.astype(time.dtype), jnp.nan))
+        now = self._error(state, training_part(data))
+        fitted, mean = now <= self.fit, jnp.where(i > 0, total / jnp.maximum(i, 1), now)
+        return state, (mean, jnp.where(fitted, i.astype(time.dtype), jnp.nan))
 
     def _nothing(self, state, data):
         """A total of zero, and no time yet, in the error's dtype."""

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from dynamics.evolve.checks import check_numbers, check_optimizer, is_rate
+from dynamics.arguments import BELOW_ONE, FINITE, PROBABILITY, check_counts, check_numbers
+from dynamics.evolve.checks import check_optimizer
 from dynamics.observe.matching import dense_chain
 from dynamics.types import Array, Params, PyTree
 
@@ -55,8 +55,8 @@ def shrink_and_perturb(
         >>> params.tolist()
         [0.5]
     """
-    check_numbers("a finite number", np.isfinite, shrink=shrink, perturb=perturb)
-    _check_count("interval", interval)
+    check_numbers(many=True, shrink=(shrink, FINITE), perturb=(perturb, FINITE))
+    check_counts(interval=interval)
 
     def init(params):
         return ShrinkAndPerturbState(jnp.zeros((), jnp.int32), jax.random.key(seed))
@@ -163,9 +163,8 @@ def continual_backprop(
         (1.0, [[1.0], [0.0]])
     """
     check_optimizer(optimizer)
-    check_numbers("a number in [0, 1]", lambda value: 0 <= value <= 1, rate=rate)
-    check_numbers("a number in [0, 1)", is_rate, decay=decay)
-    _check_count("maturity", maturity)
+    check_numbers(many=True, rate=(rate, PROBABILITY), decay=(decay, BELOW_ONE))
+    check_counts(maturity=maturity)
     inner = optax.with_extra_args_support(optimizer)
     initialise = jax.nn.initializers.he_uniform() if initializer is None else initializer
 
@@ -213,11 +212,6 @@ def continual_backprop(
         return updates, ContinualBackpropState(kept, hidden, key)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: got {value!r}; allowed: an integer >= 1")
 
 
 def leaf_at(tree: PyTree, path: Any) -> Array:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Real
 
-from dynamics.evolve.checks import check_dynamics, check_numbers
+from dynamics.arguments import PROBABILITY, check_numbers
+from dynamics.evolve.checks import check_dynamics
 from dynamics.evolve.views import training_part
 from dynamics.types import Array, ArrayLike, Batch, Dynamics, Objective, check_objective, factory, scalar
 
@@ -49,10 +50,11 @@ def td(objective: Objective, discount: Real[ArrayLike, ""], make: Callable[[Obje
         y)``, as test data of known values, they are the objective's own.
 
     Raises:
-        ValueError: for a discount outside [0, 1]; at tracing, for rewards that have not the values' shape.
-        TypeError: where there is no ``V``; at tracing, for data of another kind.
+        ValueError: for a discount outside [0, 1]; at tracing, for rewards that have not the values' shape,
+            probabilities that are not ``[n, m]``, and minibatches with these.
+        TypeError: where there is no ``V`` or ``make`` gives no dynamics; at tracing, for data of another kind.
 
-    Assumptions: full batches; minibatches of samples are drawn by ``fresh_batches``.
+    Assumptions: with minibatches of samples, ``loss`` is a mean over states.
 
     Cost: one pass at the next states beside the gradient.
 
@@ -70,7 +72,7 @@ def td(objective: Objective, discount: Real[ArrayLike, ""], make: Callable[[Obje
         [1.143, 0.286, 0.571]
     """
     check_objective(objective)
-    check_numbers("a number in [0, 1]", lambda value: 0 <= value <= 1, discount=discount)
+    check_numbers(many=True, discount=(discount, PROBABILITY))
     values = objective.f("td")
 
     def error(params, batch) -> Array:
@@ -80,7 +82,10 @@ def td(objective: Objective, discount: Real[ArrayLike, ""], make: Callable[[Obje
             raise TypeError(f"data: got {type(batch).__name__}; allowed for td: Transitions, or a Batch that is read")
         now, ahead = values(params, batch.x), values(params, batch.next_x)
         if batch.expected is not None:
-            ahead = jnp.tensordot(jnp.asarray(batch.expected), ahead, 1)
+            expected, shape = jnp.asarray(batch.expected), (now.shape[0], ahead.shape[0])
+            if expected.shape != shape:
+                raise ValueError(f"expected: got shape {expected.shape}; allowed: {shape}, of states and next ones")
+            ahead = jnp.tensordot(expected, ahead, 1)
         reward = jnp.asarray(batch.reward)
         if reward.shape != now.shape:
             raise ValueError(f"reward: got shape {reward.shape}; allowed: that of the values, {now.shape}")
@@ -88,7 +93,9 @@ def td(objective: Objective, discount: Real[ArrayLike, ""], make: Callable[[Obje
             raise ValueError(f"next_x: got values {ahead.shape} at it; allowed: those at x, {now.shape}")
         return scalar(objective.loss(now, jax.lax.stop_gradient(reward + discount * ahead)))
 
-    return make(Objective.of(error, objective.penalty))
+    made = make(Objective.of(error, objective.penalty))
+    check_dynamics(made)
+    return made
 
 
 @factory("fresh_batches(dynamics, lambda key, batch: ...)")

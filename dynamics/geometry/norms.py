@@ -68,8 +68,9 @@ def dual(gradient: Float[Array, ...], norm: Norm, *, exact: bool = True) -> Dual
             f"gradient: got {jnp.result_type(gradient)}; allowed: real floating numbers (evolve.descent takes complex "
             "parameters apart)"
         )
+    gradient = jnp.asarray(gradient)
     g = wide(gradient)
-    if norm == "max":
+    if norm == "max" or not g.size:
         direction = jnp.sign(g)
     elif norm == "frobenius" or g.ndim < 2:
         size = jnp.max(jnp.abs(g), initial=0.0)  # squares neither over- nor underflow
@@ -113,7 +114,8 @@ def norm_dual(norm: Norm, *, exact: bool = True, unit: bool = False) -> optax.Gr
     curvature at most ``Lambda |D|^2`` by ``|G|_*^2/(2 Lambda)`` or more at ``eta = 1/Lambda``. With ``unit`` the step
     is T, of length eta in the norm whatever the gradient: sign descent (max), Muon without momentum (spectral),
     normalised descent (frobenius); with ``optax.add_decayed_weights(lam)`` after it, it ends in the ball ``|W| <=
-    1/lam``, at ``min L`` there.
+    1/lam``, at ``min L`` there. ``|G|_* T`` is taken in float32 or more: what does not fit half precision becomes the
+    largest number there.
 
     Args:
         norm: ``spectral``, ``max`` or ``frobenius``, of every layer; ``optax.partition`` gives layers their own.
@@ -139,7 +141,10 @@ def norm_dual(norm: Norm, *, exact: bool = True, unit: bool = False) -> optax.Gr
     def update(updates, params):
         def layer(g):
             found = dual(g, norm, exact=exact)
-            return found.direction if unit else (found.norm * found.direction).astype(g.dtype)
+            if unit:
+                return found.direction
+            step, most = found.norm * wide(found.direction), float(jnp.finfo(g.dtype).max)
+            return jnp.where(jnp.isfinite(step), jnp.clip(step, -most, most), step).astype(g.dtype)
 
         return jax.tree.map(layer, updates)
 

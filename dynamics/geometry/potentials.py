@@ -10,8 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float
 
+from dynamics.arguments import check_numbers
 from dynamics.types import Array
 
 PROBES = (-2.0, -0.7, -0.1, 0.1, 0.7, 2.0)
@@ -68,6 +70,8 @@ class Potential(NamedTuple):
 
 
 def _slope(fn: Callable[[Array], Array], w: Array) -> Array:
+    w = jnp.asarray(w)
+    w = w if jnp.issubdtype(w.dtype, jnp.inexact) else w.astype(float)
     return jax.jvp(fn, (w,), (jnp.ones_like(w),))[1]
 
 
@@ -86,7 +90,6 @@ def _check(potential: Potential) -> None:
         raise ValueError(f"inverse: got {back} of phi' at {w}; allowed: the inverse of phi'")
 
 
-@functools.cache
 def power(p: float) -> Potential:
     """``phi(w) = |w|^p / p``, ``theta = sign(w) |w|^(p-1)``; p = 2 is plain gradient descent.
 
@@ -94,14 +97,21 @@ def power(p: float) -> Potential:
         p: > 1.
 
     Raises:
-        ValueError: for any other p.
+        ValueError: for any other p; TypeError for what is no number, or traced.
 
     Example:
         >>> float(power(3).gradient(jnp.float32(-2.0)))
         -4.0
     """
-    if not 1 < p < np.inf:
-        raise ValueError(f"p: got {p!r}; allowed: a number > 1")
+    if isinstance(p, Tracer):
+        raise TypeError(f"p: got a traced value, {p.aval}; allowed: a number > 1, one for each potential")
+    check_numbers(p=(p, (lambda v: (v > 1) & (v < np.inf), "a number > 1")))
+    return _power(float(p))
+
+
+@functools.cache
+def _power(p: float) -> Potential:
+    p = int(p) if p == int(p) else p  # whole powers are products
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
     def odd(x: Array, exponent: float) -> Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
+from dynamics.arguments import check_counts
 from dynamics.linalg.lanczos import Matvec, padded_tridiagonal, three_term, working
 from dynamics.linalg.trace import Estimate, mean_and_error
 from dynamics.precision import full_precision
@@ -74,12 +75,10 @@ def spectral_density(
         >>> density.nodes.tolist(), density.weights.tolist()
         ([[2.0], [2.0]], [[1.0], [1.0]])
     """
-    if probes < 2:
-        raise ValueError(f"probes: got {probes!r}; allowed: an integer >= 2, so that the spread gives an error")
+    check_counts(2, probes=probes)
     dtype = jnp.result_type(float) if dtype is None else dtype
 
-    if steps < 1:
-        raise ValueError(f"steps: got {steps!r}; allowed: an integer >= 1")
+    check_counts(steps=steps)
 
     def probe(key):
         product, start = working(matvec, jax.random.normal(key, (size,), dtype))

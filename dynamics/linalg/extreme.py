@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PRNGKeyArray
 
+from dynamics.arguments import INSIDE, check_numbers
 from dynamics.linalg.lanczos import (
     Matvec,
     Tridiagonal,
@@ -180,8 +181,7 @@ def certified_eigenvalue(
 
 def log_inverse_delta(start: Float[Array, " P"], random_share: Any, p: float) -> Float[Array, ""]:
     """``log(1/delta)`` of ``extreme_eigenvalues``."""
-    if not 0 < p < 1:
-        raise ValueError(f"p: got {p!r}; allowed: a probability > 0 and < 1")
+    check_numbers(p=(p, INSIDE))
     return -jnp.log(jnp.asarray(p * (jnp.pi / (2 * start.shape[0])) ** 0.5, start.dtype) * random_share)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from dynamics.arguments import check_counts
 from dynamics.precision import full_precision
 from dynamics.program.shifted_convolutions import quick_loops
 from dynamics.types import Array
@@ -260,8 +261,7 @@ def three_term(
     Raises:
         ValueError: when ``num_matvecs < 1``.
     """
-    if num_matvecs < 1:
-        raise ValueError(f"num_matvecs: got {num_matvecs!r}; allowed: an integer >= 1")
+    check_counts(num_matvecs=num_matvecs)
     tiny = jnp.finfo(start.dtype).eps
 
     def body(carry, _):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
+from dynamics.arguments import check_counts
 from dynamics.linalg.lanczos import Matvec, working
 from dynamics.precision import full_precision
 from dynamics.types import Array, Estimate
@@ -51,8 +52,7 @@ def trace(
         >>> float(estimate.trace.value), float(estimate.trace.error)
         (6.0, 0.0)
     """
-    if probes < 2:
-        raise ValueError(f"probes: got {probes!r}; allowed: an integer >= 2, so that the spread gives an error")
+    check_counts(2, probes=probes)
     dtype = jnp.result_type(float) if dtype is None else dtype
 
     def probe(key):

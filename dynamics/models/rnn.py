@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from dynamics.arguments import SHARE, check_numbers
 from dynamics.types import Array, Model
 
 
@@ -56,8 +57,7 @@ def rnn(
     """
     if units < 1 or outputs < 1:
         raise ValueError(f"units, outputs: got {units!r}, {outputs!r}; allowed: integers >= 1")
-    if not 0 < leak <= 1:
-        raise ValueError(f"leak: got {leak!r}; allowed: a number > 0 and <= 1")
+    check_numbers(leak=(leak, SHARE))
 
     def init(key, input_shape):
         n, _, inputs = input_shape

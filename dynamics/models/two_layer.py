@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from dynamics.arguments import check_counts
 from dynamics.types import Array, ArrayLike, Model
 
 
@@ -48,8 +49,7 @@ def committee(
         >>> shape, weights.shape, model.apply(weights, jax.numpy.ones((5, 60))).shape
         ((-1, 1), (200, 60), (5, 1))
     """
-    if width < 1:
-        raise ValueError(f"width: got {width!r}; allowed: an integer >= 1")
+    check_counts(width=width)
     if signs is not None and jnp.shape(signs) != (width,):
         raise ValueError(f"signs: got shape {jnp.shape(signs)}; allowed: ({width},)")
 

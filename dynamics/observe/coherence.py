@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from dynamics import operators
+from dynamics.arguments import check_counts
 from dynamics.empirical import DEFAULT_BUDGET, empirical_ntk_fn
 from dynamics.program.real_view import flat, wide
 from dynamics.types import Array, Objective, Observable, View, factory
@@ -33,8 +34,8 @@ def coherence(*, memory: int = DEFAULT_BUDGET) -> Observable:
         An observable with ``coherence``, NaN where no sample has a gradient. The scale of the loss does not matter.
 
     Raises:
-        ValueError: at tracing, for an f that mixes its samples; for ``Objective.of`` where L is no mean over samples
-            (NaN where values are traced).
+        ValueError: at tracing, for no samples, and an f that mixes its samples; for ``Objective.of`` where L is no
+            mean over samples (NaN where values are traced).
 
     Cost: one gradient, and the diagonal of a structured kernel with one output (about two more); without f, one
     gradient of each sample's loss.
@@ -52,11 +53,13 @@ def coherence(*, memory: int = DEFAULT_BUDGET) -> Observable:
         1.0
         2.0
     """
-    if not isinstance(memory, int) or memory < 1:
-        raise ValueError(f"memory: got {memory!r}; allowed: a number of bytes >= 1")
+    check_counts(memory=memory)
 
     def read(view: View):
         objective = view.loss("coherence")
+        for leaf in jax.tree.leaves(getattr(view.batch, "x", view.batch))[:1]:
+            if jnp.shape(leaf)[:1] == (0,):
+                raise ValueError(f"batch: got samples of shape {jnp.shape(leaf)}; allowed: at least one sample")
         squares = _of_losses if objective.apply is None else _of_shares
         whole, each = squares(objective, view, memory)
         return {"coherence": whole * jnp.size(each) / jnp.mean(each)}

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, Int
 
+from dynamics.arguments import INSIDE, check_counts, check_numbers
 from dynamics.program.real_view import flat
 from dynamics.types import Array, Params, check_apply
 
@@ -69,10 +70,8 @@ def functional_dimension(
         (2, 4)
     """
     check_apply(apply)
-    if not 0 < cut < 1:
-        raise ValueError(f"cut: got {cut!r}; allowed: 0 < cut < 1")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size!r}; allowed: an integer >= 1")
+    check_numbers(cut=(cut, INSIDE))
+    check_counts(batch_size=batch_size)
     leaves = [*jax.tree.leaves(params), x]
     if any(isinstance(leaf, Tracer) for leaf in leaves) and not jax.config.jax_enable_x64:  # type: ignore
         raise TypeError("params: got values traced in float32; allowed: concrete ones, or tracing under jax_enable_x64")

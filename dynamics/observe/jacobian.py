@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from dynamics.arguments import check_counts
 from dynamics.types import Array, Observable, factory
 
 
@@ -26,7 +27,7 @@ def jacobian(*, matrix: bool = False, batch_size: int = 64) -> Observable:
         ``jacobian_eigenvalues [n, d]`` of the symmetric part, descending.
 
     Raises:
-        ValueError: for a batch size below 1.
+        ValueError: for a batch size below 1; at tracing, for no samples, or samples or values without entries.
         TypeError: at tracing, for inputs or values that are no real floating arrays ``[n, ...]``.
 
     Assumptions: samples do not mix; each is differentiated alone.
@@ -44,8 +45,7 @@ def jacobian(*, matrix: bool = False, batch_size: int = 64) -> Observable:
         >>> [round(float(v), 4) for v in (found["jacobian_asymmetry"][0], *found["jacobian_eigenvalues"][0])]
         [0.6325, 2.0, 2.0]
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size!r}; allowed: an integer >= 1")
+    check_counts(batch_size=batch_size)
 
     def read(view):
         f, x = view.f("jacobian"), view.batch.x
@@ -53,6 +53,8 @@ def jacobian(*, matrix: bool = False, batch_size: int = 64) -> Observable:
             if not hasattr(value, "ndim") or not jnp.issubdtype(value.dtype, jnp.floating) or value.ndim < 1:
                 got = "shape ()" if getattr(value, "ndim", 1) < 1 else getattr(value, "dtype", type(value).__name__)
                 raise TypeError(f"{name}: got {got}; allowed: one real floating array [n, ...]")
+            if 0 in value.shape:
+                raise ValueError(f"{name}: got shape {value.shape}; allowed: [n, ...] of one sample and entry or more")
 
         def one(sample):
             return _readings(_jacobian(lambda v: f(view.params, v[None])[0], sample), matrix)
@@ -71,9 +73,13 @@ def _jacobian(f, sample: Array) -> Array:
 
 def _readings(J: Array, matrix: bool) -> dict[str, Array]:
     J = J.astype(jnp.promote_types(J.dtype, jnp.float32))
-    size = jnp.sqrt(jnp.sum(J**2))
-    found = {"jacobian_norm": size, "jacobian_singular_values": jnp.linalg.svd(J, compute_uv=False)}
+    largest = jnp.max(jnp.abs(J))
+    scale = jnp.where(largest > 0, largest, 1)  # squares of small or large entries neither under- nor overflow
+    unit = J / scale
+    size = jnp.sqrt(jnp.sum(unit**2))
+    values = jnp.linalg.svd(unit, compute_uv=False)
+    found = {"jacobian_norm": scale * size, "jacobian_singular_values": scale * values}
     if J.shape[0] == J.shape[1]:
-        found["jacobian_asymmetry"] = jnp.sqrt(jnp.sum((J - J.T) ** 2) / 2) / size
-        found["jacobian_eigenvalues"] = jnp.linalg.eigvalsh((J + J.T) / 2)[::-1]
+        found["jacobian_asymmetry"] = jnp.sqrt(jnp.sum((unit - unit.T) ** 2) / 2) / size
+        found["jacobian_eigenvalues"] = scale * jnp.linalg.eigvalsh((unit + unit.T) / 2)[::-1]
     return found | ({"jacobian": J} if matrix else {})

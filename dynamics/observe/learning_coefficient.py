@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, PRNGKeyArray
 
+from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_counts, check_numbers
 from dynamics.program.real_view import flat, wide
 from dynamics.statistics import chain_mean
 from dynamics.types import Array, Estimate, Objective, Params, check_objective, factory
@@ -115,12 +115,12 @@ def local_learning_coefficient(
     counts = {"chains": (chains, 1), "draws": (draws, 4), "warmup": (warmup, 0 if step_size is not None else 1)}
     counts |= {"leapfrog": (leapfrog, 1), "samples": (n, 2 if beta is None else 1)}
     for name, (value, least) in counts.items():
-        if not isinstance(value, numbers.Integral) or value < least:
-            raise ValueError(f"{name}: got {value!r}; allowed: an integer >= {least}")
-    for name, value in {"beta": beta, "gamma": gamma, "step_size": step_size}.items():
-        least = 0 if name == "gamma" else math.ulp(0)
-        if isinstance(value, int | float) and not least <= value < math.inf:
-            raise ValueError(f"{name}: got {value!r}; allowed: a finite number {'>' if least else '>='} 0")
+        check_counts(least, **{name: value})
+    check_numbers(gamma=(gamma, NOT_NEGATIVE))
+    if beta is not None:
+        check_numbers(beta=(beta, POSITIVE))
+    if step_size is not None:
+        check_numbers(step_size=(step_size, POSITIVE))
     if batch_size is not None and not 1 <= batch_size <= rows:
         raise ValueError(f"batch_size: got {batch_size!r}; allowed: an integer in [1, {rows}], or None for all")
     if batch_size is not None and step_size is None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics import linalg, operators
+from dynamics.arguments import check_counts
 from dynamics.observe.sharpness import hessian_at
 from dynamics.program.real_view import gradient
 from dynamics.types import Array, Observable, factory
@@ -42,10 +43,8 @@ def batch_sharpness(
 
     Reference: Andreyev & Beneventano 2024, 'Edge of stochastic stability', definition 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size!r}; allowed: an integer >= 1")
-    if draws < 2:
-        raise ValueError(f"draws: got {draws!r}; allowed: an integer >= 2, so that the spread gives an error")
+    check_counts(batch_size=batch_size)
+    check_counts(2, draws=draws)
 
     def update(memory, view):
         key, count = memory

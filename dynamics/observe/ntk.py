@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics.arguments import OR_INFINITE, check_counts, check_numbers
 from dynamics.empirical import empirical_ntk_and_vjp_fn, empirical_ntk_fn, flat_kernel
 from dynamics.linalg.subspace import refine
 from dynamics.losses import targets_like
@@ -237,10 +238,7 @@ def _mode_losses(vectors: Array, error: Array) -> dict[str, Array]:
 
 def _checked(readings: dict[str, Any]) -> NtkReadings:
     wanted = NtkReadings(**readings)
-    for name in ("spectrum", "modes"):
-        count = getattr(wanted, name)
-        if not isinstance(count, int) or count < 0:
-            raise ValueError(f"{name}: got {count!r}; allowed: an integer >= 0")
-    if isinstance(wanted.interval, int | float) and not wanted.interval > 0:
-        raise ValueError(f"interval: got {wanted.interval!r}; allowed: None or a time > 0")
+    check_counts(0, spectrum=wanted.spectrum, modes=wanted.modes)
+    if wanted.interval is not None:
+        check_numbers(interval=(wanted.interval, OR_INFINITE))
     return wanted

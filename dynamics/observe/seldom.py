@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics.arguments import check_counts
 from dynamics.types import Array, Observable
 
 
@@ -35,8 +36,7 @@ def seldom(observable: Any, interval: int, *old: Any) -> Observable:
             "seldom: got a cheap and a costly observable, as in 0.1; allowed: [cheap, seldom(costly, interval)] in the "
             "list of observables"
         )
-    if not isinstance(interval, int) or interval < 1:
-        raise ValueError(f"interval: got {interval!r}; allowed: an integer >= 1")
+    check_counts(interval=interval)
     pair = Observable.of(observable)
 
     def init(view):

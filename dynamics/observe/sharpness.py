@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dynamics import linalg, operators
+from dynamics.arguments import NOT_NEGATIVE, OR_INFINITE, check_counts, check_numbers
 from dynamics.observe.rank import path_name
 from dynamics.operators import Operator
 from dynamics.preconditioners import check_preconditioner
@@ -118,12 +119,8 @@ def top_eigenvalue(
     check_operator("top_eigenvalue", operator, "view")
     if not 1 <= num_matvecs <= certified_matvecs:
         raise ValueError(f"num_matvecs: got {num_matvecs!r}; allowed: an integer in [1, {certified_matvecs}]")
-    if certify_every < 1:
-        raise ValueError(f"certify_every: got {certify_every!r}; allowed: an integer >= 1")
-    if not interval >= 0:
-        raise ValueError(f"interval: got {interval!r}; allowed: a number >= 0")
-    if not tau > 0:
-        raise ValueError(f"tau: got {tau!r}; allowed: a number > 0")
+    check_counts(certify_every=certify_every)
+    check_numbers(interval=(interval, NOT_NEGATIVE), tau=(tau, OR_INFINITE))
     if which not in ("largest", "smallest"):
         raise ValueError(f"which: got {which!r}; allowed: 'largest' or 'smallest'")
     sign, limit = (1, "upper") if which == "largest" else (-1, "lower")

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Float, Int
 
 from dynamics import linalg, operators
+from dynamics.arguments import check_counts
 from dynamics.observe.matching import same_tree, weight_matching
 from dynamics.program.real_view import flat, real_view
 from dynamics.types import Array, Estimate, Objective, Params, PyTree, check_objective
@@ -100,8 +101,7 @@ def slice(
         raise ValueError(f"directions: got {ways}; allowed: one or two, `to` included")
     if align and not others:
         raise ValueError("align: got one without a network to align; allowed: with `to`")
-    if parallel < 1:
-        raise ValueError(f"parallel: got {parallel!r}; allowed: an integer >= 1")
+    check_counts(parallel=parallel)
     spans = [(0.0, 1.0)] * len(others) + [(-radius, radius)] * len(directions)
     axes = _axes(spans, points, coordinates)
     permutations = ()
@@ -158,8 +158,7 @@ def _networks(to: Any, params: Params) -> list[Any]:
 
 def _axes(spans: Sequence[tuple[float, float]], points: int, coordinates: Any) -> list[np.ndarray]:
     if coordinates is None:
-        if not isinstance(points, int) or points < 2:
-            raise ValueError(f"points: got {points!r}; allowed: an integer >= 2")
+        check_counts(2, points=points)
         if not all(low < high < math.inf for low, high in spans):
             raise ValueError(f"radius: got {spans[-1][1]!r}; allowed: a finite number > 0")
         return [np.linspace(low, high, points) for low, high in spans]

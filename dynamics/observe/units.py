@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from dynamics.arguments import NOT_NEGATIVE, check_numbers
 from dynamics.observe.rank import path_name
 from dynamics.types import Observable, Params, check_apply, factory
 
@@ -29,7 +29,7 @@ def dead_units(features: Callable[[Params, Any], Any], *, threshold: float = 0.0
         activation is. Cost: one forward pass.
 
     Raises:
-        ValueError: for a threshold that is not a number >= 0.
+        ValueError: for a threshold below 0; at tracing, for activations that are not ``[n, ..., w]``, or empty.
         TypeError: for features that are no function.
 
     Reference: Dohare et al. 2024, 'Loss of plasticity in deep continual learning', Methods.
@@ -43,10 +43,12 @@ def dead_units(features: Callable[[Params, Any], Any], *, threshold: float = 0.0
         0.5
     """
     check_apply(features)
-    if not 0 <= threshold < np.inf:
-        raise ValueError(f"threshold: got {threshold!r}; allowed: a finite number >= 0")
+    check_numbers(threshold=(threshold, NOT_NEGATIVE))
 
     def share(h):
+        h = jnp.asarray(h)
+        if h.ndim < 2 or 0 in h.shape:
+            raise ValueError(f"features: got shape {h.shape} from it; allowed: [n, ..., w], none of them 0")
         silent = jnp.all(jnp.abs(h) <= threshold, axis=tuple(range(h.ndim - 1)))
         return jnp.where(jnp.any(jnp.isnan(h)), jnp.nan, jnp.mean(silent))
 

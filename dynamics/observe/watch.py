@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from dynamics.arguments import check_counts
 from dynamics.observe.loop_state import LoopState, check_arrays, loop_state
 from dynamics.observe.reader import TOLD, Cost, Reader
 from dynamics.preconditioners import preconditioner_at, preconditioner_of
@@ -221,8 +222,8 @@ def watch(
         raise ValueError(f"budget: got {budget!r} beside every={every!r}; allowed: one of them")
     if budget is not None and not (isinstance(budget, float) and 0 < budget < 1):
         raise ValueError(f"budget: got {budget!r}; allowed: a share of the loop's time > 0 and < 1, such as .05")
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ValueError(f"every: got {every!r}; allowed: an integer >= 1")
+    if every is not None:
+        check_counts(every=every)
     if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"optimizer: got {type(optimizer).__name__}; allowed: an optax transformation")
 

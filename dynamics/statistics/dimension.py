@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Shaped
 
+from dynamics.arguments import check_counts
 from dynamics.record import Estimate
 from dynamics.types import Array
 
@@ -119,8 +120,7 @@ def _pairs(label: np.ndarray, e: int, most: int) -> list[tuple[np.ndarray, np.nd
 
 def _sizes(shape: tuple[int, ...], base: int, part: int) -> list[int]:
     """Powers of the base up to a part of the shorter side (rounded up by a pixel, that a boundary lacks)."""
-    if not isinstance(base, int) or base < 2:
-        raise ValueError(f"base: got {base!r}; allowed: an integer >= 2")
+    check_counts(2, base=base)
     sizes, most = [1], (min(shape) + 1) // part
     while sizes[-1] * base <= most:
         sizes.append(sizes[-1] * base)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from dynamics.arguments import INSIDE, check_counts, check_numbers
 from dynamics.types import Array, PyTree
 
 
@@ -76,10 +77,8 @@ def critical_batch(
     counts = {leaf.shape[:1] for leaf in leaves}
     if len(counts) != 1 or counts == {()} or (n := leaves[0].shape[0]) < 3:
         raise ValueError(f"gradients: got leaves of {sorted(counts)} gradients; allowed: the same n >= 3 in each leaf")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size!r}; allowed: an integer >= 1")
-    if not 0 < share < 1:
-        raise ValueError(f"share: got {share!r}; allowed: 0 < share < 1")
+    check_counts(batch_size=batch_size)
+    check_numbers(share=(share, INSIDE))
     flat = [jnp.reshape(leaf, (n, -1)) for leaf in leaves]
     flat = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in flat]
     images = flat

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynamics.arguments import POSITIVE, SHARE, check_numbers
+
 PRIOR = 0.5
 """Standard deviation of a correction's logarithm at the smallest x: it is a factor of 1.6 there, or of 1/1.6."""
 
@@ -74,10 +76,9 @@ def power_law(x: Any, y: Any, *, share: float = 0.9, correction: float | None = 
         raise ValueError(f"y: got shape {y.shape}; allowed: [seeds, {x.size}] to match x {x.shape}")
     if np.unique(x).size < 3 or np.any(x <= 0):
         raise ValueError(f"x: got {x.tolist()}; allowed: at least three distinct positive values")
-    if not 0 < share <= 1:
-        raise ValueError(f"share: got {share}; allowed: 0 < share <= 1")
-    if correction is not None and not 0 < correction < np.inf:
-        raise ValueError(f"correction: got {correction!r}; allowed: None, or a finite number > 0")
+    check_numbers(share=(share, SHARE))
+    if correction is not None:
+        check_numbers(correction=(correction, (POSITIVE[0], "None, or a finite number > 0")))
     good = np.all(np.isfinite(y) & (y > 0), axis=-1)
     if not good.any() or good.mean() < share:
         return PowerLaw(np.nan, np.nan, np.nan, np.nan, int(good.sum()), good.size)

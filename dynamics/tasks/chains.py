@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, PRNGKeyArray, Real, Shaped
 
+from dynamics.arguments import BELOW_ONE, PROBABILITY, check_counts, check_numbers
 from dynamics.types import Array, ArrayLike
 
 
@@ -33,7 +34,8 @@ def chain(transition: Real[ArrayLike, "n n"]) -> Chain:
         transition: ``P_ij >= 0``, rows that sum to one.
 
     Returns:
-        A ``Chain``. Differentiable and vmappable; NaN where a traced ``P`` is not irreducible.
+        A ``Chain``. Differentiable and vmappable. Of a traced ``P`` that would be refused the law is NaN; where rows
+        are no distributions, ``P`` too.
 
     Raises:
         ValueError: for rows that are no distributions, or states that cannot all reach each other.
@@ -49,15 +51,17 @@ def chain(transition: Real[ArrayLike, "n n"]) -> Chain:
     P = jnp.asarray(transition, jnp.result_type(float, jnp.asarray(transition).dtype))
     if P.ndim != 2 or P.shape[0] != P.shape[1] or not P.size:
         raise ValueError(f"transition: got shape {P.shape}; allowed: [n, n]")
-    concrete = not isinstance(P, Tracer)
-    if concrete:
-        off = float(np.max(np.abs(np.sum(P, 1) - 1)))
-        if not np.all(P >= 0) or not off <= 100 * len(P) * jnp.finfo(P.dtype).eps:
-            raise ValueError(
-                f"transition: got entries from {np.min(P):g} and row sums off by {off:.1g}; allowed: distributions"
-            )
+    off = jnp.max(jnp.abs(jnp.sum(P, 1) - 1))
+    proper = jnp.all(P >= 0) & (off <= 100 * len(P) * jnp.finfo(P.dtype).eps)
     d = _stationary(P)
-    if concrete and not np.all(np.isfinite(d) & (d > 0)):
+    together = jnp.all(jnp.isfinite(d) & (d > 0))
+    if isinstance(d, Tracer):
+        return Chain(jnp.where(proper, P, jnp.nan), jnp.where(proper & together, d, jnp.nan))
+    if not proper:
+        raise ValueError(
+            f"transition: got entries from {np.min(P):g} and row sums off by {off:.1g}; allowed: distributions"
+        )
+    if not together:
         raise ValueError(f"transition: got {len(P)} states in several classes; allowed: all reach each other")
     return Chain(P, d)
 
@@ -91,7 +95,8 @@ def reversible(key: PRNGKeyArray, states: int) -> Chain:
         >>> bool(irreversibility(reversible(jax.random.key(0), 20)) < 1e-5)
         True
     """
-    c = jax.random.exponential(key, (_checked(states), states))
+    check_counts(2, states=states)
+    c = jax.random.exponential(key, (states, states))
     c = c + c.T
     return chain(c / jnp.sum(c, 1, keepdims=True))
 
@@ -102,11 +107,12 @@ def general(key: PRNGKeyArray, states: int) -> Chain:
     Raises:
         ValueError: for fewer than 2 states.
     """
-    c = jax.random.exponential(key, (_checked(states), states))
+    check_counts(2, states=states)
+    c = jax.random.exponential(key, (states, states))
     return chain(c / jnp.sum(c, 1, keepdims=True))
 
 
-def ring(states: int, forward: float = 0.5) -> Chain:
+def ring(states: int, forward: Real[ArrayLike, ""] = 0.5) -> Chain:
     """Steps to the right with probability ``forward``, else to the left, on a ring; reversible at 1/2 alone.
 
     Raises:
@@ -116,16 +122,10 @@ def ring(states: int, forward: float = 0.5) -> Chain:
         >>> round(float(irreversibility(ring(20, 0.95))), 4)
         0.9
     """
-    if not 0 <= forward <= 1:
-        raise ValueError(f"forward: got {forward!r}; allowed: a probability in [0, 1]")
-    right = jnp.roll(jnp.eye(_checked(states, 3)), 1, axis=1)
+    check_counts(3, states=states)
+    check_numbers(forward=(forward, PROBABILITY))
+    right = jnp.roll(jnp.eye(states), 1, axis=1)
     return chain(forward * right + (1 - forward) * right.T)
-
-
-def _checked(states: int, least: int = 2) -> int:
-    if not isinstance(states, int) or states < least:
-        raise ValueError(f"states: got {states!r}; allowed: an integer >= {least}")
-    return states
 
 
 def value(chain: Chain, reward: Shaped[ArrayLike, " n *k"], discount: Real[ArrayLike, ""]) -> Float[Array, " n *k"]:
@@ -144,8 +144,7 @@ def value(chain: Chain, reward: Shaped[ArrayLike, " n *k"], discount: Real[Array
         >>> [round(float(v), 3) for v in value(ring(3, 1.0), jnp.array([1.0, 0.0, 0.0]), 0.5)]
         [1.143, 0.286, 0.571]
     """
-    if isinstance(discount, (int, float, np.generic)) and not 0 <= discount < 1:
-        raise ValueError(f"discount: got {discount!r}; allowed: 0 <= discount < 1")
+    check_numbers(discount=(discount, BELOW_ONE))
     P, reward = chain.transition, jnp.asarray(reward)
     if reward.ndim not in (1, 2) or len(reward) != len(P):
         raise ValueError(f"reward: got shape {reward.shape}; allowed: [{len(P)}] or [{len(P)}, k]")

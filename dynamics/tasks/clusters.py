@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
+from dynamics.arguments import POSITIVE, check_counts, check_numbers
 from dynamics.types import Array, Batch, Data
 
 
@@ -43,10 +44,10 @@ def xor_clusters(
 
     Reference: Xu, Wang, Frei, Vardi & Hu 2023, section 2.
     """
-    if min(samples, test_samples) < 1 or dim < 2:
-        raise ValueError(f"samples, test_samples, dim: got {(samples, test_samples, dim)}; allowed: >= 1, >= 1, >= 2")
-    if separation <= 0 or not 0 <= flips < 0.5:
-        raise ValueError(f"separation, flips: got {(separation, flips)}; allowed: > 0 and in [0, 0.5)")
+    check_counts(samples=samples, test_samples=test_samples)
+    check_counts(2, dim=dim)
+    less_than_half = lambda v: (v >= 0) & (v < 0.5), "a number >= 0 and < 1/2"
+    check_numbers(separation=(separation, POSITIVE), flips=(flips, less_than_half))
     centre_key, train_key, test_key = jax.random.split(key, 3)
     means = separation * jnp.linalg.qr(jax.random.normal(centre_key, (dim, 2)))[0].T  # [2, p]
 

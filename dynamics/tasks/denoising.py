@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, PRNGKeyArray, Real
 
+from dynamics.arguments import POSITIVE, check_numbers
+from dynamics.program import real_view
 from dynamics.types import Array, ArrayLike, Objective, check_apply
 
 
@@ -21,8 +22,13 @@ class Noised(NamedTuple):
 
 
 def noised(key: PRNGKeyArray, x: Float[ArrayLike, "n ..."]) -> Noised:
-    """``x`` with a key of its own for each sample, so that a minibatch of it is a batch of its own."""
-    x = jnp.asarray(x)
+    """``x`` with a key of its own for each sample, so that a minibatch of it is a batch of its own.
+
+    Raises:
+        TypeError: for samples that are not real and floating, such as the bytes of images.
+        ValueError: for no samples, or samples without an axis.
+    """
+    x = _real(x)
     if x.ndim < 2 or not x.shape[0]:
         raise ValueError(f"x: got shape {x.shape}; allowed: [n, ...], samples with at least one axis")
     return Noised(x, jax.random.split(key, x.shape[0]))
@@ -30,8 +36,15 @@ def noised(key: PRNGKeyArray, x: Float[ArrayLike, "n ..."]) -> Noised:
 
 def noise(batch: Noised) -> Float[Array, "n ..."]:
     """The unit Gaussian noise of a batch, in the shape of its samples."""
-    x = jnp.asarray(batch.x)
+    x = _real(batch.x)
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(batch.keys)
+
+
+def _real(x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x: got {x.dtype}; allowed: real floating samples, e.g. x / 255 of bytes")
+    return x
 
 
 def denoising(apply: Callable[..., Array], sigma: Real[ArrayLike, ""]) -> Objective:
@@ -45,8 +58,8 @@ def denoising(apply: Callable[..., Array], sigma: Real[ArrayLike, ""]) -> Object
         sigma: standard deviation of the noise, > 0; may be traced.
 
     Returns:
-        An ``Objective`` on ``Noised`` batches, a mean over samples. To train on fresh noise, redraw the keys:
-        ``evolve.fresh_batches(dynamics, lambda key, batch: noised(key, batch.x))``.
+        An ``Objective`` on ``Noised`` batches, a mean over samples, summed in float32 or more. To train on fresh noise,
+        redraw the keys: ``evolve.fresh_batches(dynamics, lambda key, batch: noised(key, batch.x))``.
 
     Raises:
         ValueError: for sigma out of range, and, at tracing, for outputs that have not the samples' shape.
@@ -60,16 +73,15 @@ def denoising(apply: Callable[..., Array], sigma: Real[ArrayLike, ""]) -> Object
         [1.0, 0.25]
     """
     check_apply(apply)
-    if isinstance(sigma, (int, float, np.generic)) and not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma: got {sigma!r}; allowed: a number > 0")
+    check_numbers(sigma=(sigma, POSITIVE))
 
     def loss(params, batch):
         if not isinstance(batch, Noised):
             raise TypeError(f"data: got {type(batch).__name__}; allowed: noised(key, x)")
-        x = jnp.asarray(batch.x)
+        x = _real(batch.x)
         found = apply(params, x + jnp.asarray(sigma, x.dtype) * noise(batch))
         if found.shape != x.shape:
             raise ValueError(f"apply: got {found.shape} from it; allowed: the shape of x, {x.shape}")
-        return 0.5 * jnp.sum((found - x) ** 2) / x.shape[0]
+        return 0.5 * jnp.sum((real_view.wide(found) - x) ** 2) / x.shape[0]
 
     return Objective.of(loss)

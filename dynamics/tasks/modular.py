@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray
 
+from dynamics.arguments import INSIDE, check_numbers
 from dynamics.types import Batch, Data
 
 Operation = Literal["add", "subtract", "multiply", "permute"]
@@ -74,8 +75,7 @@ def table_task(
     Raises:
         ValueError: unless ``0 < train_fraction < 1``.
     """
-    if not 0 < train_fraction < 1:
-        raise ValueError(f"train_fraction: got {train_fraction!r}; allowed: a number > 0 and < 1")
+    check_numbers(train_fraction=(train_fraction, INSIDE))
     n = table.shape[0]
     cells = n * n
     training = min(max(round(train_fraction * cells), 1), cells - 1)

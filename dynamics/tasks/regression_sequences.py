@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float, PRNGKeyArray
 
-from dynamics.types import ArrayLike, Batch
+from dynamics.arguments import NOT_NEGATIVE, check_counts, check_numbers
+from dynamics.types import Array, ArrayLike, Batch
 
 
 def regression_sequences(
@@ -26,14 +29,14 @@ def regression_sequences(
         length: n, pairs in the context of each.
         tasks: ``[K, d]``, of which each sequence has one at random; or d: each has a fresh ``w ~ N(0, I/d)``.
         noise: variance s2 of the labels' noise; the answer has none.
-        covariance: of the inputs; the identity unless given.
+        covariance: of the inputs, positive definite; the identity unless given. A traced one that is not gives NaN.
 
     Returns:
         ``Batch`` with ``x [samples, n+1, d+1]``, inputs with their label behind them, the query's label 0, and
         ``y [samples, 1]``.
 
     Raises:
-        ValueError: when a size is below 1.
+        ValueError: when a size is below 1, the noise below 0, or the covariance none of d inputs.
 
     Reference: Garg, Tsipras, Liang & Valiant 2022; Raventos, Paul, Chen & Ganguli 2023 (fixed tasks).
 
@@ -42,21 +45,41 @@ def regression_sequences(
         >>> batch.x.shape, batch.y.shape
         ((5, 9, 4), (5, 1))
     """
-    fresh = isinstance(tasks, int)
-    sizes = (samples, length, tasks) if fresh else (samples, length, *jnp.shape(tasks))
-    if min(sizes) < 1 or len(sizes) != (3 if fresh else 4):
-        raise ValueError(f"samples, length, tasks: got {sizes}; allowed: integers >= 1, tasks d or an array [K, d]")
+    check_counts(samples=samples, length=length)
+    check_numbers(noise=(noise, NOT_NEGATIVE))
+    shape = jnp.shape(tasks)
+    if not shape:
+        check_counts(tasks=tasks)
+    elif len(shape) != 2 or 0 in shape:
+        raise ValueError(f"tasks: got shape {shape}; allowed: an integer d, or an array [K, d]")
     task_key, input_key, noise_key = jax.random.split(key, 3)
-    if isinstance(tasks, int):
-        w = jax.random.normal(task_key, (samples, tasks)) / tasks**0.5
+    if shape:
+        w = jnp.asarray(tasks, jnp.result_type(float, jnp.asarray(tasks).dtype))
+        w = w[jax.random.randint(task_key, (samples,), 0, shape[0])]
     else:
-        w = jnp.asarray(tasks)[jax.random.randint(task_key, (samples,), 0, sizes[2])]
+        d = int(np.asarray(tasks))
+        w = jax.random.normal(task_key, (samples, d)) / d**0.5
     x = jax.random.normal(input_key, (samples, length + 1, w.shape[1]), w.dtype)
     if covariance is not None:
-        x = x @ jnp.linalg.cholesky(jnp.asarray(covariance, w.dtype)).T
+        x = x @ _root(jnp.asarray(covariance, w.dtype), w.shape[1]).T
     y = jnp.einsum("snd,sd->sn", x, w)
     shaken = y[:, :-1] + jnp.sqrt(jnp.asarray(noise, w.dtype)) * jax.random.normal(
         noise_key, (samples, length), w.dtype
     )
     labels = jnp.pad(shaken, ((0, 0), (0, 1)))
     return Batch(jnp.concatenate([x, labels[..., None]], -1), y[:, -1:])
+
+
+def _root(covariance: Array, d: int) -> Array:
+    """Its Cholesky factor."""
+    if covariance.shape != (d, d):
+        raise ValueError(f"covariance: got shape {covariance.shape}; allowed: {(d, d)}, of the inputs")
+    root = jnp.linalg.cholesky(covariance)
+    if not isinstance(root, Tracer):
+        apart = float(jnp.max(jnp.abs(covariance - covariance.T)) / jnp.max(jnp.abs(covariance)))
+        if not apart < 1e-4:
+            raise ValueError(f"covariance: got one {apart:.2g} from its transpose; allowed: a symmetric matrix")
+        if not np.all(np.isfinite(root)):
+            least = float(np.linalg.eigvalsh(covariance)[0])
+            raise ValueError(f"covariance: got least eigenvalue {least:.2g}; allowed: a positive definite matrix")
+    return root

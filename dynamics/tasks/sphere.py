@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from dynamics.arguments import check_counts
 from dynamics.types import Batch, Data
 
 
@@ -28,8 +29,7 @@ def sphere_quadratic(key: PRNGKeyArray, samples: int, test_samples: int, dim: in
         >>> data.train.x.shape, data.test.y.shape, round(float((data.train.x[0] ** 2).sum()), 3)
         ((16, 8), (4, 1), 8.0)
     """
-    if min(samples, test_samples, dim) < 1:
-        raise ValueError(f"samples, test_samples, dim: got {(samples, test_samples, dim)}; allowed: integers >= 1")
+    check_counts(samples=samples, test_samples=test_samples, dim=dim)
     direction_key, input_key = jax.random.split(key)
     u = jax.random.normal(direction_key, (dim,))
     x = jax.random.normal(input_key, (samples + test_samples, dim))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from dynamics.arguments import FINITE, check_counts, check_numbers
 from dynamics.types import Batch, Data, Stream
 
 MOST_RANDOM_BITS = 12
@@ -65,9 +66,11 @@ def slow_bits(
         >>> task.x.shape, task.y.shape, bool((task.x[:, :, :15] == task.x[0, :, :15]).all())
         ((100, 1, 20), (100, 1, 1), True)
     """
-    if min(steps, slow, units) < 1 or not 0 <= random <= MOST_RANDOM_BITS:
-        got = {"steps": steps, "slow": slow, "random": random, "units": units}
-        raise ValueError(f"sizes: got {got}; allowed: >= 1, random from 0 to {MOST_RANDOM_BITS}")
+    check_counts(steps=steps, slow=slow, units=units)
+    check_counts(0, random=random)
+    if random > MOST_RANDOM_BITS:
+        raise ValueError(f"random: got {random}; allowed: from 0 to {MOST_RANDOM_BITS}")
+    check_numbers(share=(share, FINITE))
     of_target, of_slow, of_steps = jax.random.split(key, 3)
     m = slow + random
 
@@ -109,7 +112,15 @@ def label_flips(batch: Any) -> Stream:
 
     Args:
         batch: ``Batch(x, y)``, or ``Data`` of two.
+
+    Raises:
+        TypeError: for another batch, and targets without a sign, unsigned or boolean.
     """
+    for part in _batches(batch):
+        for y in jax.tree.leaves(part.y):
+            kind = jnp.result_type(y)
+            if jnp.issubdtype(kind, jnp.unsignedinteger) or not jnp.issubdtype(kind, jnp.number):
+                raise TypeError(f"y: got {kind}; allowed: numbers with a sign; of two classes 0 and 1, 2 y - 1.0")
 
     def data(task):
         sign = 1 - 2 * (jnp.asarray(task) % 2)
@@ -126,9 +137,13 @@ def permuted_inputs(key: PRNGKeyArray, batch: Any) -> Stream:
         key: of the orders.
         batch: ``Batch(x [n, ...], y)``, or ``Data`` of two, which share the order.
 
+    Raises:
+        TypeError: for another batch.
+
     Reference: Goodfellow, Mirza, Xiao, Courville & Bengio 2013, 'An empirical investigation of
     catastrophic forgetting'.
     """
+    _batches(batch)
 
     def data(task):
         def permuted(x):
@@ -149,14 +164,28 @@ def new_labels(key: PRNGKeyArray, batch: Batch) -> Stream:
         key: of the orders.
         batch: ``Batch(x, y [n, ...])``. Nothing can be learned of them for other samples, so that there is no test.
 
+    Raises:
+        TypeError: for another batch, and for ``Data``.
+
     Reference: Lyle, Zheng, Nikishin, Pires, Pascanu & Dabney 2023, 'Understanding plasticity in neural networks'.
     """
+    if not isinstance(batch, Batch):
+        raise TypeError(f"batch: got {type(batch).__name__}; allowed: Batch(x, y)")
 
     def data(task):
         order = jax.random.permutation(jax.random.fold_in(key, task), len(batch.y))
         return batch._replace(y=jnp.asarray(batch.y)[order])
 
     return Stream(data)
+
+
+def _batches(data: Any) -> list[Batch]:
+    """The training and the test batch."""
+    parts = [data.train, *(() if data.test is None else [data.test])] if isinstance(data, Data) else [data]
+    for part in parts:
+        if not isinstance(part, Batch):
+            raise TypeError(f"batch: got {type(part).__name__}; allowed: Batch(x, y), or Data(train, test) of two")
+    return parts
 
 
 def _each(data: Any, change: Any) -> Any:

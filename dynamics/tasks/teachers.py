@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
+from dynamics.arguments import check_counts
 from dynamics.types import Array, Batch, Data, Model
 
 
@@ -35,8 +36,7 @@ def quadratic_teacher(key: PRNGKeyArray, samples: int, test_samples: int, dim: i
 
     Reference: Kumar, Bordelon, Gershman & Pehlevan 2023, section 4.
     """
-    if min(samples, test_samples, dim) < 1:
-        raise ValueError(f"samples, test_samples, dim: got {(samples, test_samples, dim)}; allowed: integers >= 1")
+    check_counts(samples=samples, test_samples=test_samples, dim=dim)
     beta_key, train_key, test_key = jax.random.split(key, 3)
     direction = jax.random.normal(beta_key, (dim,))
     beta = direction * jnp.sqrt(dim) / jnp.linalg.norm(direction)
@@ -63,8 +63,7 @@ def network_teacher(key: PRNGKeyArray, model: Model, samples: int, test_samples:
     Raises:
         ValueError: when a size is below 1.
     """
-    if min(samples, test_samples, dim) < 1:
-        raise ValueError(f"samples, test_samples, dim: got {(samples, test_samples, dim)}; allowed: integers >= 1")
+    check_counts(samples=samples, test_samples=test_samples, dim=dim)
     teacher_key, train_key, test_key = jax.random.split(key, 3)
     _, params = model.init(teacher_key, (-1, dim))
 

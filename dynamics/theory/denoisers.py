@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float, Real
 
 from dynamics.theory.resolvents import Resolvent
@@ -28,6 +30,9 @@ def linear_denoisers(resolvent: Resolvent, noise: Real[ArrayLike, ""]) -> Denois
         resolvent: ``theory.resolvents.resolvent(eigenvalues, n, s^2)``, of the data's principal variances ``[m]``.
         noise: ``s^2``, the noise's variance; the network is trained at it, which makes it the ridge.
 
+    Raises:
+        ValueError: for a noise that is not the resolvent's ridge (of traced values it is not looked at).
+
     Assumptions: those of ``resolvent``; training to the end on fresh noise.
 
     Reference: Kadkhodaie, Guth, Simoncelli & Mallat 2024, 'Generalization in diffusion models arises from
@@ -40,6 +45,9 @@ def linear_denoisers(resolvent: Resolvent, noise: Real[ArrayLike, ""]) -> Denois
         (True, 0.334)
     """
     R, noise = resolvent, jnp.asarray(noise, resolvent.eigenvalues.dtype)
+    known = not isinstance(noise, Tracer) and not isinstance(R.ridge, Tracer)
+    if known and not np.allclose(noise, R.ridge, rtol=1e-5, atol=0):
+        raise ValueError(f"noise: got {noise}; allowed: the resolvent's ridge, {R.ridge}")
     lam, one = R.eigenvalues, jnp.ones_like(R.eigenvalues)
     squared = lam.size - 2 * R.trace(one) + R.trace_pair(one, one)  # tr(D D)
     test = R.trace_pair(one, lam) + noise * squared

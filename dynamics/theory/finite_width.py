@@ -16,8 +16,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, Real
 
+from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_counts, check_numbers
 from dynamics.stax.activations.quadrature import gaussian_panels
-from dynamics.stax.layers.checks import check_count, check_scales
 from dynamics.stax.layers.weights import Haar, LowRank, Sparse, WeightLaw, check_law
 from dynamics.theory.activations import Activation
 from dynamics.theory.signal_propagation import length_map
@@ -108,12 +108,7 @@ def _check(widths, W_std: ArrayLike, b_std: ArrayLike, start: ArrayLike) -> None
             raise ValueError(f"widths: got {widths}; allowed: a list of positive numbers")
         if not np.all(array > 0):
             raise ValueError(f"widths: got {widths}; allowed: positive numbers")
-    for name, value in (("W_std", W_std), ("b_std", b_std), ("start", start)):
-        if np.ndim(value):
-            raise ValueError(f"{name}: got shape {np.shape(value)}; allowed: a number (jax.vmap maps several)")
-    check_scales(W_std=W_std, b_std=b_std)
-    if not isinstance(start, Tracer) and not np.all(np.asarray(start) > 0):
-        raise ValueError(f"start: got {start}; allowed: a number > 0")
+    check_numbers(W_std=(W_std, NOT_NEGATIVE), b_std=(b_std, NOT_NEGATIVE), start=(start, POSITIVE))
 
 
 def _even_moments(activation: Activation):
@@ -228,8 +223,7 @@ def _active(width: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """``k >= 1`` and its probabilities given that a layer is not dead."""
     from scipy.stats import binom
 
-    for name, value in (("width", width), ("depth", depth)):
-        check_count(name, value)
+    check_counts(width=width, depth=depth)
     k = np.arange(1, width + 1)
     p = binom.pmf(k, width, 0.5)
     return k, p / p.sum()

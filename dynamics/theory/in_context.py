@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_numbers
 from dynamics.precision import full_precision
 from dynamics.types import Array, ArrayLike
 
@@ -25,6 +26,8 @@ from dynamics.types import Array, ArrayLike
 def second_moment(tasks: Float[ArrayLike, "K d"]) -> Float[Array, "d d"]:
     """``R = (1/K) sum_k w_k w_k^T``: all that linear attention learns of its tasks ``[K, d]``."""
     tasks = jnp.asarray(tasks)
+    if tasks.ndim != 2 or not tasks.shape[0]:
+        raise ValueError(f"tasks: got shape {tasks.shape}; allowed: [K, d], one task or more")
     return tasks.T @ tasks / tasks.shape[0]
 
 
@@ -47,6 +50,7 @@ def context_moment(
         >>> context_moment(jnp.eye(2) / 2, 4, 0.5).diagonal().tolist()      # 5/4 1/2 + (1 + 1/2)/4
         [1.0, 1.0]
     """
+    check_numbers(many=True, samples=(samples, POSITIVE), noise=(noise, NOT_NEGATIVE))
     R, S = _pair(R, covariance)
     n = jnp.asarray(samples, R.dtype)
     return (1 + 1 / n) * S @ R @ S + (jnp.trace(S @ R) + noise) / n * S
@@ -78,6 +82,8 @@ def risk(
     A = context_moment(R, samples, noise, covariance)
     R, S = _pair(R, covariance)
     Gamma = jnp.asarray(Gamma, A.dtype)
+    if Gamma.shape[-2:] != R.shape:
+        raise ValueError(f"Gamma: got shape {Gamma.shape}; allowed: [..., d, d], {R.shape} as R")
     learnt = S @ Gamma
     crossed = jnp.trace(learnt @ S @ R, axis1=-2, axis2=-1)
     return jnp.trace(S @ R) - 2 * crossed + jnp.trace(learnt @ A @ jnp.swapaxes(Gamma, -1, -2), axis1=-2, axis2=-1)
@@ -170,6 +176,7 @@ def discrete_bayes(
         >>> w.round(3).tolist()
         [1.0, 0.0]
     """
+    check_numbers(many=True, noise=(noise, POSITIVE))
     x, y, tasks = jnp.asarray(x), jnp.asarray(y), jnp.asarray(tasks)
     errors = y[..., None] - jnp.einsum("...nd,kd->...nk", x, tasks)
     return jax.nn.softmax(-jnp.sum(errors**2, -2) / (2 * jnp.asarray(noise)), -1) @ tasks
@@ -190,6 +197,7 @@ def ridge(
         >>> ridge(jnp.eye(2), jnp.array([1.0, 0.0]), 0.5).round(4).tolist()
         [0.5, 0.0]
     """
+    check_numbers(many=True, noise=(noise, POSITIVE))
     x, y = jnp.asarray(x), jnp.asarray(y)
     d = x.shape[-1]
     gram = jnp.swapaxes(x, -1, -2) @ x + d * jnp.asarray(noise) * jnp.eye(d, dtype=x.dtype)

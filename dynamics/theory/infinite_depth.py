@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Real
 
+from dynamics.arguments import check_counts, check_numbers
 from dynamics.types import Array, ArrayLike
 
 
@@ -46,8 +47,7 @@ def log_deep_ntk(overlap: Real[ArrayLike, "*n"], dual: tuple[float, ...], depth:
         3.0
     """
     check_dual(dual)
-    if depth < 1:
-        raise ValueError(f"depth: got {depth!r}; allowed: an integer >= 1")
+    check_counts(depth=depth)
     powers = [(i, math.log(weight)) for i, weight in enumerate(dual) if weight > 0]
 
     def value(log_t):
@@ -113,8 +113,7 @@ def dual_with_singularity(alpha: float) -> tuple[float, ...]:
         >>> round(singularity(dual_with_singularity(2.0)), 6)
         2.0
     """
-    if not alpha > 1:
-        raise ValueError(f"alpha: got {alpha!r}; allowed: a number > 1")
+    check_numbers(alpha=(alpha, (lambda v: v > 1, "a number > 1")))
     low, high = 1e-12, 1.0 - 1e-12  # the exponent falls from infinity to 1 as p grows
     for _ in range(100):
         middle = 0.5 * (low + high)

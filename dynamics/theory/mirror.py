@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Real
 
+from dynamics.arguments import INSIDE, NOT_NEGATIVE, check_numbers
 from dynamics.geometry import Potential
 from dynamics.types import Array, ArrayLike
 
@@ -47,9 +48,9 @@ class Projection(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("potential", "iterations"))
 def projection(
     potential: Potential,
-    start: Float[Array, " D"],
-    x: Float[Array, "P D"],
-    y: Float[Array, " P"],
+    start: Real[ArrayLike, " D"],
+    x: Real[ArrayLike, "P D"],
+    y: Real[ArrayLike, " P"],
     *,
     iterations: int = 100,
 ) -> Projection:
@@ -70,6 +71,9 @@ def projection(
         A ``Projection``; the caller judges its ``residual``, which does not fall where the equations have no solution
         in phi's domain. Use float64.
 
+    Raises:
+        ValueError: for more equations than weights, or shapes that do not fit.
+
     Cost: ``P^2 D + P^3/3`` a step, of which some ten are taken.
 
     Reference: Gunasekar, Lee, Soudry & Srebro 2018, 'Characterizing implicit bias in terms of optimization geometry',
@@ -82,6 +86,13 @@ def projection(
         >>> [round(w, 5) for w in found.w.tolist()]  # the nearest point of w_1 + w_2 = 3
         [2.0, 1.0]
     """
+    start, x, y = (jnp.asarray(value) for value in (start, x, y))
+    dtype = jnp.result_type(float, start, x, y)
+    start, x, y = (value.astype(dtype) for value in (start, x, y))
+    if x.ndim != 2 or y.shape != x.shape[:1] or start.shape != x.shape[1:] or len(y) > len(start):
+        raise ValueError(
+            f"x: got shape {x.shape} with y {y.shape}, start {start.shape}; allowed: [P, D], [P], [D], P <= D"
+        )
     theta0, eps = potential.gradient(start), jnp.finfo(y.dtype).eps
 
     def at(nu):
@@ -272,10 +283,7 @@ def weight_law(
         >>> round(law.c, 6), round(law.mean(lambda w, w0: w**2), 6)
         (0.666667, 1.266667)
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha: got {alpha!r}; allowed: a number in (0, 1)")
-    if not 0 <= target_variance < np.inf:
-        raise ValueError(f"target_variance: got {target_variance!r}; allowed: a finite number >= 0")
+    check_numbers(alpha=(alpha, INSIDE), target_variance=(target_variance, NOT_NEGATIVE))
     w0 = np.asarray(start, float)
     p = np.full(w0.shape, 1.0) if probability is None else np.asarray(probability, float)
     if w0.ndim != 1 or p.shape != w0.shape or not np.all(np.isfinite(w0)) or not np.all(p >= 0) or not p.sum() > 0:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from dynamics.arguments import check_counts
 from dynamics.types import Array
 
 
@@ -70,8 +71,7 @@ def parity_margin(k: int) -> float:
         >>> round(parity_margin(4), 4)
         0.6072
     """
-    if k < 1:
-        raise ValueError(f"k: got {k!r}; allowed: an integer >= 1")
+    check_counts(k=k)
     return float(math.factorial(k) * (2 * (k + 1) ** -(k + 1.0)) ** 0.5)
 
 
@@ -174,9 +174,7 @@ def feature_energy(order: int, dimension: int = 1, *, real: bool = True) -> floa
 
     Reference: Tian 2025, 'Provable scaling laws of feature emergence from learning dynamics of grokking', theorem 2.
     """
-    for name, value in (("order", order), ("dimension", dimension)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value!r}; allowed: an integer >= 1")
+    check_counts(order=order, dimension=dimension)
     return order / ((2 if real else 4) * dimension)
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from dynamics.arguments import FINITE, check_counts, check_numbers
+
 
 class Moments(NamedTuple):
     """Of a linear learner's weights, at one moment: ``mean``, ``E w``, and ``second``, ``E w w^T``."""
@@ -51,7 +53,7 @@ def online_regression(
         ``(error, moments)``: the mean of ``(f - y)^2`` over the steps, each before its update, and over draws.
 
     Raises:
-        ValueError: for steps below 1.
+        ValueError: for steps below 1, eta that is not finite, or samples ``x`` and ``y`` that do not fit.
 
     Cost: ``O(k^6 log steps)`` a member of the batch, in float64 on the host; k above some 10 is too many.
 
@@ -62,9 +64,12 @@ def online_regression(
         >>> float(error), after.mean.tolist()
         (0.625, [0.75])
     """
-    if steps < 1:
-        raise ValueError(f"steps: got {steps!r}; allowed: an integer >= 1")
+    check_counts(steps=steps)
+    check_numbers(learning_rate=(learning_rate, FINITE))
     x, y = np.asarray(x, float), np.asarray(y, float)
+    if x.ndim < 2 or y.shape != x.shape[:-1] or 0 in x.shape or start.mean.shape[-1] != x.shape[-1]:
+        got = f"{x.shape} with y {y.shape}, weights {start.mean.shape}"
+        raise ValueError(f"x: got shape {got}; allowed: [*b, n, d], [*b, n], [*b, d]")
     n, eta = x.shape[-2], learning_rate
     values, vectors = np.linalg.eigh(_transposed(x) @ x / n)
     spanned = values > 1e-12 * np.maximum(values[..., -1:], np.finfo(float).tiny)

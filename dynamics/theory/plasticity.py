@@ -7,8 +7,11 @@ takes it to ``c (1 - eta^2 (f - s)^2)``, so that each task leaves less of it to 
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float
 
+from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_numbers
 from dynamics.types import Array, ArrayLike
 
 
@@ -26,12 +29,16 @@ def aged(age: ArrayLike, learning_rate: ArrayLike, target: ArrayLike = 1.0) -> F
     Returns:
         L after, of the broadcast shape; relative error of the increment O(eta).
 
+    Raises:
+        ValueError: for a negative eta, or s that is not above 0.
+
     Reference: derived here; Du, Hu & Lee 2018 and Arora, Cohen & Hazan 2018 on the conserved imbalance.
 
     Example:
         >>> round(float(aged(20.0, 0.05) + jnp.log(4)) / float(20.0 + jnp.log(4)), 4)
         1.05
     """
+    check_numbers(many=True, learning_rate=(learning_rate, NOT_NEGATIVE), target=(target, POSITIVE))
     age, learning_rate, s = jnp.asarray(age), jnp.asarray(learning_rate), jnp.asarray(target)
     asinh = jnp.log(2 * s) + age + jnp.log1p(jnp.sqrt(1 + jnp.exp(-2 * age) / (4 * s**2)))
     return age + learning_rate * s * asinh
@@ -53,7 +60,10 @@ def relearning_steps(
         target: s > 0.
 
     Returns:
-        Steps, of the broadcast shape. In double precision good to ten digits for tol down to 1e-5.
+        Steps, of the broadcast shape, to rounding at any age: ``R - s t - k`` is taken as a sum of positive terms.
+
+    Raises:
+        ValueError: for a tolerance outside (0, s), or eta or s that are not above 0.
 
     Reference: derived here.
 
@@ -63,10 +73,14 @@ def relearning_steps(
         ...     [round(float(relearning_steps(age, 0.02, 1e-2)), 1) for age in (5.0, 15.0)]
         [416.7, 916.7]
     """
+    check_numbers(many=True, learning_rate=(learning_rate, POSITIVE), target=(target, POSITIVE))
+    known = not isinstance(target, Tracer)
+    within, allowed = (lambda v: (v > 0) & (v < np.asarray(target)), "above 0, below the target") if known else POSITIVE
+    check_numbers(many=True, tolerance=(tolerance, (within, allowed)))
     age, eta, tol, s = (jnp.asarray(value) for value in (age, learning_rate, tolerance, target))
-    k = jnp.exp(-age) / 2
-    q = jnp.arcsinh((s - tol) / k)
-    R = jnp.sqrt(s**2 + k**2)
-    behind = s * 2 / (1 + jnp.exp(q)) + k**2 / (R + s)  # R - s t, which loses its digits as t -> 1
-    before = 2 * R - behind
-    return (jnp.log((before + k) / (behind - k)) - jnp.log((behind + k) / (before - k))) / (2 * eta * R)
+    a, k = s - tol, jnp.exp(-age) / 2
+    h, R = jnp.hypot(a, k), jnp.hypot(s, k)
+    t, r = a / (h + k), tol * (s + a) / (R + h)  # r = R - h
+    left = (r + k * (r**2 + tol**2) / (2 * (R * h + s * a))) / (h + k)  # (R - s t)/k - 1, a sum of positive terms
+    ends = jnp.log(R + s * t + k) + jnp.log(s**2 / (R + k) + s * t) - jnp.log(left) - jnp.log(2 + left)
+    return (ends + 2 * (age + jnp.log(2.0))) / (2 * eta * R)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from dynamics.stax.layers.checks import check_count
+from dynamics.arguments import check_counts
 from dynamics.types import Array
 
 
@@ -83,5 +83,5 @@ def expected_breakpoints(kernel: Callable[..., Any], x: Float[Array, "n ..."], w
 
     Reference: Rice 1945.
     """
-    check_count("width", width)
+    check_counts(width=width)
     return width * jnp.sum(crossing_probabilities(kernel, x))

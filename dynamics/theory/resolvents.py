@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, Real
 
+from dynamics.arguments import OR_INFINITE, POSITIVE, check_counts, check_numbers
 from dynamics.types import Array, ArrayLike
 
 
@@ -28,7 +28,6 @@ class EffectiveRidge(NamedTuple):
     residual: Float[Array, ""]
 
 
-@partial(jax.jit, static_argnames="iterations")
 def effective_ridge(
     eigenvalues: Real[ArrayLike, " m"],
     samples: Real[ArrayLike, ""],
@@ -53,7 +52,10 @@ def effective_ridge(
         iterations: bisections; each halves the bracket of ``log kappa``.
 
     Returns:
-        An ``EffectiveRidge``. Differentiable and vmappable.
+        An ``EffectiveRidge``. Differentiable and vmappable. NaN for a traced ridge of 0.
+
+    Raises:
+        ValueError: for samples, features or a ridge that are no numbers above 0.
 
     Cost: ``iterations`` sums over m modes.
 
@@ -64,6 +66,20 @@ def effective_ridge(
         >>> round(float(found.kappa), 4), round(float(found.kappa - 0.5 * found.kappa / (1 + found.kappa)), 4)
         (0.1742, 0.1)
     """
+    check_numbers(samples=(samples, POSITIVE), ridge=(ridge, POSITIVE), features=(features, OR_INFINITE))
+    check_counts(iterations=iterations)
+    return _effective_ridge(eigenvalues, samples, ridge, features, multiplicities, iterations)
+
+
+@partial(jax.jit, static_argnames="iterations")
+def _effective_ridge(
+    eigenvalues: ArrayLike,
+    samples: ArrayLike,
+    ridge: ArrayLike,
+    features: ArrayLike,
+    multiplicities: ArrayLike,
+    iterations: int,
+) -> EffectiveRidge:
     dtype = jnp.result_type(float)
     lam = jnp.asarray(eigenvalues, dtype)
     count = jnp.broadcast_to(jnp.asarray(multiplicities, dtype), lam.shape)
@@ -117,11 +133,13 @@ class Resolvent(NamedTuple):
         eigenvalues: l.
         samples: n.
         kappa: the effective ridge.
+        ridge: that of the definition.
     """
 
     eigenvalues: Float[Array, " m"]
     samples: Float[Array, ""]
     kappa: Float[Array, ""]
+    ridge: Float[Array, ""]
 
     @property
     def mean(self) -> Float[Array, " m"]:
@@ -174,11 +192,9 @@ def resolvent(
         >>> round(float(R.trace(one)), 3), round(float(R.trace_pair(one, one)), 3)
         (7.417, 1.726)
     """
-    for name, number in (("samples", samples), ("ridge", ridge)):
-        if isinstance(number, (int, float, np.generic)) and not 0 < number < float("inf"):
-            raise ValueError(f"{name}: got {number!r}; allowed: a number > 0")
     kappa = effective_ridge(eigenvalues, samples, ridge).kappa
-    return Resolvent(jnp.asarray(eigenvalues, kappa.dtype), jnp.asarray(samples, kappa.dtype), kappa)
+    lam, n, ridge = (jnp.asarray(value, kappa.dtype) for value in (eigenvalues, samples, ridge))
+    return Resolvent(lam, n, kappa, ridge)
 
 
 def _diagonal(M: ArrayLike) -> Array:

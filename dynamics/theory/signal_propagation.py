@@ -25,6 +25,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Bool, Float
 
+from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_numbers
 from dynamics.theory.activations import Activation, moments_of
 from dynamics.theory.fixed_point import bisect, implicit
 from dynamics.types import Array, ArrayLike
@@ -339,8 +340,4 @@ def _depth(slope: Array) -> Array:
 
 
 def _check(W_std: ArrayLike, b_std: ArrayLike, start: float) -> None:
-    for name, value in (("W_std", W_std), ("b_std", b_std)):
-        if isinstance(value, int | float) and value < 0:
-            raise ValueError(f"{name}: got {value}; allowed: a number >= 0")
-    if not start > 0:
-        raise ValueError(f"start: got {start}; allowed: a number > 0")
+    check_numbers(many=True, W_std=(W_std, NOT_NEGATIVE), b_std=(b_std, NOT_NEGATIVE), start=(start, POSITIVE))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Real
 
+from dynamics.arguments import check_counts
 from dynamics.types import Array, ArrayLike
 
 
@@ -74,8 +75,7 @@ def marchenko_pastur(aspect: Real[ArrayLike, ""], nodes: int = 1000) -> Spectrum
         >>> round(float(law.mean(law.eigenvalues)), 4)  # E l = a
         2.0
     """
-    if nodes < 1:
-        raise ValueError(f"nodes: got {nodes!r}; allowed: an integer >= 1")
+    check_counts(nodes=nodes)
     a = jnp.asarray(aspect, jnp.result_type(float))
     theta = jnp.asarray((np.arange(nodes) + 0.5) * np.pi / nodes, a.dtype)
     eigenvalues = (1 - jnp.sqrt(a)) ** 2 + 4 * jnp.sqrt(a) * jnp.sin(theta / 2) ** 2

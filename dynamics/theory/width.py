@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
+from dynamics.arguments import check_counts
 from dynamics.empirical import empirical_ntk_fn
 from dynamics.statistics import PowerLaw, kernel_distance, power_law
 from dynamics.types import Array, Model, Params
@@ -73,8 +74,7 @@ def kernel_width_study(
     steps = np.diff(np.asarray(widths))
     if len(widths) < 1 or min(widths) < 1 or np.any(steps <= 0):
         raise ValueError(f"widths: got {tuple(widths)}; allowed: positive integers, ascending")
-    if seeds < 1:
-        raise ValueError(f"seeds: got {seeds}; allowed: an integer >= 1")
+    check_counts(seeds=seeds)
     columns = [_of_width(network(n), x, jax.random.fold_in(key, n), seeds, train) for n in widths]
     fluctuation, drift = (np.stack(readings, axis=1) for readings in zip(*columns, strict=True))
     return WidthStudy(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
+from dynamics.arguments import check_counts
 from dynamics.losses import half_mse
 from dynamics.statistics import PowerLaw, power_law
 from dynamics.theory.coordinates import SCHEMES, Coordinates, LayerScaling, coordinate_exponents, scheme_exponents
@@ -124,9 +125,7 @@ def coordinate_check(
         widths = tuple(map(int, widths))
     if len(widths) < 3 or any(not isinstance(n, int) or n < 1 for n in widths) or sorted(set(widths)) != list(widths):
         raise ValueError(f"widths: got {widths}; allowed: three or more ascending integers")
-    for name, value in (("steps", steps), ("seeds", seeds)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: got {value!r}; allowed: an integer >= 1")
+    check_counts(steps=steps, seeds=seeds)
     if not hasattr(data, "x") or not hasattr(data, "y"):
         raise TypeError(f"data: got {type(data).__name__}; allowed: Batch(x, y)")
     keys = jax.random.split(jax.random.key(0) if key is None else key, seeds)

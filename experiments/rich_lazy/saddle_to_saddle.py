@@ -30,6 +30,7 @@ from dynamics.types import Batch, Claim, Objective, Record
 
 SOURCE = "Jacot, Ged, Simsek, Hongler & Gabriel 2021, 'Saddle-to-saddle dynamics in deep linear networks'"
 SECONDS = 15
+RECORD = 0.1  # time between recorded steps: at sigma = 1 a stage is passed within less than 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def run(config: Config, study=in_memory) -> Result:
         make=lambda lane: gradient_descent(L, config.learning_rate),
         read=[read],
         steps=config.steps,
-        record_at=every(max(1, config.steps // 400), config.steps),
+        record_at=every(max(1, round(RECORD / config.learning_rate)), config.steps),
         key=key,
         data=Batch(jnp.eye(n), ((left * strength) @ right.T).T),
         label="descent",

@@ -1,8 +1,8 @@
 """The gallery of experiments: as a command, and as the README's table with the claims of finished runs.
 
 ``python -m dynamics.runs.command.gallery`` fills the table between the README's ``<!-- gallery -->`` marks. Given a
-folder of runs it first takes the verdicts and figures of the quick presets that finished there, and keeps them in
-``docs/gallery.json`` and ``docs/gallery/<experiment>.webp``.
+folder of runs it first takes the verdicts of the plain presets that finished there, and the quick ones' figures, and
+keeps them in ``docs/gallery.json`` and ``docs/gallery/<experiment>.webp``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dynamics.runs.command.discover import Entry, gallery
 from dynamics.runs.durable.errors import HOLDS, BadInput, Damaged
 from dynamics.runs.durable.files import json_text, read_json, write_bytes
 from dynamics.runs.machine import REFERENCE, here, matmul_rate
-from dynamics.runs.report.claim_words import counted
+from dynamics.runs.report.claim_words import counted, kind
 
 OPEN, CLOSE = "<!-- gallery -->", "<!-- /gallery -->"
 FIGURE_BYTES = 60_000  # of one figure in the repository
@@ -91,7 +91,7 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
         entries: what ``discover.gallery`` finds.
         results: ``{experiment: {"held", "tested", "rejected", "rivals", ...}}``, the claims that held of those tested
             in the quick preset (``unreached`` of them within it), and the rivals rejected of those that claims name; an
-            identity counts as no claim.
+            identity counts as no claim. ``presets`` has those of the others by name.
 
     Example:
         >>> entry = Entry("experiments.toy.decay", "Decay of modes (Doe 2020)", 5, True, "Doe 2020, 'On decay'")
@@ -107,13 +107,24 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
     for entry in entries:
         name = f"**`{entry.experiment}`**" if entry.flagship else f"`{entry.experiment}`"
         found = results.get(entry.experiment)
-        held = f"{found['held']} of {found['tested']}" if found else "not run yet"
-        held += f", {found['unreached']} not reached" if found and found.get("unreached") else ""
+        held = "; ".join([of_tested(found), *(f"{name} {of_tested(one)}" for name, one in others(found).items())])
         rejected = f"{found['rejected']} of {found['rivals']}" if found and found.get("rivals") else "–"
         seconds = f"{entry.seconds:.0f} s" if entry.seconds else "–"
         line = f"| {name} | {title(entry)} | {papers(entry)} | {held} | {rejected} | {seconds} |"
         lines.append(line.replace("$", r"\$"))
     return "\n".join(lines)
+
+
+def of_tested(found: Mapping[str, Any] | None) -> str:
+    """How many claims of a run held."""
+    if not found or "held" not in found:
+        return "not run yet"
+    return f"{found['held']} of {found['tested']}" + (f", {n} not reached" if (n := found.get("unreached")) else "")
+
+
+def others(found: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """The verdicts of the presets beside the quick one."""
+    return dict((found or {}).get("presets", {}))
 
 
 def title(entry: Entry) -> str:
@@ -139,22 +150,23 @@ def filled(text: str, content: str) -> str:
     return f"{before}{OPEN}\n{content}\n{CLOSE}{after}"
 
 
-def newest_runs(root: Path) -> dict[str, Path]:
-    """The newest finished run with the plain quick preset of each experiment under ``root``."""
-    newest: dict[str, tuple[str, Path]] = {}
+def newest_runs(root: Path) -> dict[tuple[str, str], Path]:
+    """The newest finished run of each experiment under ``root`` and each of its presets, without other flags."""
+    newest: dict[tuple[str, str], tuple[str, Path]] = {}
     for path in root.glob("*/*/claims.json"):
         try:
             about = read_json(path.parent / "provenance.json", {})
             read_json(path, [])
         except Damaged:
             continue
-        flags = [word for word in about.get("command", [])[3:] if word.startswith("--")]
-        if about.get("preset") != "quick" or set(flags) - {"--out", "--name", "--quiet", "--json", "--x64"}:
+        flags = [word.partition("=")[0] for word in about.get("command", [])[3:] if word.startswith("--")]
+        preset = about.get("preset")
+        if not preset or set(flags) - {"--out", "--name", "--quiet", "--json", "--x64", "--preset"}:
             continue
-        name, started = path.parent.parent.name, str(about.get("started"))
-        if name not in newest or newest[name][0] < started:
-            newest[name] = started, path.parent
-    return {name: folder for name, (_, folder) in sorted(newest.items())}
+        key, started = (path.parent.parent.name, preset), str(about.get("started"))
+        if key not in newest or newest[key][0] < started:
+            newest[key] = started, path.parent
+    return {key: folder for key, (_, folder) in sorted(newest.items())}
 
 
 def verdicts(folder: Path) -> dict[str, Any]:
@@ -163,12 +175,14 @@ def verdicts(folder: Path) -> dict[str, Any]:
     claims = [claim for claim in claims if not claim.get("source", "").startswith("identity")]
     count, claims = counted(claims), [claim for claim in claims if claim["holds"] is not None]
     rivals = sum(len(claim.get("rivals", ())) for claim in claims)
+    failing = [claim["name"] for claim in claims if kind(claim) == "fails"]
     return {
         "held": count["holds"],
         "tested": len(claims) + count["unreached"],
         **({"unreached": count["unreached"]} if count["unreached"] else {}),
         "rejected": rivals - sum(len(claim.get("standing", ())) for claim in claims),
         "rivals": rivals,
+        **({"fails": failing} if failing else {}),
         "seconds": about.get("seconds"),
         "jax": about.get("jax"),
     }
@@ -201,10 +215,16 @@ def update(root: Path, runs: Path | None = None) -> str:
     results = read_json(kept, {})
     if runs is not None:
         newest = newest_runs(runs)
-        results = dict(sorted({**results, **{name: verdicts(folder) for name, folder in newest.items()}}.items()))
+        for (name, preset), folder in newest.items():
+            kept_others = others(results.get(name))
+            if preset == "quick":
+                results[name] = {**verdicts(folder), **({"presets": kept_others} if kept_others else {})}
+            else:
+                results.setdefault(name, {})["presets"] = {**kept_others, preset: verdicts(folder)}
+        results = dict(sorted(results.items()))
         write_bytes(kept, json_text(results).encode())
-        for name, folder in newest.items():
-            if (folder / "figure.png").is_file():
+        for (name, preset), folder in newest.items():
+            if preset == "quick" and (folder / "figure.png").is_file():
                 figure_file(root, name).parent.mkdir(exist_ok=True)
                 write_bytes(figure_file(root, name), small_figure(folder / "figure.png"))
     content = table(gallery(), results)

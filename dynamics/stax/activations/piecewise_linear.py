@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from dynamics.arguments import check_counts
 from dynamics.stax.activations.elementwise import Dual, elementwise
 from dynamics.stax.kernel.algebra import safe_sqrt
 from dynamics.types import Array, Model
@@ -119,8 +120,7 @@ def RectifiedMonomial(degree: int) -> Model:
 
     Reference: Cho & Saul 2009, eq. 4.
     """
-    if degree < 0:
-        raise ValueError(f"degree: got {degree}; allowed: an integer >= 0")
+    check_counts(0, degree=degree)
     polynomials = _arccosine_polynomials(degree)
     top = math.prod(range(2 * degree - 1, 0, -2))
 

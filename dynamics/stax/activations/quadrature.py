@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from dynamics.arguments import check_counts
 from dynamics.stax.activations.elementwise import Dual, elementwise, smooth_dual
 from dynamics.stax.kernel.algebra import safe_reciprocal, safe_sqrt
 from dynamics.types import Array, Model
@@ -36,8 +37,7 @@ def gaussian_panels(panels: int = 48, degree: int = 12, reach: float = 12.0) -> 
 
 def ElementwiseNumerical(fn: Callable[[Array], Array], deg: int, df: Callable | None = None) -> Model:
     """``f = fn`` by a two-dimensional Gauss-Hermite rule with ``deg`` nodes an axis; cost ``deg^2`` a kernel entry."""
-    if deg < 1:
-        raise ValueError(f"deg: got {deg}; allowed: an integer >= 1")
+    check_counts(deg=deg)
     slope_fn = jax.grad(fn) if df is None else df
     points, weights = gauss_hermite(deg)
 

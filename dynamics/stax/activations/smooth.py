@@ -11,6 +11,7 @@ import numpy as np
 from jax.scipy.special import erf
 from jaxtyping import Float
 
+from dynamics.arguments import NOT_NEGATIVE, check_counts, check_numbers
 from dynamics.stax.activations.elementwise import Dual, alike, distance_dual, elementwise, settled, smooth_dual
 from dynamics.stax.activations.lifted import Lifted, self_angle
 from dynamics.stax.kernel.algebra import safe_reciprocal
@@ -123,8 +124,7 @@ def Rbf(gamma: float | Float[Array, ""] = 1.0) -> Model:
 
     Reference: Rahimi & Recht 2007.
     """
-    if isinstance(gamma, int | float) and gamma < 0:
-        raise ValueError(f"gamma: got {gamma}; allowed: a number >= 0")
+    check_numbers(many=True, gamma=(gamma, NOT_NEGATIVE))
 
     def cross(gap, s1, s2):
         distance = gap + 0.5 * (s1 - s2) ** 2
@@ -227,8 +227,7 @@ def Hermite(degree: int) -> Model:
 
     Reference: Daniely et al. 2016.
     """
-    if degree < 0:
-        raise ValueError(f"degree: got {degree}; allowed: an integer >= 0")
+    check_counts(0, degree=degree)
     coefficients = np.polynomial.hermite_e.herme2poly([0] * degree + [1])[::-1] / math.factorial(degree) ** 0.5
 
     def cross(k, q1, q2):
@@ -241,8 +240,7 @@ def Hermite(degree: int) -> Model:
 
 def Monomial(degree: int) -> Model:
     """``f(x) = x^degree``; see ``Polynomial``."""
-    if degree < 0:
-        raise ValueError(f"degree: got {degree}; allowed: an integer >= 0")
+    check_counts(0, degree=degree)
     return Polynomial([0.0] * degree + [1.0])
 
 

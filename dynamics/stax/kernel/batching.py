@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics.arguments import check_counts
 from dynamics.mesh import InTurn
 from dynamics.stax.kernel.kernel import Kernel
 from dynamics.types import Array
@@ -45,8 +46,7 @@ def batch(
     (7, 7)
     """
     devices = jax.local_devices()
-    if batch_size < 0:
-        raise ValueError(f"batch_size: got {batch_size}; allowed: an integer >= 0")
+    check_counts(0, batch_size=batch_size)
     if not -1 <= device_count <= len(devices):
         raise ValueError(
             f"device_count: got {device_count}; allowed: an integer from -1 to {len(devices)}, the local devices"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynamics.arguments import check_counts
 from dynamics.empirical.functions import empirical_kernel_fn, record_of
 from dynamics.stax.kernel.batching import batch
 from dynamics.stax.kernel.masks import unmask_fn
@@ -105,8 +106,7 @@ def estimated_kernel_fn(model_from_key: Callable[..., Any], key, n_estimates: in
     Raises:
         ValueError: for ``n_estimates`` that is not an integer above 1, unknown names in ``get``.
     """
-    if not isinstance(n_estimates, int) or n_estimates < 2:
-        raise ValueError(f"n_estimates: got {n_estimates}; allowed: an integer >= 2")
+    check_counts(2, n_estimates=n_estimates)
 
     def kernel_fn(x1, x2=None, get=None):
         names = ("nngp", "ntk", "nngp" + _ERROR, "ntk" + _ERROR) if get is None else get

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from dynamics.arguments import check_counts
 from dynamics.stax.kernel.algebra import where_kept
 from dynamics.stax.kernel.kernel import Kernel
 from dynamics.stax.kernel.masks import visible, whole_positions
@@ -23,7 +24,7 @@ from dynamics.stax.layers.attention_kernels import (
     position_covariance,
     sampled,
 )
-from dynamics.stax.layers.checks import AttentionMechanism, PositionalEmbedding, check_count, check_scales, choice
+from dynamics.stax.layers.checks import AttentionMechanism, PositionalEmbedding, check_scales, choice
 from dynamics.stax.layers.layer import Needs, layer
 from dynamics.stax.layers.scaling import along, resized
 from dynamics.types import Array, Model
@@ -85,8 +86,7 @@ def GlobalSelfAttention(
 
     Reference: Hron et al. 2020, 'Infinite attention: NNGP and NTK for deep attention networks'.
     """
-    for name, count in (("n_chan_out", n_chan_out), ("n_chan_key", n_chan_key), ("n_heads", n_heads)):
-        check_count(name, count)
+    check_counts(n_chan_out=n_chan_out, n_chan_key=n_chan_key, n_heads=n_heads)
     check_scales(
         W_key_std=W_key_std, W_value_std=W_value_std, W_query_std=W_query_std, W_out_std=W_out_std, b_std=b_std
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from dynamics.arguments import check_counts
 from dynamics.stax.kernel.algebra import safe_reciprocal, safe_sqrt, where_kept, within_sides
 from dynamics.stax.kernel.kernel import Kernel, deviations
 from dynamics.stax.kernel.spatial import gap_of, half_distance
@@ -18,8 +19,7 @@ from dynamics.types import Model
 
 def FanOut(num: int) -> Model:
     """``num`` copies of the input, for ``parallel``."""
-    if num < 1:
-        raise ValueError(f"num: got {num}; allowed: an integer >= 1")
+    check_counts(num=num)
     return layer(
         lambda rng, shape: ([shape] * num, ()),
         lambda params, x, **kwargs: [x] * num,

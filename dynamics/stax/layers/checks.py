@@ -6,7 +6,7 @@ import enum
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from dynamics.arguments import NOT_NEGATIVE, check_numbers
 
 
 def _choices(name: str, *values: str) -> Any:
@@ -27,17 +27,10 @@ def choice(name: str, value: Any, allowed: type[enum.Enum]) -> str:
     return found
 
 
-def check_count(name: str, value: Any) -> None:
-    """``value`` must be a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}: got {value}; allowed: an integer >= 1")
-
-
 def check_scales(**scales: Any) -> None:
     """Standard deviations must not be negative; None and traced values pass."""
-    for name, value in scales.items():
-        if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{name}: got {value}; allowed: a number >= 0")
+    given = {name: (value, NOT_NEGATIVE) for name, value in scales.items() if value is not None}
+    check_numbers(many=True, **given)
 
 
 def check_axes(name: str, axes: Sequence[int], ndim: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from dynamics.arguments import check_counts
 from dynamics.stax.kernel.masks import any_masked
 from dynamics.stax.layers.checks import check_layers
 from dynamics.stax.layers.layer import Needs, composed, kernel_layer
@@ -120,8 +121,7 @@ def repeat(layer: Sequence, n: int) -> Model:
     Args:
         layer: a Model or a triple. n: number of copies, at least 0.
     """
-    if n < 0:
-        raise ValueError(f"n: got {n}; allowed: an integer >= 0")
+    check_counts(0, n=n)
     init_fn, apply_fn, kernel_fn = layer
 
     def init(rng, input_shape):

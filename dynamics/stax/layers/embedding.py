@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from dynamics.arguments import check_counts
 from dynamics.stax.kernel.kernel import Kernel
 from dynamics.stax.kernel.tokens import integers
-from dynamics.stax.layers.checks import check_count
 from dynamics.stax.layers.layer import Needs, layer
 from dynamics.stax.layers.scaling import scaling
 from dynamics.types import Array, ArrayLike, Model
@@ -44,7 +44,7 @@ def Embedding(vocabulary: int, out_dim: int, W_std: ArrayLike = 1.0, parameteriz
     >>> kernel_fn(jnp.array([[1, 2], [2, 3]]), None, 'nngp').shape
     (2, 2)
     """
-    check_count("vocabulary", vocabulary)
+    check_counts(vocabulary=vocabulary)
     scaled = scaling(parameterization, W_std, None, out_dim, (1, 1), "out_dim")
 
     def init(rng, input_shape):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from dynamics.arguments import NOT_NEGATIVE, SHARE, check_numbers
 from dynamics.stax.kernel.algebra import safe_reciprocal, safe_sqrt, where_kept, within_sides
 from dynamics.stax.kernel.kernel import Kernel, deviations
 from dynamics.stax.kernel.masks import visible, visible_mean
@@ -34,8 +35,7 @@ def RMSNorm(axis: int | Sequence[int] = -1, eps: float = 1e-12, batch_axis: int 
 
 
 def _norm(axis, eps, batch_axis, channel_axis, centre) -> Model:
-    if eps < 0:
-        raise ValueError(f"eps: got {eps}; allowed: a number >= 0")
+    check_numbers(eps=(eps, NOT_NEGATIVE))
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
 
     def apply(params, inputs, mask=None, **kwargs):
@@ -108,8 +108,7 @@ def Dropout(rate: float, mode: str = "train") -> Model:
     """
     if mode not in ("train", "test"):
         raise ValueError(f"mode: got {mode!r}; allowed: 'train', 'test'")
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate: got {rate}; allowed: a number > 0 and <= 1")
+    check_numbers(rate=(rate, SHARE))
 
     def apply(params, inputs, rng=None, **kwargs):
         if mode == "test":

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dynamics.arguments import check_counts
 from dynamics.stax.kernel.algebra import own_sides, root, where_kept
 from dynamics.stax.kernel.kernel import Kernel, channels, deviations
 from dynamics.stax.kernel.masks import check_no_mask
 from dynamics.stax.kernel.spatial import gap_of, half_distance
-from dynamics.stax.layers.checks import check_count, check_scales
+from dynamics.stax.layers.checks import check_scales
 from dynamics.stax.layers.layer import Needs, kernel_layer, layer
 from dynamics.types import Array, ArrayLike, Model
 
@@ -59,7 +60,7 @@ def Rnn(
     >>> kernel_fn(jax.random.normal(jax.random.key(0), (5, 7, 3)), None, 'ntk').shape
     (5, 5)
     """
-    check_count("units", units)
+    check_counts(units=units)
     check_scales(W_std=W_std, U_std=U_std, b_std=b_std)
     _, phi, _ = activation
     scales = _Scales(W_std**2, U_std**2, 0 if b_std is None else b_std**2)

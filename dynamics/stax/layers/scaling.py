@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from dynamics.arguments import check_counts
 from dynamics.stax.kernel.algebra import where_kept
-from dynamics.stax.layers.checks import check_count, check_scales
+from dynamics.stax.layers.checks import check_scales
 from dynamics.types import Array, ArrayLike
 
 KINDS = ("ntk", "standard", "mup")
@@ -79,7 +80,7 @@ def scaling(parameterization: str, W_std: ArrayLike, b_std: ArrayLike | None, fa
     kind = parameterization.lower()
     if kind not in KINDS:
         raise ValueError(f"parameterization: got {parameterization!r}; allowed: 'ntk', 'standard', 'mup'")
-    check_count(name, fan_out)
+    check_counts(**{name: fan_out})
     check_scales(W_std=W_std, b_std=b_std)
     return Scaling(kind, W_std, b_std, fan_out, s)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
-from dynamics.stax.layers.checks import check_count
+from dynamics.arguments import check_counts
 from dynamics.types import Array
 
 
@@ -79,6 +79,6 @@ def check_law(weights: WeightLaw | None) -> None:
         shown = f"the class {weights.__name__}" if isinstance(weights, type) else repr(weights)
         raise TypeError(f"weights: got {shown}; allowed: None, stax.Haar(), stax.LowRank(rank), stax.Sparse(density)")
     if isinstance(weights, LowRank):
-        check_count("rank", weights.rank)
+        check_counts(rank=weights.rank)
     if isinstance(weights, Sparse) and not (isinstance(weights.density, Real) and 0 < weights.density <= 1):
         raise ValueError(f"density: got {weights.density}; allowed: a number in (0, 1]")

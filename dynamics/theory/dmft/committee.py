@@ -11,9 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Bool, Float, PRNGKeyArray
 
+from dynamics.arguments import NOT_NEGATIVE, OR_INFINITE, POSITIVE, check_counts, check_numbers
 from dynamics.precision import full_precision
-from dynamics.stax.layers.checks import check_count
-from dynamics.theory.dmft.checks import NOT_NEGATIVE, OR_INFINITE, POSITIVE, check_numbers
 from dynamics.theory.dmft.draws import mirrored, whitened
 from dynamics.theory.dmft.order import advance, after, injected, start
 from dynamics.types import Array, ArrayLike, Record
@@ -100,8 +99,7 @@ def committee(
 
 
 def _check(steps: int, samples: int, m: Array, C: Array) -> None:
-    check_count("steps", steps)
-    check_count("samples", samples)
+    check_counts(steps=steps, samples=samples)
     if samples % 2:
         raise ValueError(f"samples: got {samples}; allowed: an even number")
     if m.ndim != 2:

@@ -11,11 +11,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Bool, Float, PRNGKeyArray, Real
 
+from dynamics.arguments import BELOW_ONE, NOT_NEGATIVE, POSITIVE, check_counts, check_numbers
 from dynamics.precision import full_precision
 from dynamics.record import Estimate
-from dynamics.stax.layers.checks import check_count
 from dynamics.theory.activations import Activation
-from dynamics.theory.dmft.checks import BELOW_ONE, NOT_NEGATIVE, POSITIVE, check_numbers
 from dynamics.theory.dmft.deep_draws import counts, monte_carlo, quadrature
 from dynamics.theory.dmft.deep_pass import Problem, causal_pass, products
 from dynamics.theory.dmft.elementwise import elementwise, is_smooth
@@ -134,8 +133,7 @@ def deep(
     check_numbers(
         gamma=(gamma, POSITIVE), eta=(eta, POSITIVE), momentum=(momentum, BELOW_ONE), b_std=(b_std, NOT_NEGATIVE)
     )
-    for name, value in (("depth", depth), ("steps", steps), ("samples", samples), ("draws", draws)):
-        check_count(name, value)
+    check_counts(depth=depth, steps=steps, samples=samples, draws=draws)
     if responses not in RESPONSES:
         raise ValueError(f"responses: got {responses!r}; allowed: {', '.join(map(repr, RESPONSES))}")
     points = len(y)

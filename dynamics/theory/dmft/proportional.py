@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
+from dynamics.arguments import NOT_NEGATIVE, OR_INFINITE, POSITIVE, SHARE, check_counts, check_numbers
 from dynamics.precision import full_precision
-from dynamics.stax.layers.checks import check_count
-from dynamics.theory.dmft.checks import NOT_NEGATIVE, OR_INFINITE, POSITIVE, SHARE, check_numbers
 from dynamics.theory.dmft.two_channels import causal_pass
 from dynamics.types import Array, ArrayLike, Record
 
@@ -118,7 +117,7 @@ def proportional(
         >>> [round(float(loss), 2) for loss in record.values["test_loss"]]
         [0.75, 0.75, 0.75]
     """
-    check_count("steps", steps)
+    check_counts(steps=steps)
     check_numbers(
         kappa=(kappa, POSITIVE), dim=(dim, OR_INFINITE), alpha=(alpha, POSITIVE), eps=(eps, NOT_NEGATIVE),
         rate=(rate, POSITIVE), zeta=(zeta, SHARE),
@@ -178,7 +177,7 @@ def _nodes(inputs: Inputs | None, samples: int | None) -> tuple[Array, Array, Ar
             raise ValueError(f"inputs: got shapes {jnp.shape(z)} and {jnp.shape(rho)}; allowed: [P] both, P >= 1")
         w, what = jnp.full(len(z), 1 / len(z)), "inputs"
     samples = (54 if inputs is None else 2) * len(z) if samples is None else samples
-    check_count("samples", samples)
+    check_counts(samples=samples)
     if samples % (2 * len(z)):
         raise ValueError(f"samples: got {samples}; allowed: multiples of {2 * len(z)}, twice the {what}")
     copies = samples // len(z)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import ode
 
+from dynamics.arguments import BELOW_ONE, check_numbers
 from dynamics.theory.predict.layout import (
     Axes,
     Layout,
@@ -93,8 +94,8 @@ def gradient_descent(
 
 
 def check_momentum(momentum: ArrayLike | None) -> None:
-    if isinstance(momentum, int | float) and not 0 <= momentum < 1:
-        raise ValueError(f"momentum: got {momentum}; allowed: a number >= 0 and < 1")
+    if momentum is not None:
+        check_numbers(many=True, momentum=(momentum, BELOW_ONE))
 
 
 class _Shapes(NamedTuple):

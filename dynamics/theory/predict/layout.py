@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
+from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_numbers
 from dynamics.precision import full_precision
 from dynamics.types import Array, ArrayLike
 
@@ -114,8 +115,7 @@ def shape_on_tests(layout: Layout, positions: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_rate(learning_rate: ArrayLike) -> None:
-    if isinstance(learning_rate, int | float) and not learning_rate > 0:
-        raise ValueError(f"learning_rate: got {learning_rate}; allowed: a number > 0")
+    check_numbers(many=True, learning_rate=(learning_rate, POSITIVE))
 
 
 def regularised(k: Float[Array, "P P"], diag_reg: ArrayLike, absolute: bool) -> Float[Array, "P P"]:
@@ -125,8 +125,7 @@ def regularised(k: Float[Array, "P P"], diag_reg: ArrayLike, absolute: bool) -> 
 
 
 def check_reg(diag_reg: ArrayLike) -> None:
-    if isinstance(diag_reg, int | float) and diag_reg < 0:
-        raise ValueError(f"diag_reg: got {diag_reg}; allowed: a number >= 0")
+    check_numbers(many=True, diag_reg=(diag_reg, NOT_NEGATIVE))
 
 
 def check_start(fx_train_0, fx_test_0, k_test_train) -> None:

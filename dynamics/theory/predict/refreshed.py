@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynamics.arguments import check_counts
 from dynamics.empirical import empirical_ntk_fn
 from dynamics.program.real_view import gradient
 from dynamics.theory.predict.layout import broadcasting, matrix, outputs
@@ -68,8 +69,8 @@ def refreshed_gradient_descent_mse(
             f"momentum: got {momentum}; allowed: None, since a renewed kernel is predicted for plain gradient descent "
             "only (gradient_descent_mse_steps takes momentum with a constant kernel)"
         )
-    if refresh is not None and (not isinstance(refresh, int) or refresh < 1):
-        raise ValueError(f"refresh: got {refresh}; allowed: an integer >= 1, or None")
+    if refresh is not None:
+        check_counts(refresh=refresh)
     x_train, y_train = jnp.asarray(x_train), jnp.asarray(y_train)
     found = jax.eval_shape(apply_fn, params, x_train).shape
     if found != y_train.shape or y_train.ndim != 2:

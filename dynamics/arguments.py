@@ -1,0 +1,62 @@
+"""Numbers given as arguments, refused in one sentence each: ``name: got VALUE; allowed: RANGE``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+Rule = tuple[Callable[[Any], Any], str]
+FINITE: Rule = (np.isfinite, "a finite number")
+NOT_ZERO: Rule = (lambda v: np.isfinite(v) & (v != 0), "a finite number, not 0")
+POSITIVE: Rule = (lambda v: (v > 0) & (v < np.inf), "a number > 0")
+NOT_NEGATIVE: Rule = (lambda v: (v >= 0) & (v < np.inf), "a number >= 0")
+OR_INFINITE: Rule = (lambda v: v > 0, "a number > 0, or inf")
+INSIDE: Rule = (lambda v: (v > 0) & (v < 1), "a number > 0 and < 1")
+SHARE: Rule = (lambda v: (v > 0) & (v <= 1), "a number > 0 and <= 1")
+BELOW_ONE: Rule = (lambda v: (v >= 0) & (v < 1), "a number >= 0 and < 1")
+PROBABILITY: Rule = (lambda v: (v >= 0) & (v <= 1), "a number >= 0 and <= 1")
+
+
+def check_numbers(*, many: bool = False, **given: tuple[Any, Rule]) -> None:
+    """Raises unless each value is one real number within its rule; of what is traced the kind alone is looked at.
+
+    Args:
+        many: whether an array of numbers may stand for one, each within the rule.
+        given: ``name=(value, rule)``.
+
+    Raises:
+        TypeError: for what is no real number; a boolean is none.
+        ValueError: for a number out of its range, or a shape.
+
+    Example:
+        >>> check_numbers(eta=(0.1, POSITIVE), momentum=(np.float32(1.0), BELOW_ONE))
+        Traceback (most recent call last):
+        ValueError: momentum: got 1.0; allowed: a number >= 0 and < 1
+    """
+    for name, (value, (within, allowed)) in given.items():
+        dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+        if not jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.complexfloating):
+            got = dtype if np.shape(value) or isinstance(value, jax.Array) else repr(value)
+            raise TypeError(f"{name}: got {got}; allowed: {allowed}")
+        if np.shape(value) and not many:
+            raise ValueError(f"{name}: got shape {np.shape(value)}; allowed: one number; jax.vmap over many")
+        if not isinstance(value, Tracer) and not np.all(within(np.asarray(value))):
+            raise ValueError(f"{name}: got {value}; allowed: {allowed}")
+
+
+def check_counts(least: int = 1, /, **counts: Any) -> None:
+    """Raises ValueError unless each value is an integer, of Python or of numpy, ``>= least``; a boolean is none.
+
+    Example:
+        >>> check_counts(steps=10.0)
+        Traceback (most recent call last):
+        ValueError: steps: got 10.0; allowed: an integer >= 1
+    """
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}: got {value!r}; allowed: an integer >= {least}")
