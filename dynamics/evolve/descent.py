@@ -113,7 +113,8 @@ def descent_by(
     """``descent`` where ``move(params, update)`` gives the new parameters; it knows no preconditioner."""
     check_objective(objective)
     check_optimizer(optimizer)
-    check_numbers(many=True, dt=(dt, FINITE))
+    if not callable(dt):
+        check_numbers(many=True, dt=(dt, FINITE))
     if batch_size is not None:
         check_counts(batch_size=batch_size)
     model = objective.apply if isinstance(objective.apply, StatefulModel) else None

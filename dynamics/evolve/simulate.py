@@ -241,17 +241,21 @@ def _advance(step_fn, observable: Observable, stop, carry: Carry, data, key, tar
         frozen = jax.tree.map(lambda old, moved: jnp.where(_expand(done, moved), old, moved), carry.state, new)
         return carry._replace(state=frozen, step=carry.step + 1, done=done)
 
-    def reading(carry: Carry):
+    @partial(jax.jit, inline=True)  # traced once, for its shapes and its values
+    def taken(carry: Carry, key, data, before):
         step = before + carry.step
         own = jax.random.fold_in(jax.random.fold_in(key, step), 2**31 - 1)
         view = View(None, None, state=carry.state, step=step, key=own, data=data, reading=carry.reading)
         memory, values = observable.update(carry.memory, view)
         values = {name: jnp.asarray(value) for name, value in values.items()}
-        if taken := sorted(set(RESERVED) & values.keys()):
-            raise ValueError(f"reading: got the name {taken[0]!r}; allowed: any but {', '.join(RESERVED)}")
+        if used := sorted(set(RESERVED) & values.keys()):
+            raise ValueError(f"reading: got the name {used[0]!r}; allowed: any but {', '.join(RESERVED)}")
         if stop is not None:
             values = {name: _mask(carry.done, value) for name, value in values.items()}
         return carry._replace(memory=memory, reading=carry.reading + 1), values
+
+    def reading(carry: Carry):
+        return taken(carry, key, data, before)
 
     def no_reading(carry: Carry):
         values = jax.eval_shape(reading, carry)[1]

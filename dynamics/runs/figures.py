@@ -267,6 +267,7 @@ def _settle(figure: Any) -> None:
             figure.draw_without_rendering()
     for axis in every_axis:
         _thin(axis)
+    figure.set_layout_engine("none")  # what is found stays; each file would find it again
 
 
 def _broken(axis: Any) -> bool:

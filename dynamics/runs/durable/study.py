@@ -8,6 +8,7 @@ as one call, on the study's axes.
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,13 +28,15 @@ from dynamics.runs.durable.program import traced
 from dynamics.types import Record
 
 T = TypeVar("T")
+Programs = dict[tuple[int, int], dict[str, str]]  # digests by group and number of lanes
 
 
 def durable_study(run: Directory, *arguments: Any, **options: Any) -> Record:
     """``evolve.study`` in an open run: its arguments, and the same readings whether interrupted, shared or neither."""
     plan = planned(*arguments, **options)
     label = run.enter(plan.label)
-    cut = hosts.together(lambda: run.division(label) or run.divide(label, _cut(plan, run.workers)))
+    known: Programs = {}
+    cut = hosts.together(lambda: run.division(label) or run.divide(label, _cut(plan, run.workers, known)))
     pieces = _pieces(plan, cut)
     if len(pieces) == 1:
         held = run.single(label)
@@ -44,7 +47,7 @@ def durable_study(run: Directory, *arguments: Any, **options: Any) -> Record:
             "jax.distributed; allowed: one piece; pieces are shared by workers (--workers)"
         )
     about = {"axes": _axes(plan), "pieces": [f"{i:05d}" for i in range(len(pieces))], "inputs": _digest(plan)}
-    about["program"] = _program(pieces)
+    about["program"] = _program(pieces, known)
     held = run.stored(label, about)
     if held is not None:
         return held
@@ -86,20 +89,22 @@ def _call(piece: Piece) -> tuple[Call, np.ndarray]:
     return prepare(**{name: value for name, value in arguments.items() if name != "label"}), dt
 
 
-def _program(pieces: Sequence[Piece]) -> dict[str, str]:
-    """The digests of a study's programs, one a shape, together."""
-    found: dict[int, dict[str, str]] = {}
-    for piece in pieces:
-        if id(piece.group) not in found:
+def _program(pieces: Sequence[Piece], known: Programs) -> dict[str, str]:
+    """The digests of a study's programs, one a shape, together; those ``known`` are not looked for again."""
+    parts = []
+    for _, group in itertools.groupby(pieces, lambda piece: id(piece.group)):
+        piece = next(group)
+        shape = id(piece.group), piece.size
+        if shape not in known:
             with told_to_loop(piece.group):
-                found[id(piece.group)] = traced(_call(piece)[0])[0]
-    parts = found.values()
+                known[shape] = traced(_call(piece)[0])[0]
+        parts.append(known[shape])
     return {
         name: digest("".join(part.get(name, "") for part in parts).encode()) for name in ("whole", "step", "readout")
     }
 
 
-def _cut(plan: Plan, workers: int) -> dict[str, Any]:
+def _cut(plan: Plan, workers: int, known: Programs) -> dict[str, Any]:
     """Lanes of a piece, by the name of their shape, devices over which they are divided, and of several the program.
 
     It is kept, on other devices too.
@@ -110,7 +115,7 @@ def _cut(plan: Plan, workers: int) -> dict[str, Any]:
         sizes[name] = max(sizes.get(name, 0), len(piece.cells))
     cut = {"lanes": sizes, "devices": jax.local_device_count()}
     pieces = _pieces(plan, cut)
-    return cut if len(pieces) == 1 else {**cut, "program": _program(pieces)}
+    return cut if len(pieces) == 1 else {**cut, "program": _program(pieces, known)}
 
 
 def _pieces(plan: Plan, cut: dict[str, Any]) -> list[Piece]:
