@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -70,7 +71,7 @@ def module_named(name: str) -> ModuleType:
 
 
 def set_up_jax(x64: bool, device: str | None) -> None:
-    """Precision, device and a persistent compilation cache for this process.
+    """Precision, device and a persistent compilation cache for this process, in which garbage is looked for seldom.
 
     Raises:
         BadInput: when there is no such device.
@@ -82,6 +83,7 @@ def set_up_jax(x64: bool, device: str | None) -> None:
     if x64:
         jax.config.update("jax_enable_x64", True)
     keep_compiled()
+    gc.set_threshold(50_000, 20, 50)  # tracing makes many objects that stay
     try:
         jax.devices()
     except RuntimeError as error:
