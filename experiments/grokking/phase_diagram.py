@@ -85,9 +85,9 @@ class Config(config.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        most = max(self.samples) + self.eigenvector_points
-        fits = max(self.eigenvector) <= most and bool(np.all(np.diff(self.eigenvector) > 0))
-        self.require(fits, "eigenvector", f"ascending, at most the {most} training and test points")
+        rank = min(max(self.samples) + self.eigenvector_points, self.dimension * (self.dimension + 3) // 2)
+        fits = max(self.eigenvector) <= rank and bool(np.all(np.diff(self.eigenvector) > 0))
+        self.require(fits, "eigenvector", f"ascending, at most the kernel's rank, {rank}")
 
 
 class Result(NamedTuple):
