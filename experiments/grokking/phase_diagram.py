@@ -15,7 +15,7 @@ Labels turn the dial too: ``y = sqrt(n) u_k``, along the kth eigenvector of the 
 points. Readouts of one sign cannot fit them (``M >= 0`` bounds the quadratic form of f from one side), so these
 networks have both; the theory is the same reduction on two populations. The larger k, the later train loss falls and
 the longer test loss waits, after it has risen as the frozen kernel's does. Features that move fit some ten times sooner
-than that kernel and end at a higher test loss: a quadratic form of full rank has no direction to be found.
+than that kernel, at a higher test loss: a quadratic form of full rank has no direction to be found.
 
 Run time: about 100 s for the quick preset on two CPU cores.
 """
