@@ -279,14 +279,18 @@ def test_phase_diagram_claims_where_network_and_theory_disagree():
     parts = {"sampled_test_loss": 1.0, "test_mean": 0.3, "test_linear": 0.3, "test_power": 0.4}
     learns = _still(shape, train_loss=fall, test_loss=fall)
     stays = _still(shape, train_loss=fall, test_loss=1.0, **parts)
-    records = {"network": stays, "infinite width": learns}
+    labelled = [f"{name}, eigenvectors" for name in ("network", "infinite width", "one sign", "frozen")]
+    same = dict.fromkeys(labelled, _still((3, 1), train_loss=1.0, test_loss=1.0))
+    records = {"network": stays, "infinite width": learns, **same}
     claims = {claim.name: claim for claim in phase_diagram.claims(phase_diagram.Result(config, records))}
     agree = claims["share of cells where network and theory agree on whether it generalises"]
     assert (agree.measured, agree.holds) == (0, False)
+    curves = "eigenvectors: train loss over its start against the theory of two populations, root mean square"
+    assert (claims[curves].measured, claims[curves].holds) == (0, False)  # as any theory says where nothing moves
     few = "share of cells with P <= D that fit and never generalise"
     assert claims[few].measured == 1
     assert not claims[few].holds  # nor do the others
-    idle = {"network": _still(shape, train_loss=1.0, test_loss=1.0, **parts), "infinite width": learns}
+    idle = {"network": _still(shape, train_loss=1.0, test_loss=1.0, **parts), "infinite width": learns, **same}
     claims = {claim.name: claim for claim in phase_diagram.claims(phase_diagram.Result(config, idle))}
     assert not claims[few].holds
     assert np.isnan(claims["alpha = 0.1: log delay at the largest P"].measured)  # no delay of what is not fitted
@@ -298,6 +302,8 @@ def test_phase_diagram_claims_where_network_and_theory_disagree():
         (lambda: lazy_to_rich.Config(alpha=(0.1, float("nan"))), "alpha"),
         (lambda: lazy_to_rich.Config(eps=-1.0), "eps"),
         (lambda: lazy_to_rich.Config(window=()), "window"),
+        (lambda: phase_diagram.Config(eigenvector=(1, 501)), "eigenvector"),
+        (lambda: phase_diagram.Config(eigenvector=(70, 1)), "eigenvector"),
         (lambda: modular_addition.Config(operation="multiply", modulus=9), "size"),
         (lambda: modular_addition.Config(train_fraction=1.0), "train_fraction"),
         (lambda: feature_emergence.Config(modulus=22), "modulus"),

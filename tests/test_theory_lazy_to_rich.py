@@ -10,6 +10,7 @@ from dynamics.evolve import gradient_descent, simulate
 from dynamics.losses import mse
 from dynamics.models.scaling import centred, scaled
 from dynamics.models.two_layer import committee, quadratic
+from dynamics.observe import loss
 from dynamics.statistics import kernel_alignment, label_alignment
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory import lazy_to_rich as theory
@@ -26,27 +27,53 @@ def network(key):
     return model, model.init(key, (-1, DIM))[1], task
 
 
-def test_reduction_is_the_networks_descent(x64, key):
+@pytest.mark.parametrize("signs", [None, np.array([1.0, -1.0, 0.5])], ids=["ones", "three readouts"])
+def test_reduction_is_the_networks_descent(signs, x64, key):
     task = quadratic_teacher(key, SAMPLES, 50, DIM)
-    model = scaled(committee(WIDTH, quadratic(EPS)), ALPHA)
+    units = None if signs is None else np.repeat(signs, WIDTH // len(signs))
+    model = scaled(committee(WIDTH, quadratic(EPS), signs=units), ALPHA)
     weights = model.init(key, (-1, DIM))[1]
     apply = centred(model.apply, weights)
     descent = gradient_descent(Objective(apply, mse), ETA0 * WIDTH / ALPHA**2)
-    reduced = theory.reduction(ALPHA, EPS, ETA0)
+    reduced = theory.reduction(ALPHA, EPS, ETA0, signs)
     options = {"steps": 40, "record_at": [0, 1, 10, 40], "key": key}
 
+    def by_population(weights):
+        return theory.moments(weights if signs is None else weights.reshape(len(signs), -1, DIM))
+
     def read(weights, batch):
-        return dict(zip(("m", "M"), theory.moments(weights))) | {"f": apply(weights, batch.x)[:, 0]}
+        return dict(zip(("m", "M"), by_population(weights))) | {"f": apply(weights, batch.x)[:, 0]}
 
     @Observable.of_view
     def read_reduced(view):
-        f = theory.output(theory.change(view.state), view.batch.x, ALPHA, EPS)
+        moved = theory.change(view.state)
+        f = theory.output(moved if signs is None else theory.signed(moved, signs), view.batch.x, ALPHA, EPS)
         return dict(zip(("m", "M"), view.state.moments)) | {"f": f}
 
     _, measured = simulate(descent, weights, task.data, test=read, **options)
-    _, predicted = simulate(reduced, theory.moments(weights), task.data, test=read_reduced, **options)
+    _, predicted = simulate(reduced, by_population(weights), task.data, test=read_reduced, **options)
     for name, value in measured.values.items():
         np.testing.assert_allclose(value, predicted.values[name], rtol=1e-9, atol=1e-10)  # float64 after 40 steps
+
+
+def test_reduction_refuses_moments_of_other_populations():
+    with pytest.raises(ValueError, match=r"signs: got shape \(0,\); allowed: \(K,\)"):
+        theory.reduction(ALPHA, EPS, ETA0, np.ones(0))
+    with pytest.raises(ValueError, match=r"at: got a mean of shape \(6,\); allowed: \(2,\)"):
+        theory.reduction(ALPHA, EPS, ETA0, np.array([1.0, -1.0])).init(theory.infinite_width(DIM))
+
+
+def test_larger_weights_are_another_output_scale_and_eps(x64, network, key):
+    """``(alpha, eps)`` with weights sigma times larger is ``(alpha sigma, eps sigma)``, at one eta0."""
+    _, weights, task = network
+    sigma, curves = 1.7, []
+    for alpha, eps, start in ((ALPHA, EPS, sigma * weights), (ALPHA * sigma, EPS * sigma, weights)):
+        apply = centred(scaled(committee(WIDTH, quadratic(eps)), alpha).apply, start)
+        descent = gradient_descent(Objective(apply, mse), ETA0 * WIDTH / alpha**2)
+        _, record = simulate(descent, start, task.data, test=[loss()], steps=40, key=key)
+        curves.append(record.values["test_loss"])
+    np.testing.assert_allclose(*curves, rtol=1e-10)
+    assert abs(curves[0][-1] / curves[0][0] - 1) > 0.1
 
 
 def test_kernel_is_the_empirical_ntk(x64, network, key):
@@ -55,6 +82,8 @@ def test_kernel_is_the_empirical_ntk(x64, network, key):
     ntk = empirical_ntk_fn(model.apply)(x, None, weights)
     expected = ALPHA**2 / WIDTH * theory.kernel(theory.moments(weights), x, x, EPS)
     np.testing.assert_allclose(np.squeeze(ntk), expected, rtol=1e-10)
+    both = scaled(committee(WIDTH, quadratic(EPS), signs=(-1.0) ** np.arange(WIDTH)), ALPHA)
+    np.testing.assert_allclose(np.squeeze(empirical_ntk_fn(both.apply)(x, None, weights)), expected, rtol=1e-10)
 
 
 def test_population_loss_is_the_expectation(x64, network, key):
@@ -111,6 +140,17 @@ def test_large_alpha_is_lazy(x64, key):
         rich = theory.population_loss(state.moments, start, beta, alpha, EPS)
         gaps.append(abs(rich["test_loss"] - lazy["test_loss"]))
     assert gaps[1] < gaps[0] / 5  # the gap falls as 1/alpha
+
+
+def test_both_signs_have_the_same_lazy_limit(x64, key):
+    (train, _), _ = quadratic_teacher(key, SAMPLES, 1, DIM)
+    start, signs, alpha = theory.infinite_width(DIM, jnp.float64), np.array([1.0, -1.0]), 1e4
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), start)
+    state, _ = simulate(theory.reduction(alpha, EPS, ETA0, signs), both, train, steps=20, key=key)
+    at = theory.lazy_moments(train.x, train.y, alpha, EPS, ETA0, jnp.array([20.0]))
+    lazy = theory.Moments(at.mean[0] - start.mean, at.second[0] - start.second)
+    f = theory.output(theory.signed(theory.change(state), signs), train.x, alpha, EPS)
+    np.testing.assert_allclose(f, theory.output(lazy, train.x, alpha, EPS), rtol=1e-3, atol=1e-3)
 
 
 def test_teacher_share_at_random_is_one_over_dimension(precision, key):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Real
 
-from dynamics.types import Array, Batch, Data, Dynamics
+from dynamics.types import Array, ArrayLike, Batch, Data, Dynamics
 
 
 class Moments(NamedTuple):
@@ -33,9 +34,9 @@ class ReductionState(NamedTuple):
     start: Moments
 
 
-def moments(weights: Float[Array, "N D"]) -> Moments:
-    """The order parameters of a network with these weights."""
-    return Moments(jnp.mean(weights, axis=0), weights.T @ weights / weights.shape[0])
+def moments(weights: Float[Array, "... N D"]) -> Moments:
+    """The order parameters of a network, or of each population ``[K, N/K, D]``, with these weights."""
+    return Moments(jnp.mean(weights, axis=-2), weights.mT @ weights / weights.shape[-2])
 
 
 def infinite_width(dim: int, dtype: Any = None) -> Moments:
@@ -46,6 +47,11 @@ def infinite_width(dim: int, dtype: Any = None) -> Moments:
 def change(state: ReductionState) -> Moments:
     """``(wbar - wbar_0, M - M_0)``: the order parameters of the centred network ``f - f_0``."""
     return Moments(state.moments.mean - state.start.mean, state.moments.second - state.start.second)
+
+
+def signed(at: Moments, signs: ArrayLike) -> Moments:
+    """``mean_k s_k (wbar_k, M_k)`` of K populations of equal size: what the output of readouts ``s_k`` reads."""
+    return jax.tree.map(lambda leaf: jnp.tensordot(jnp.asarray(signs, leaf.dtype), leaf, 1) / len(leaf), at)
 
 
 def output(at: Moments, x: Float[Array, "n D"], alpha: Any, eps: Any) -> Float[Array, " n"]:
@@ -86,7 +92,7 @@ def teacher_share(at: Moments, beta: Float[Array, " D"]) -> Float[Array, ""]:
     return beta @ at.second @ beta / (jnp.sum(beta**2) * jnp.trace(at.second))
 
 
-def reduction(alpha: Any, eps: Any, eta0: Any) -> Dynamics:
+def reduction(alpha: Any, eps: Any, eta0: Any, signs: ArrayLike | None = None) -> Dynamics:
     """Gradient descent on the mean squared error of the centred network, as an exact map of its order parameters.
 
     With ``delta = f - f_0 - y``, ``g = X^T delta/P``, ``H = X^T diag(delta) X/P``, ``e = 2 eta0/alpha`` and
@@ -98,17 +104,25 @@ def reduction(alpha: Any, eps: Any, eta0: Any) -> Dynamics:
     for every width N: start from ``moments(W)`` for that network, from ``infinite_width(D)`` for N = infinity. A large
     ``alpha`` makes each step's change of M, hence of the kernel, small: the lazy limit.
 
+    Readouts fixed at one reach ``M >= 0`` alone, which bounds the quadratic form of f from one side. K populations of
+    equal size with readouts ``s_k`` follow the same map with ``s_k e`` for e, and f reads ``signed(moments, s)``. With
+    ``s_k = +-1`` the kernel is that of the mean of the K moments: at infinite width the same start for any signs.
+
     Args:
         alpha: output scale. eps: weight of the quadratic term. eta0: learning rate in units of ``N/alpha^2``.
+        signs: ``[K]`` readout of each population; None for one population of readout 1, without an axis.
 
     Returns:
-        A ``Dynamics`` on ``ReductionState`` whose ``init`` takes ``Moments``; ``data`` is a ``Batch`` or ``Data`` with
-        ``x [P, D]`` and ``y [P, 1]``.
+        A ``Dynamics`` on ``ReductionState`` whose ``init`` takes ``Moments``, with a leading axis K where there are
+        ``signs``; ``data`` is a ``Batch`` or ``Data`` with ``x [P, D]`` and ``y [P, 1]``.
 
-    Assumptions: full batch, loss ``(1/P) sum (f - f_0 - y)^2``, readouts fixed at one. In float32 a rank-deficient M
-    (N below D) loses accuracy; integrate the weights there.
+    Raises:
+        ValueError: when ``signs`` is no vector; by ``init``, when the moments have other axes.
 
-    Cost: ``4 P D^2 + 4 D^3`` FLOPs a step, independent of N.
+    Assumptions: full batch, loss ``(1/P) sum (f - f_0 - y)^2``, readouts fixed. In float32 a rank-deficient M (N/K
+    below D) loses accuracy; integrate the weights there.
+
+    Cost: ``4 P D^2 + 4 K D^3`` FLOPs a step, independent of N.
 
     Reference: Kumar, Bordelon, Gershman & Pehlevan 2023, eq. 3-6; the closure on (wbar, M) follows because
     ``d f/d w_i`` is affine in ``w_i``.
@@ -122,22 +136,33 @@ def reduction(alpha: Any, eps: Any, eta0: Any) -> Dynamics:
         >>> [round(float(m), 3) for m in state.moments.mean]
         [6.667, 6.667, 6.667]
     """
-    rate = 2.0 * eta0 / alpha
+    rate, populations = 2.0 * eta0 / alpha, () if signs is None else jnp.shape(signs)
+    if signs is not None and (len(populations) != 1 or not populations[0]):
+        raise ValueError(f"signs: got shape {populations}; allowed: (K,), K >= 1")
 
     def init(at: Moments) -> ReductionState:
+        if jnp.shape(at.mean)[:-1] != populations:
+            raise ValueError(f"at: got a mean of shape {jnp.shape(at.mean)}; allowed: {populations} and a last axis D")
         return ReductionState(at, at)
 
     def step(key, state: ReductionState, data: Batch | Data) -> ReductionState:
         batch = data.train if isinstance(data, Data) else data
-        x, at = batch.x, state.moments
-        delta = output(change(state), x, alpha, eps) - batch.y[:, 0]  # [P]
+        x, moved = batch.x, change(state)
+        seen = moved if signs is None else signed(moved, signs)
+        delta = output(seen, x, alpha, eps) - batch.y[:, 0]  # [P]
         g = x.T @ delta / x.shape[0]
         hessian = (x.T * delta) @ x / x.shape[0]  # [D, D]
-        a = jnp.eye(x.shape[1], dtype=x.dtype) - rate * eps * hessian
-        pulled = a @ at.mean
-        cross = jnp.outer(pulled, g)
-        second = a @ at.second @ a.T - rate * (cross + cross.T) + rate**2 * jnp.outer(g, g)
-        return state._replace(moments=Moments(pulled - rate * g, second))
+
+        def descended(at: Moments, pull) -> Moments:
+            a = jnp.eye(x.shape[1], dtype=x.dtype) - pull * eps * hessian
+            pulled = a @ at.mean
+            cross = jnp.outer(pulled, g)
+            second = a @ at.second @ a.T - pull * (cross + cross.T) + pull**2 * jnp.outer(g, g)
+            return Moments(pulled - pull * g, second)
+
+        if signs is None:
+            return state._replace(moments=descended(state.moments, rate))
+        return state._replace(moments=jax.vmap(descended)(state.moments, rate * jnp.asarray(signs, x.dtype)))
 
     return Dynamics(init, step, lambda state: state.moments, 1.0)
 

@@ -11,7 +11,13 @@ and ``alpha eps sigma^2 M``), so the exponents a of alpha and e of eps give that
 where steps count ``1/alpha^2`` as often, the time of generalisation goes as ``alpha^(a-2) sigma^(a-2+e)``: it collapses
 on ``sigma^2 alpha`` where ``a - e = 2``.
 
-Run time: about 90 s for the quick preset on two CPU cores.
+Labels turn the dial too: ``y = sqrt(n) u_k``, along the kth eigenvector of the initial kernel on all training and test
+points. Readouts of one sign cannot fit them (``M >= 0`` bounds the quadratic form of f from one side), so these
+networks have both; the theory is the same reduction on two populations. The larger k, the later train loss falls and
+the longer test loss waits, after it has risen as the frozen kernel's does. Features that move fit some ten times sooner
+than that kernel, at a higher test loss: a quadratic form of full rank has no direction to be found.
+
+Run time: about 100 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -33,11 +39,11 @@ from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.theory.lazy_to_rich import infinite_width, kernel
 from dynamics.types import Claim, Record
 
-from . import lazy_to_rich
+from . import _eigenvector_labels, lazy_to_rich
 from ._lazy_to_rich import TERMS, delay, exponent, trained
 
 SOURCE = "Kumar, Bordelon, Gershman & Pehlevan 2023, figures 2-5"
-SECONDS = 90
+SECONDS = 100
 NAMES = ("network", "infinite width")
 
 
@@ -59,6 +65,13 @@ class Config(config.Config):
     """learning rate in units of N/alpha^2; the richest cells with P = D can diverge from about 2.5 on"""
     steps: Annotated[int, Count] = 6000
     """updates"""
+    eigenvector: Annotated[tuple[int, ...], Range(1)] = (1, 70, 100)
+    """indices k of the initial kernel's eigenvectors that are labels, ascending: at the most samples, the largest alpha
+    and the smallest eps; about the first D are linear in x"""
+    eigenvector_points: Annotated[int, Count] = 200
+    """test points of those runs: the eigenvectors are those on training and test points together"""
+    eigenvector_steps: Annotated[int, Count] = 2000
+    """updates of those runs"""
 
     @classmethod
     def paper(cls) -> Config:
@@ -66,12 +79,20 @@ class Config(config.Config):
         on a GPU."""
         return cls(
             seeds=5, alpha=(0.0625, 0.125, 0.25, 0.5, 1.0, 2.0), samples=(100, 200, 300, 400, 550, 800, 1100),
-            eps=(0.01, 0.02, 0.05, 0.1), dimension=100, width=500, eta0=1.0, steps=100_000,
+            eps=(0.01, 0.02, 0.05, 0.1), dimension=100, width=500, eta0=1.0, steps=100_000, eigenvector=(1, 200, 300),
+            eigenvector_steps=200_000,
         )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rank = min(max(self.samples) + self.eigenvector_points, self.dimension * (self.dimension + 3) // 2)
+        fits = max(self.eigenvector) <= rank and bool(np.all(np.diff(self.eigenvector) > 0))
+        self.require(fits, "eigenvector", f"ascending, at most the kernel's rank, {rank}")
 
 
 class Result(NamedTuple):
-    """``network`` and ``infinite width``, ``[T, eps, alphas, samples, seeds]``."""
+    """``network`` and ``infinite width``, ``[T, eps, alphas, samples, seeds]``; beside them ``NAME, eigenvectors`` of
+    ``_eigenvector_labels``, ``[T, eigenvectors, seeds]``."""
 
     config: Config
     records: dict[str, Record]
@@ -81,7 +102,8 @@ def run(config: Config, study=in_memory) -> Result:
     same = {name: getattr(config, name) for name in ("seed", "seeds", "dimension", "width", "eta0")}
     axes = {"eps": config.eps, "alpha": config.alpha, "samples": config.samples, "seed": range(config.seeds)}
     lazy = lazy_to_rich.Config(**same)
-    return Result(config, {name: trained(lazy, study, name, axes, config.steps) for name in NAMES})
+    records = {name: trained(lazy, study, name, axes, config.steps) for name in NAMES}
+    return Result(config, records | _eigenvector_labels.run(config, study))
 
 
 def initial_alignment(config: Config) -> np.ndarray:
@@ -157,7 +179,7 @@ def claims(result: Result) -> list[Claim]:
         out.append(claim.within(network, *found.at(*at), due=theirs.at(*at), least=bound[largest]))
     else:
         out.append(Claim.not_applicable(name, source, f"no P >= 10 D = {10 * cfg.dimension}"))
-    return out + powers(result, found, theirs)
+    return out + powers(result, found, theirs) + _eigenvector_labels.claims(cfg, result.records)
 
 
 def powers(result: Result, found, theirs) -> list[Claim]:
@@ -202,12 +224,14 @@ def spread(count: int, most: int) -> np.ndarray:
 
 
 def figure(result: Result) -> Any:
-    """Top: measured delay over alpha and P, one map an eps (six at most); bottom: its cuts (markers) on theory."""
+    """Top: measured delay over alpha and P, one map an eps (six at most); bottom: its cuts (markers) on theory.
+
+    The last column: labels along eigenvectors."""
     cfg = result.config
     medians = (np.median(delay(result.records[name]).ratio, -1) for name in ("network", "infinite width"))
     measured, predicted = (np.where(np.isfinite(median), median, np.nan) for median in medians)
     maps = spread(len(cfg.eps), 6)
-    page, panels = new_figure(2, len(maps) + 1, width=3.9)
+    page, panels = new_figure(2, len(maps) + 2, width=3.9)
     for column, i in enumerate(maps):
         shown, norm = measured[i], "log" if np.isfinite(measured[i]).any() else None
         image = panels[0, column].imshow(shown, origin="lower", aspect="auto", cmap="viridis", norm=norm)
@@ -224,20 +248,23 @@ def figure(result: Result) -> Any:
         panels[1, column].set(xlabel="samples P", ylabel="test time / train time")
         panels[1, column].set_yscale("log" if np.isfinite(shown).any() else "linear")
         panels[1, column].legend(fontsize=7, frameon=False)
-    panels[0, -1].plot(cfg.eps, initial_alignment(cfg), **measured_style(0))
-    panels[0, -1].set(xlabel="eps", ylabel=r"alignment of $K_0$ with the labels", title="the dial of misalignment")
+    panels[0, -2].plot(cfg.eps, initial_alignment(cfg), **measured_style(0))
+    panels[0, -2].set(xlabel="eps", ylabel=r"alignment of $K_0$ with the labels", title="the dial of misalignment")
     steps = [np.median(delay(result.records[name]).test, -1).min(axis=2) for name in NAMES]  # at the best P
     steps = [np.where(np.isfinite(one), one, np.nan) for one in steps]
     for i, (eps, best, theirs) in enumerate(zip(cfg.eps, *steps)):
-        panels[1, -1].plot(cfg.alpha, best, label=f"eps = {eps:g}", **measured_style(i, len(cfg.eps)))
-        panels[1, -1].plot(cfg.alpha, theirs, **theory_style(i))
+        panels[1, -2].plot(cfg.alpha, best, label=f"eps = {eps:g}", **measured_style(i, len(cfg.eps)))
+        panels[1, -2].plot(cfg.alpha, theirs, **theory_style(i))
     flat = steps[1][0, np.argmin(cfg.alpha)] + 0 * np.asarray(cfg.alpha)
-    panels[1, -1].plot(cfg.alpha, flat, label="alpha has no effect", **rival_style())
+    panels[1, -2].plot(cfg.alpha, flat, label="alpha has no effect", **rival_style())
     scale = "log" if np.isfinite(steps).any() else "linear"
-    panels[1, -1].set(xscale="log", yscale=scale, xlabel="output scale alpha", ylabel="step of test loss < .1, best P")
+    panels[1, -2].set(xscale="log", yscale=scale, xlabel="output scale alpha", ylabel="step of test loss < .1, best P")
     if len(cfg.alpha) <= 6:
-        ticks_at(panels[1, -1].xaxis, cfg.alpha)
-    panels[1, -1].legend(fontsize=7, frameon=False)
+        ticks_at(panels[1, -2].xaxis, cfg.alpha)
+    panels[1, -2].legend(fontsize=7, frameon=False)
+    for side, panel in zip(("train", "test"), panels[:, -1]):
+        _eigenvector_labels.panel(panel, cfg, result.records, side)
+    panels[0, -1].set_title("labels along eigenvector k of $K_0$")
     page.suptitle("Where grokking lives: delay over output scale, samples and misalignment")
     return page
 
