@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -36,8 +37,9 @@ from dynamics.runs.figures import measured_style, new_figure, rival_style, theor
 from dynamics.statistics import first_step, frequency_share, time_ratio, weight_norm
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.theory.modular import generalisation_fraction
-from dynamics.types import Claim, Objective, Record
+from dynamics.types import Claim, Dynamics, Objective, Record
 
+from . import _boundary_law as boundary_law
 from ._energy_landscape import LETTERS, RANDOM, ascents, landscape, maxima
 
 SOURCE = "Tian 2025, 'Provable scaling laws of feature emergence from learning dynamics of grokking'"
@@ -68,6 +70,18 @@ class Config(config.Config):
     """random starts on the energy landscape"""
     ascent_steps: Annotated[int, Count] = 1000
     """steps of energy ascent"""
+    law_sizes: Annotated[tuple[int, ...], Range(5, 500)] = (23, 41, 59, 97)
+    """group sizes (odd), ascending, at which the boundary is found by bisection"""
+    law_bracket: Annotated[tuple[float, ...], Positive] = (2.0, 3.6)
+    """c, low and high, between which the boundary is sought"""
+    law_seeds: Annotated[int, Range(0, 4096)] = 0
+    """seeds of the bisection; 0 leaves it out"""
+    law_width: Annotated[int, Count] = 256
+    """hidden units of the bisection's networks"""
+    law_decay: Annotated[float, NonNegative] = 1e-3
+    """their L2 penalty, coupled"""
+    law_steps: Annotated[int, Count] = 2000
+    """their updates"""
 
     @classmethod
     def large(cls) -> Config:
@@ -77,10 +91,18 @@ class Config(config.Config):
             optimizer=("adam", "muon"),
         )  # fmt: skip
 
+    @classmethod
+    def bisect(cls) -> Config:
+        """The quick preset, and the boundary at four sizes with six seeds."""
+        return cls(law_seeds=6)
+
     def __post_init__(self):
         super().__post_init__()
-        for field in ("modulus", "larger"):
-            self.require(getattr(self, field) % 2 == 1, field, "an odd integer")
+        for field in ("modulus", "larger", "law_sizes"):
+            self.require(bool(np.all(np.array(getattr(self, field)) % 2 == 1)), field, "odd integers")
+        for field in ("law_sizes", "law_bracket"):
+            self.require(bool(np.all(np.diff(getattr(self, field)) > 0)), field, "ascending values")
+        self.require(len(self.law_bracket) == 2, "law_bracket", "two values")
         highest = float(self.modulus / np.log(self.modulus))
         self.require(max(self.boundary) < highest, "boundary", f"below M/log(M) = {highest:.3g}, the whole table")
 
@@ -88,7 +110,8 @@ class Config(config.Config):
 class Result(NamedTuple):
     """``records``: ``ascent``, ``ascent, permutations`` and the control ``ascent, answers at random`` ``[T, starts]``;
     each ``<optimizer>``'s ``[T, fractions, seeds]``; ``larger group`` ``[T, 2, seeds]``, by Adam, at the smallest
-    fraction of M and at the samples per element of c = 2.75."""
+    fraction of M and at the samples per element of c = 2.75; with ``law_seeds``, ``boundary, M = <size>, <optimizer>``
+    ``[rounds, seeds]``."""
 
     config: Config
     records: dict[str, Record]
@@ -101,6 +124,9 @@ def run(config: Config, study=in_memory) -> Result:
     records["larger group"] = train(config, config.larger, matched(config), ("adam",), study, "larger group").at(
         optimizer="adam"
     )
+    for m, optimizer in boundary_law.cases(config):
+        descend = partial(stepped, config, config.law_decay)
+        records[boundary_law.name_of(m, optimizer)] = boundary_law.bisect(config, m, optimizer, descend, study)
     return Result(config, records)
 
 
@@ -120,15 +146,20 @@ def train(config: Config, m: int, fractions, optimizers: tuple[str, ...], study,
         return table_task(split_key, table, lane.fraction), model.init(weight_key, (-1, 2 * m))[1]
 
     def make(lane):
-        decay, rate = optax.add_decayed_weights(config.weight_decay), optax.scale_by_learning_rate(config.learning_rate)
-        step = optax.scale_by_adam(b2=0.999) if lane.optimizer == "adam" else muon()
-        return descent(L, optax.chain(decay, step, rate))
+        return stepped(config, config.weight_decay, L, lane.optimizer)
 
     return study(
         {"optimizer": optimizers, "fraction": tuple(fractions), "seed": range(config.seeds)},
         draw, make, [prefixed("train", joined(loss(), accuracy())), features], test=accuracy(), steps=config.steps,
         record_at=log_steps(config.steps, 100), key=key, label=label,
     )  # fmt: skip
+
+
+def stepped(config: Config, decay: float, L: Objective, optimizer: str) -> Dynamics:
+    """Full-batch Adam or Muon on L with a coupled penalty."""
+    step = optax.scale_by_adam(b2=0.999) if optimizer == "adam" else muon()
+    chain = optax.add_decayed_weights(decay), step, optax.scale_by_learning_rate(config.learning_rate)
+    return descent(L, optax.chain(*chain))
 
 
 def muon() -> optax.GradientTransformation:
@@ -176,7 +207,9 @@ def features(params, batch):
 def claims(result: Result) -> list[Claim]:
     """Draws are seeds (weights and split); on the landscape, where all starts must agree, the worst start."""
     cfg, records = result.config, result.records
-    return [*landscape(cfg, records), *emergence(cfg, records), *boundary(cfg, records)]
+    return [
+        *landscape(cfg, records), *emergence(cfg, records), *boundary(cfg, records), *boundary_law.law(cfg, records),
+    ]  # fmt: skip
 
 
 def emergence(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
@@ -250,7 +283,9 @@ def boundary(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
 def figure(result: Result) -> Any:
     """Markers: measurement (medians over seeds); lines: theory."""
     cfg, records = result.config, result.records
-    page, panels = new_figure(2, 3)
+    page, panels = new_figure(2, 4 if cfg.law_seeds else 3)
+    if cfg.law_seeds:
+        boundary_law.draw_law(panels[:, 3], cfg, records)
     ascent, run = records["ascent"], records[cfg.optimizer[0]]
     for i, (name, m) in enumerate((("ascent", cfg.modulus), ("ascent, permutations", math.factorial(LETTERS)))):
         kind, energy = ("cyclic", "permutations")[i], np.asarray(records[name].values["energy"])

@@ -58,6 +58,11 @@ class Config(config.Config):
     """updates"""
 
     @classmethod
+    def scale(cls) -> Config:
+        """The quick preset's network at three output scales, for longer."""
+        return cls(alpha=(0.25, 1.0, 8.0), steps=3000)
+
+    @classmethod
     def paper(cls) -> Config:
         """Nanda's setting (p, width, rates, steps), at Kumar's output scales and eight seeds.
 
