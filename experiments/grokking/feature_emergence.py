@@ -9,10 +9,10 @@ landscapes from random starts (and that of a table at random), and trains a two-
 of the boundary (half the squared error, summed over zero-mean outputs and averaged over samples; Adam with coupled L2),
 with the gradient G_F that reaches the hidden layer logged; then a larger group at the same train fraction, and at the
 same number of samples per element. These sizes do not tell ``log(M)/M`` from ``M^(-2/3)``: preset ``bisect`` finds the
-boundary at M = 23, 41, 59 and 97 for every seed, to .05 in c, and at M = 23 by Muon too. It has 256 neurons, 2000 updates
-and five times the penalty, so that accuracies settle: with the quick preset's, the boundary at M = 23 still moves between
-1500 and 4000 updates. These and its bracket of c were chosen by trials at M = 23 and 41 (c = 2.4 and above); there Muon's
-boundary was a twentieth higher than Adam's, and a tenth was taken as the tolerance.
+boundary at M = 23, 41, 59 and 97 for every seed, to .05 in c, and at M = 23 by Muon too. It has 256 neurons, 2000
+updates and five times the penalty, so that accuracies settle: with the quick preset's, the boundary at M = 23 still
+moves between 1500 and 4000 updates. These and its bracket of c were chosen by trials at M = 23 and 41 (c = 2.4 and
+above); there Muon's boundary was a twentieth higher than Adam's, and a tenth was taken as the tolerance.
 
 Run time: about 60 s for the quick preset on two CPU cores.
 """
