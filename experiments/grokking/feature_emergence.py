@@ -10,9 +10,11 @@ of the boundary (half the squared error, summed over zero-mean outputs and avera
 with the gradient G_F that reaches the hidden layer logged; then a larger group at the same train fraction, and at the
 same number of samples per element. These sizes do not tell ``log(M)/M`` from ``M^(-2/3)``: preset ``bisect`` finds the
 boundary at M = 23, 41, 59 and 97 for every seed, to .05 in c, and at M = 23 by Muon too. It has 256 neurons, 2000
-updates and five times the penalty, so that accuracies settle: with the quick preset's, the boundary at M = 23 still
-moves between 1500 and 4000 updates. These and its bracket of c were chosen by trials at M = 23 and 41 (c = 2.4 and
-above); there Muon's boundary was a twentieth higher than Adam's, and a tenth was taken as the tolerance.
+updates and, at M = 23, five times the penalty, so that accuracies settle: with the quick preset's, the boundary at M =
+23 still moves between 1500 and 4000 updates. The penalty falls as 1/M there, since the squared norm of a network that
+fits grows as M: in a first run, with one for all, those of M = 59 did not fit. These and the bracket of c were chosen
+by trials at M = 23, 41 and 59; at M = 23 Muon's boundary was a twentieth higher than Adam's, and a tenth was taken as
+the tolerance.
 
 Run time: about 60 s for the quick preset on two CPU cores.
 """
@@ -83,7 +85,7 @@ class Config(config.Config):
     law_width: Annotated[int, Count] = 256
     """hidden units of the bisection's networks"""
     law_decay: Annotated[float, NonNegative] = 1e-3
-    """their L2 penalty, coupled"""
+    """their L2 penalty, coupled, at the smallest size; it falls as 1/M"""
     law_steps: Annotated[int, Count] = 2000
     """their updates"""
 
@@ -129,7 +131,7 @@ def run(config: Config, study=in_memory) -> Result:
         optimizer="adam"
     )
     for m, optimizer in boundary_law.cases(config):
-        descend = partial(stepped, config, config.law_decay)
+        descend = partial(stepped, config, config.law_decay * min(config.law_sizes) / m)
         records[boundary_law.name_of(m, optimizer)] = boundary_law.bisect(config, m, optimizer, descend, study)
     return Result(config, records)
 
