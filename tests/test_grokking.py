@@ -201,7 +201,9 @@ def test_the_boundary_s_law_is_told_from_its_rivals():
 def test_bisection_trains_on_the_first_cells_of_its_split(monkeypatch):
     monkeypatch.setattr(_boundary_law, "ROUNDS", 2)
     m, bracket = 11, (2.2, 3.2)
-    config = feature_emergence.Config(law_seeds=3, law_width=64, law_steps=600, law_bracket=bracket, learning_rate=5e-3)
+    config = feature_emergence.Config(
+        law_sizes=(m, 23), law_seeds=3, law_width=64, law_steps=600, law_bracket=bracket, learning_rate=5e-3
+    )
     descend = partial(feature_emergence.stepped, config, config.law_decay)
     values = _boundary_law.bisect(config, m, "adam", descend, study).values
     np.testing.assert_allclose(values["c"][0], 2.7)

@@ -42,6 +42,7 @@ def bisect(config: Any, m: int, optimizer: str, descend: Callable[[Objective, st
     """
     key, table = jax.random.fold_in(jax.random.key(config.seed), m), operation_table("add", m)
     model, cells = two_layer(config.law_width, m, jnp.square), np.indices((m, m)).reshape(2, -1).T
+    steps = config.law_steps * m // min(config.law_sizes)
     low, high = (np.full(config.law_seeds, end) for end in config.law_bracket)
     rows: dict[str, list[np.ndarray]] = {"c": [], "train_accuracy": [], "test_accuracy": []}
 
@@ -78,7 +79,7 @@ def bisect(config: Any, m: int, optimizer: str, descend: Callable[[Objective, st
             {"seed": range(config.law_seeds)}, draw, lambda lane: descend(Objective(apply, loss), optimizer),
             [lambda params, batch: {"train_accuracy": right(params, batch)}],
             test=[lambda params, batch: {"accuracy": right(params, batch)}],
-            steps=config.law_steps, record_at=[config.law_steps], key=key, label=f"{name_of(m, optimizer)}, {turn + 1}",
+            steps=steps, record_at=[steps], key=key, label=f"{name_of(m, optimizer)}, {turn + 1}",
         )  # fmt: skip
         found = {part: np.asarray(record.values[f"{part}_accuracy"])[-1] for part in ("train", "test")}
         for name, row in (("c", middle), *((f"{part}_accuracy", row) for part, row in found.items())):
