@@ -99,7 +99,7 @@ class Config(config.Config):
 
     @classmethod
     def bisect(cls) -> Config:
-        """The quick preset, and the boundary at four sizes with six seeds: by estimate 40 minutes of a core, 30 at M = 97.
+        """The quick preset, and the boundary at four sizes with six seeds: some 40 minutes of a core (estimated).
 
         Not yet run to its end: at M = 23 it gave c = 2.40 +- .02 by Adam, 2.55 +- .01 by Muon. With 2000 updates at all
         sizes it gave 2.51 +- .01 at M = 41; at M = 59 trials lay between 2.65 and 2.8, and one of three at 2.65
