@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.evolve import study
+from dynamics.evolve import simulate, study
 from dynamics.experiments.grokking import (
+    _boundary_law,
     _energy_landscape,
     compare,
     feature_emergence,
@@ -30,11 +31,13 @@ from dynamics.experiments.grokking import random_feature_amplification as amplif
 from dynamics.experiments.grokking import xor_clusters as xor
 from dynamics.experiments.grokking._lazy_to_rich import trained
 from dynamics.experiments.grokking._mechanism import READINGS, mechanism
-from dynamics.losses import logistic, mse
+from dynamics.losses import half_mse, logistic, mse
 from dynamics.models.two_layer import two_layer
+from dynamics.observe import accuracy
 from dynamics.tasks.clusters import xor_clusters
 from dynamics.tasks.files import MNIST
-from dynamics.tasks.modular import operation_table
+from dynamics.tasks.modular import operation_table, table_task
+from dynamics.theory.modular import generalisation_fraction
 from dynamics.types import Batch, Objective, Record, View
 
 
@@ -166,6 +169,53 @@ def test_energy_ascent_finds_single_frequencies(key):
     np.testing.assert_allclose(record.values["energy"][-1], 7 / 4, rtol=1e-4)
     np.testing.assert_allclose(record.values["share"][-1], 1, rtol=1e-4)
     assert set(np.asarray(record.values["feature"][-1]).tolist()) == {1, 2, 3}
+
+
+def test_the_boundary_s_law_is_told_from_its_rivals():
+    config, rng = feature_emergence.Config.bisect(), np.random.default_rng(0)
+
+    def found(law, muon=1.0):
+        def bisected(m, factor):
+            sizes = np.array([m, 50.0])
+            scale, usual = (np.divide(*LAWS[name](sizes)) for name in (law, "log(M)/M"))
+            edge = 2.7 * factor * scale / usual * np.exp(0.02 * rng.normal(size=config.law_seeds))
+            (low, high), rows = (np.full(config.law_seeds, end) for end in config.law_bracket), []
+            for _ in range(_boundary_law.ROUNDS):
+                middle = (low + high) / 2
+                rows.append((middle, 1 / (1 + np.exp(40 * (edge - middle))), np.ones(config.law_seeds)))
+                low, high = np.where(middle < edge, middle, low), np.where(middle < edge, high, middle)
+            values = zip(("c", "test_accuracy", "train_accuracy"), np.stack(rows, 1))
+            return Record(np.arange(len(rows)), np.arange(len(rows)), dict(values), {"seed": range(config.law_seeds)})
+
+        cases = _boundary_law.cases(config)
+        records = {_boundary_law.name_of(m, by): bisected(m, muon if by == "muon" else 1.0) for m, by in cases}
+        return [claim.holds for claim in _boundary_law.law(config, records)]
+
+    LAWS = _boundary_law.LAWS
+    assert found("log(M)/M") == [True, True]
+    assert found("M^(-2/3)") == [False, True]
+    assert found("log(M)/M", muon=0.8) == [True, False]
+
+
+@pytest.mark.slow
+def test_bisection_trains_on_the_first_cells_of_its_split(monkeypatch):
+    monkeypatch.setattr(_boundary_law, "ROUNDS", 2)
+    m, bracket = 11, (2.2, 3.2)
+    config = feature_emergence.Config(
+        law_sizes=(m, 23), law_seeds=3, law_width=64, law_steps=600, law_bracket=bracket, learning_rate=5e-3
+    )
+    descend = partial(feature_emergence.stepped, config, config.law_decay)
+    values = _boundary_law.bisect(config, m, "adam", descend, study).values
+    np.testing.assert_allclose(values["c"][0], 2.7)
+    assert len(set(values["c"][1].tolist())) == 2  # so that rows of no weight are there
+    model, key = two_layer(64, m, jnp.square), jax.random.fold_in(jax.random.key(0), m)
+    L = Objective(feature_emergence.centred_outputs(model.apply), lambda f, y: half_mse(f, y - 1 / m))
+    for seed in range(3):
+        split, weights = jax.random.split(jax.random.fold_in(key, seed))
+        data = table_task(split, operation_table("add", m), generalisation_fraction(m, float(values["c"][1, seed])))
+        params = model.init(weights, (-1, 2 * m))[1]
+        _, plain = simulate(descend(L, "adam"), params, data, test=accuracy(), steps=600, record_at=[600])
+        np.testing.assert_allclose(values["test_accuracy"][1, seed], plain.values["test_accuracy"][-1], atol=0.05)
 
 
 def test_penalised_descent_attains_the_margin():

@@ -8,7 +8,13 @@ fraction ``c log(M)/M``: with c well below about 2.75 the network memorises, abo
 landscapes from random starts (and that of a table at random), and trains a two-layer network end to end on both sides
 of the boundary (half the squared error, summed over zero-mean outputs and averaged over samples; Adam with coupled L2),
 with the gradient G_F that reaches the hidden layer logged; then a larger group at the same train fraction, and at the
-same number of samples per element. Sizes below 97 do not tell ``log(M)/M`` from ``M^(-2/3)``.
+same number of samples per element. These sizes do not tell ``log(M)/M`` from ``M^(-2/3)``: preset ``bisect`` finds the
+boundary at M = 23, 41, 59 and 97 for every seed, to .05 in c, and at M = 23 by Muon too. It has 256 neurons and, at M =
+23, 2000 updates and five times the penalty, so that accuracies settle: with the quick preset's, the boundary at M = 23
+still moves between 1500 and 4000 updates. The penalty falls as 1/M there, since the squared norm of a network that fits
+grows as M (with one for all, those of M = 59 did not fit), and the updates grow as M (with 2000, accuracies of M = 59
+had not settled). These and the bracket of c were chosen by trials at M = 23, 41 and 59; at M = 23 Muon's boundary was a
+twentieth higher than Adam's, and a tenth was taken as the tolerance.
 
 Run time: about 60 s for the quick preset on two CPU cores.
 """
@@ -18,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -36,8 +43,9 @@ from dynamics.runs.figures import measured_style, new_figure, rival_style, theor
 from dynamics.statistics import first_step, frequency_share, time_ratio, weight_norm
 from dynamics.tasks.modular import operation_table, table_task
 from dynamics.theory.modular import generalisation_fraction
-from dynamics.types import Claim, Objective, Record
+from dynamics.types import Claim, Dynamics, Objective, Record
 
+from . import _boundary_law as boundary_law
 from ._energy_landscape import LETTERS, RANDOM, ascents, landscape, maxima
 
 SOURCE = "Tian 2025, 'Provable scaling laws of feature emergence from learning dynamics of grokking'"
@@ -68,6 +76,18 @@ class Config(config.Config):
     """random starts on the energy landscape"""
     ascent_steps: Annotated[int, Count] = 1000
     """steps of energy ascent"""
+    law_sizes: Annotated[tuple[int, ...], Range(5, 500)] = (23, 41, 59, 97)
+    """group sizes (odd), ascending, at which the boundary is found by bisection"""
+    law_bracket: Annotated[tuple[float, ...], Positive] = (2.0, 3.6)
+    """c, low and high, between which the boundary is sought"""
+    law_seeds: Annotated[int, Range(0, 4096)] = 0
+    """seeds of the bisection; 0 leaves it out"""
+    law_width: Annotated[int, Count] = 256
+    """hidden units of the bisection's networks"""
+    law_decay: Annotated[float, NonNegative] = 1e-3
+    """their L2 penalty, coupled, at the smallest size; it falls as 1/M"""
+    law_steps: Annotated[int, Count] = 2000
+    """their updates at the smallest size; they grow as M, as 1 / penalty"""
 
     @classmethod
     def large(cls) -> Config:
@@ -77,10 +97,23 @@ class Config(config.Config):
             optimizer=("adam", "muon"),
         )  # fmt: skip
 
+    @classmethod
+    def bisect(cls) -> Config:
+        """The quick preset, and the boundary at four sizes with six seeds: some 40 minutes of a core (estimated).
+
+        Not yet run to its end: at M = 23 it gave c = 2.40 +- .02 by Adam, 2.55 +- .01 by Muon. With 2000 updates at all
+        sizes it gave 2.51 +- .01 at M = 41; at M = 59 trials lay between 2.65 and 2.8, and one of three at 2.65
+        generalised after 2000. So c seems to rise with M: ``log(M)/M`` may fail, and ``M^(-2/3)`` with it.
+        """
+        return cls(law_seeds=6)
+
     def __post_init__(self):
         super().__post_init__()
-        for field in ("modulus", "larger"):
-            self.require(getattr(self, field) % 2 == 1, field, "an odd integer")
+        for field in ("modulus", "larger", "law_sizes"):
+            self.require(bool(np.all(np.array(getattr(self, field)) % 2 == 1)), field, "odd integers")
+        for field in ("law_sizes", "law_bracket"):
+            self.require(bool(np.all(np.diff(getattr(self, field)) > 0)), field, "ascending values")
+        self.require(len(self.law_bracket) == 2, "law_bracket", "two values")
         highest = float(self.modulus / np.log(self.modulus))
         self.require(max(self.boundary) < highest, "boundary", f"below M/log(M) = {highest:.3g}, the whole table")
 
@@ -88,7 +121,8 @@ class Config(config.Config):
 class Result(NamedTuple):
     """``records``: ``ascent``, ``ascent, permutations`` and the control ``ascent, answers at random`` ``[T, starts]``;
     each ``<optimizer>``'s ``[T, fractions, seeds]``; ``larger group`` ``[T, 2, seeds]``, by Adam, at the smallest
-    fraction of M and at the samples per element of c = 2.75."""
+    fraction of M and at the samples per element of c = 2.75; with ``law_seeds``, ``boundary, M = <size>, <optimizer>``
+    ``[rounds, seeds]``."""
 
     config: Config
     records: dict[str, Record]
@@ -101,6 +135,9 @@ def run(config: Config, study=in_memory) -> Result:
     records["larger group"] = train(config, config.larger, matched(config), ("adam",), study, "larger group").at(
         optimizer="adam"
     )
+    for m, optimizer in boundary_law.cases(config):
+        descend = partial(stepped, config, config.law_decay * min(config.law_sizes) / m)
+        records[boundary_law.name_of(m, optimizer)] = boundary_law.bisect(config, m, optimizer, descend, study)
     return Result(config, records)
 
 
@@ -120,15 +157,20 @@ def train(config: Config, m: int, fractions, optimizers: tuple[str, ...], study,
         return table_task(split_key, table, lane.fraction), model.init(weight_key, (-1, 2 * m))[1]
 
     def make(lane):
-        decay, rate = optax.add_decayed_weights(config.weight_decay), optax.scale_by_learning_rate(config.learning_rate)
-        step = optax.scale_by_adam(b2=0.999) if lane.optimizer == "adam" else muon()
-        return descent(L, optax.chain(decay, step, rate))
+        return stepped(config, config.weight_decay, L, lane.optimizer)
 
     return study(
         {"optimizer": optimizers, "fraction": tuple(fractions), "seed": range(config.seeds)},
         draw, make, [prefixed("train", joined(loss(), accuracy())), features], test=accuracy(), steps=config.steps,
         record_at=log_steps(config.steps, 100), key=key, label=label,
     )  # fmt: skip
+
+
+def stepped(config: Config, decay: float, L: Objective, optimizer: str) -> Dynamics:
+    """Full-batch Adam or Muon on L with a coupled penalty."""
+    step = optax.scale_by_adam(b2=0.999) if optimizer == "adam" else muon()
+    chain = optax.add_decayed_weights(decay), step, optax.scale_by_learning_rate(config.learning_rate)
+    return descent(L, optax.chain(*chain))
 
 
 def muon() -> optax.GradientTransformation:
@@ -176,7 +218,9 @@ def features(params, batch):
 def claims(result: Result) -> list[Claim]:
     """Draws are seeds (weights and split); on the landscape, where all starts must agree, the worst start."""
     cfg, records = result.config, result.records
-    return [*landscape(cfg, records), *emergence(cfg, records), *boundary(cfg, records)]
+    return [
+        *landscape(cfg, records), *emergence(cfg, records), *boundary(cfg, records), *boundary_law.law(cfg, records),
+    ]  # fmt: skip
 
 
 def emergence(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
@@ -250,7 +294,9 @@ def boundary(cfg: Config, records: dict[str, Record]) -> Iterator[Claim]:
 def figure(result: Result) -> Any:
     """Markers: measurement (medians over seeds); lines: theory."""
     cfg, records = result.config, result.records
-    page, panels = new_figure(2, 3)
+    page, panels = new_figure(2, 4 if cfg.law_seeds else 3)
+    if cfg.law_seeds:
+        boundary_law.draw_law(panels[:, 3], cfg, records)
     ascent, run = records["ascent"], records[cfg.optimizer[0]]
     for i, (name, m) in enumerate((("ascent", cfg.modulus), ("ascent, permutations", math.factorial(LETTERS)))):
         kind, energy = ("cyclic", "permutations")[i], np.asarray(records[name].values["energy"])

@@ -4,8 +4,11 @@ One attention layer and one MLP without normalisation, full-batch AdamW on cross
 train loss, but the algorithm, ``cos(w_k (a + b - c))`` over a few key frequencies, grows all along: the excluded loss
 (logits without the waves of ``w_k (a + b)``, on the training set) rises while the test loss still stands, the
 restricted loss (these waves alone) falls before the test loss does, and the embedding's power gathers in few
-frequencies (Gini coefficient). The output scale alpha multiplies the logits: the smaller, the shorter the delay. The
-controls are networks without weight decay, and random frequencies in place of the key ones.
+frequencies (Gini coefficient). The output scale alpha multiplies the logits: the smaller, the shorter the delay
+(Kumar), which modulo 31 under AdamW does not show: preset ``scale``'s networks fit after some 120 updates at alpha =
+1/4, 1 and 8, with a test accuracy near 1/2, and of those at 1/4, where the weights are largest, three in five have not
+generalised after 3000 (in trials of two seeds and 1500 updates, one of two at 1/10, none at 1/33, and at 1/100 none
+fit). The controls are networks without weight decay, and random frequencies in place of the key ones.
 
 Run time: about 90 s for the quick preset on two CPU cores.
 """
@@ -56,6 +59,11 @@ class Config(config.Config):
     """number of key frequencies read by the restricted and excluded loss"""
     steps: Annotated[int, Count] = 2500
     """updates"""
+
+    @classmethod
+    def scale(cls) -> Config:
+        """The quick preset's network at three output scales, for longer: 130 CPU seconds."""
+        return cls(alpha=(0.25, 1.0, 8.0), steps=3000)
 
     @classmethod
     def paper(cls) -> Config:
@@ -195,7 +203,9 @@ def claims(result: Result) -> list[Claim]:
         least, most = (int(one(cfg.alpha)) for one in (np.argmin, np.argmax))
         short = np.where(np.isfinite(test[least]), delay[least], np.nan)  # a lower bound would widen the gap
         gap = delay[most] - short
-        claim = Claim.at_least(name, kumar, gap, 0.0, rivals={"alpha has no effect": np.zeros(cfg.seeds)})
+        slow = np.isinf(test[least]).sum()
+        note = f"{slow} of {cfg.seeds} seeds do not reach test 95 % at alpha = {cfg.alpha[least]:g}" if slow else ""
+        claim = Claim.at_least(name, kumar, gap, 0.0, rivals={"alpha has no effect": np.zeros(cfg.seeds)}, note=note)
         out.append(claim.within(record, train[[least, most]], test[[least, most]], due=due))
     return out
 

@@ -72,31 +72,44 @@ def is_finite(params) -> jax.Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
-def run_perceptron(config, study) -> Record:
-    """Every (d, chi, P, draw) as one program, from zero weights: ratio ``w_1/|w_perp|``, norm and updates.
+def perceptron(chi: float) -> str:
+    """The name of its record."""
+    return f"perceptron, chi = {chi:g}"
+
+
+def perceptron_samples(config, chi: float) -> tuple[int, ...]:
+    """The perceptron's training samples P at ``chi``: the more density at the boundary, the longer does P take."""
+    return config.uniform_samples if chi < 1 else config.perceptron_samples
+
+
+def run_perceptron(config, chi: float, study) -> Record:
+    """Every (d, P, draw) as one program, from zero weights: ratio ``w_1/|w_perp|``, norm and updates.
 
     Args:
-        config: of ``sgd_noise``; its ``perceptron_*`` fields, ``chi`` and ``seed``.
+        config: of ``sgd_noise``; its ``perceptron_*`` fields, ``uniform_samples``, ``chi`` and ``seed``.
+        chi: exponent of the data's density, one of ``config.chi``.
         study: the pure or the durable one.
 
     Returns:
-        A ``Record`` of values ``[1, d, chi, P, draws]``; NaN where a draw did not fit its training set.
+        A ``Record`` of values ``[1, d, P, draws]``; NaN where a draw did not fit its training set.
     """
-    dim, most, usual = max(config.perceptron_dim), max(config.perceptron_samples), type(config)()
+    samples, usual = perceptron_samples(config, chi), type(config)()
+    dim, most, number = max(config.perceptron_dim), max(samples), config.chi.index(chi)
     keys = jax.random.split(jax.random.key(config.seed), config.perceptron_seeds)
     chis, counts, draws = len(usual.chi), len(usual.perceptron_samples), usual.perceptron_seeds
 
     def draw(lane) -> Drawn:
         kx, kr, ks = jax.random.split(keys[lane.draw], 3)
-        radius = jnp.sqrt(2 * jax.random.gamma(kr, (lane.chi + 1) / 2, (most,)))  # density |x_1|^chi exp(-x_1^2/2)
+        radius = jnp.sqrt(2 * jax.random.gamma(kr, (chi + 1) / 2, (most,)))  # density |x_1|^chi exp(-x_1^2/2)
         x1 = radius * jax.random.rademacher(ks, (most,))
         x = jax.random.normal(kx, (most, dim)).at[:, 0].set(x1)
         x = jnp.where(jnp.arange(dim) < lane.perceptron_dim, x, 0.0) * (dim / lane.perceptron_dim) ** 0.5
         return Drawn(jnp.zeros((dim, 1)), Batch(x, jnp.sign(x1)[:, None]))
 
     def make(lane) -> Dynamics:
-        samples, origin = lane.perceptron_samples, jnp.zeros((most, 1))
-        return hinge_sgd(linear, 1.0, 1024.0 / 4, samples, origin, batch=4, block=1024)
+        return hinge_sgd(
+            linear, 1.0, 1024.0 / 4, lane.perceptron_samples, jnp.zeros((most, 1)), batch=4, block=1024
+        )  # fmt: skip
 
     def read(view):
         w = jnp.where(view.state.fitted, view.params[:, 0], jnp.nan)
@@ -107,8 +120,7 @@ def run_perceptron(config, study) -> Record:
     return study(
         {
             "perceptron_dim": config.perceptron_dim,
-            "chi": config.chi,
-            "perceptron_samples": config.perceptron_samples,
+            "perceptron_samples": samples,
             "draw": range(config.perceptron_seeds),
         },
         draw=draw,
@@ -117,9 +129,9 @@ def run_perceptron(config, study) -> Record:
         steps=blocks,
         record_at=[blocks],
         key=jax.random.key(config.seed),
-        label="perceptron",
+        label=perceptron(chi),
         stream=lambda at: (
-            ((at["perceptron_dim"] * chis + at["chi"]) * counts + at["perceptron_samples"]) * draws + at["draw"]
+            ((at["perceptron_dim"] * chis + number) * counts + at["perceptron_samples"]) * draws + at["draw"]
         ),
     )
 

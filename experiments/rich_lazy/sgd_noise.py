@@ -6,8 +6,10 @@ when lazy. Large T: noise decides, ``|dw|/|w_0| ~ T^delta P^gamma`` after a time
 are to fit, the larger must the weights grow beside their noise. So the ``T_c ~ P^-a`` at which the network escapes the
 kernel regime falls with P, ``a = gamma/delta``. In a perceptron whose data have density ``|x_1|^chi`` at the boundary,
 in any dimension, the noisy end state has ``w_1/|w_perp| ~ P^(1/(1+chi))``: it must grow until the samples nearest to
-the boundary are right. The (alpha, T) phase diagram on the parity of digits is one vmapped program; a run that diverges
-is never counted as fitted. Networks trained on shuffled labels are the control: they fit, and know nothing of the test.
+the boundary are right. (Where the density is uniform, chi = 0, there are fewer samples here, since fitting them takes
+some P^2.5 updates, where chi = 1 takes P^2; their range was chosen by that time.) The (alpha, T) phase diagram on the
+parity of digits is one vmapped program; a run that diverges is never counted as fitted. Networks trained on shuffled
+labels are the control: they fit, and know nothing of the test.
 
 Run time: about 100 s for the quick preset on two CPU cores.
 """
@@ -32,7 +34,7 @@ from dynamics.statistics import kernel_distance, power_law, weight_norm
 from dynamics.tasks.images import digits, mnist
 from dynamics.types import Batch, Claim, Dynamics, Observable, Record
 
-from ._hinge import hinge_sgd, run_perceptron
+from ._hinge import hinge_sgd, perceptron, perceptron_samples, run_perceptron
 
 SOURCE = "Sclocchi, Geiger & Wyart 2023, 'Dissecting the effects of SGD noise in distinct regimes of deep learning'"
 SECONDS = 100
@@ -64,10 +66,12 @@ class Config(config.Config):
     """non-linearity of the network"""
     updates: Annotated[int, Range(50)] = 6000
     """SGD steps of the network, at most"""
-    chi: Annotated[tuple[float, ...], Range(0.0)] = (1.0, 3.0)
+    chi: Annotated[tuple[float, ...], Range(0.0)] = (0.0, 1.0, 3.0)
     """exponents of the perceptron's density at the boundary"""
     perceptron_samples: Annotated[tuple[int, ...], Count] = (256, 512, 1024, 2048, 4096)
-    """training samples P of the perceptron, ascending"""
+    """training samples P of the perceptron, ascending, where chi >= 1"""
+    uniform_samples: Annotated[tuple[int, ...], Count] = (64, 128, 256, 512)
+    """training samples P of the perceptron, ascending, where chi < 1"""
     perceptron_seeds: Annotated[int, Count] = 16
     """draws of the perceptron's data"""
     perceptron_dim: Annotated[tuple[int, ...], Range(2)] = (16, 32)
@@ -94,16 +98,16 @@ class Config(config.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("alpha", "temperature", "samples", "perceptron_samples"):
+        for field in ("alpha", "temperature", "samples", "perceptron_samples", "uniform_samples"):
             self.require(bool(np.all(np.diff(getattr(self, field)) > 0)), field, "ascending values")
         self.require(self.phase_seeds <= self.seeds, "phase_seeds", f"at most {self.seeds} seeds")
         self.require(self.dataset == "mnist" or self.samples[-1] < 1797, "samples", "at most 1796 for digits")
 
 
 class Result(NamedTuple):
-    """``records``: 'perceptron' ``[1, d, chi, P, seeds]``, 'phase' ``[1, alpha, T, seeds]``, 'samples' ``[1, P, T,
-    seeds]``, 'shuffled' ``[1, 1, T, seeds]`` (labels, at the least P), 'linear' (test error ``[1]`` of least squares at
-    the largest P); every reading is NaN where the run diverged or did not fit its training set."""
+    """``records``: 'perceptron, chi = <chi>' ``[1, d, P, draws]``, 'phase' ``[1, alpha, T, seeds]``, 'samples' ``[1, P,
+    T, seeds]``, 'shuffled' ``[1, 1, T, seeds]`` (labels, at the least P), 'linear' (test error ``[1]`` of least squares
+    at the largest P); every reading is NaN where the run diverged or did not fit its training set."""
 
     config: Config
     records: dict[str, Record]
@@ -111,7 +115,8 @@ class Result(NamedTuple):
 
 def run(config: Config, study=in_memory) -> Result:
     """The perceptron, then the network on images, over (alpha, T) and over (P, T)."""
-    return Result(config, {"perceptron": run_perceptron(config, study), **run_images(config, study)})
+    perceptrons = {perceptron(chi): run_perceptron(config, chi, study) for chi in config.chi}
+    return Result(config, {**perceptrons, **run_images(config, study)})
 
 
 def images_task(config: Config):
@@ -212,19 +217,20 @@ def critical_temperature(config: Config, record: Record) -> np.ndarray:
 
 def claims(result: Result) -> list[Claim]:
     cfg, records, out = result.config, result.records, []
-    ratio, source = records["perceptron"].values["ratio"][0], "Sclocchi et al. 2023, perceptron"  # [d, chi, P, seeds]
-    for dim, rows in zip(cfg.perceptron_dim, ratio):
-        enough = len(cfg.perceptron_samples) > 2 and len(cfg.chi) > 1
-        fits = [power_law(cfg.perceptron_samples, values.T) for values in rows] if enough else []
-        for i, chi in enumerate(cfg.chi):
+    source, counts = "Sclocchi et al. 2023, perceptron", [perceptron_samples(cfg, chi) for chi in cfg.chi]
+    enough = min(map(len, counts)) > 2 and len(cfg.chi) > 1
+    for i, dim in enumerate(cfg.perceptron_dim):
+        ratios = [records[perceptron(chi)].values["ratio"][0, i] for chi in cfg.chi]  # [P, draws]
+        fits = [power_law(size, ratio.T) for size, ratio in zip(counts, ratios)] if enough else []
+        for j, chi in enumerate(cfg.chi):
             name = f"perceptron, d = {dim}, chi = {chi:g}: w_1/|w_perp| ~ P^p: p"
             if not enough:
                 out.append(Claim.not_applicable(name, source, "needs three sample counts and two chi"))
                 continue
-            other = (i + 1) % len(cfg.chi)
-            rivals = {f"data of chi = {cfg.chi[other]:g}": fits[other].slopes, "P has no effect": 0.0}
-            note = f"95 % interval {fits[i]}, {fits[i].used} of {cfg.perceptron_seeds} seeds fitted throughout"
-            out.append(Claim.close(name, source, fits[i].slopes, 1 / (1 + chi), 0.06, rivals=rivals, note=note))
+            rivals = {f"data of chi = {cfg.chi[k]:g}": fits[k].slopes for k in range(len(fits)) if k != j}
+            rivals["P has no effect"] = 0.0
+            note = f"95 % interval {fits[j]}, {fits[j].used} of {cfg.perceptron_seeds} seeds fitted throughout"
+            out.append(Claim.close(name, source, fits[j].slopes, 1 / (1 + chi), 0.06, rivals=rivals, note=note))
     return [*out, *noise_claims(result)]
 
 
@@ -312,13 +318,13 @@ def figure(result: Result):
     cfg, records = result.config, result.records
     fig, axes = new_figure(2, 2, width=4.6, height=3.4)
     simple, phase, critical, errors = axes.ravel()
-    size = np.asarray(cfg.perceptron_samples, float)
-    for i, (chi, values) in enumerate(zip(cfg.chi, records["perceptron"].values["ratio"][0, 0])):
+    for i, chi in enumerate(cfg.chi):
+        size, values = np.asarray(perceptron_samples(cfg, chi), float), records[perceptron(chi)].values["ratio"][0, 0]
         middle_ratio = np.exp(mean_of_fitted(np.log(values)))
         simple.plot(size, middle_ratio, label=f"chi = {chi:g}", **measured_style(i, len(cfg.chi)))
         simple.plot(size, middle_ratio[-1] * (size / size[-1]) ** (1 / (1 + chi)), "k-", lw=1)
     simple.set(xscale="log", yscale="log", xlabel="samples P", ylabel="w_1 / |w_perp|; lines: P^(1/(1+chi))")
-    ticks_at(simple.xaxis, cfg.perceptron_samples)
+    ticks_at(simple.xaxis, sorted({size for chi in cfg.chi for size in perceptron_samples(cfg, chi)}))
     simple.legend(fontsize=8)
     level = np.log10(np.exp(mean_of_fitted(np.log(records["phase"].values["kernel_distance"][0]))))
     if min(level.shape) > 1:

@@ -11,6 +11,7 @@ CONFIG = {
     "samples": (128, 256, 512),
     "updates": 1500,
     "perceptron_samples": (128, 512, 2048),
+    "uniform_samples": (64, 128, 256),
     "perceptron_dim": (32,),
 }
 
@@ -32,7 +33,11 @@ def wrong(result):
     yield "shuffled parity", replaced(result, "samples", test_error=control)
     linear = np.full_like(values["test_error"], result.records["linear"].values["test_error"][0])
     yield "a linear classifier", replaced(result, "samples", test_error=linear)
-    ratio = result.records["perceptron"].values["ratio"]  # [1, d, chi, P, draws]
-    yield "data of another density", replaced(result, "perceptron", ratio=ratio[:, :, ::-1])
-    yield "a factor P^(1/4)", replaced(result, "perceptron", ratio=ratio * np.array([1, 4, 16])[:, None] ** 0.25)
+    names = [f"perceptron, chi = {chi:g}" for chi in result.config.chi]
+    swapped = {name: result.records[other] for name, other in zip(names, names[1:] + names[:1])}
+    yield "data of another density", result._replace(records=result.records | swapped)
+    for name in names:
+        ratio = result.records[name].values["ratio"]  # [1, d, P, draws]
+        factor = 4.0 ** (0.25 * np.arange(ratio.shape[2]))
+        yield f"{name}, a factor P^(1/4)", replaced(result, name, ratio=ratio * factor[:, None])
     yield "nothing fits", replaced(result, "samples", **{name: np.full_like(v, np.nan) for name, v in values.items()})
