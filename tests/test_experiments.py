@@ -43,7 +43,7 @@ def changed(config, name, value):
 def test_experiment_describes_itself(entry):
     experiment = importlib.import_module(entry.module)
     assert entry.source == experiment.SOURCE
-    assert 0 < experiment.SECONDS <= 300
+    assert 0 < experiment.SECONDS <= 200
     presets = experiment.Config.presets()
     assert all(make() != presets["quick"]() for name, make in presets.items() if name != "quick")
 

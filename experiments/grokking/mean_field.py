@@ -11,7 +11,7 @@ fitted the labels.
 Of base seeds 0, 100, 200 one claim fails at 200: single runs scatter about their own theory by .65 +- .25 of the data's
 own scatter (.5 is allowed; with other labels 1.06); eight draws are few for it.
 
-Run time: about 250 s for the quick preset on two CPU cores.
+Run time: about 200 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dynamics.theory.dmft import inputs_of, proportional, seed_share
 from dynamics.types import Claim, Estimate, Observable, Record
 
 SOURCE = "Kumar, Bordelon, Gershman & Pehlevan 2023, 'Grokking as the transition from lazy to rich training dynamics'"
-SECONDS = 250
+SECONDS = 200
 FALL = 0.7  # test loss below this share of its start, after its largest, is generalisation; the bath alone stays above
 LOSSES = ("train_loss", "test_loss")
 
