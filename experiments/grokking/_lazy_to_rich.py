@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ def read(config: Any, lane, view: View):
     q0, q = ((train.x @ train.x.T) * (train.x @ m.second @ train.x.T) for m in (lane.start, at))
     return {
         "train_loss": L(view.params, train),
-        "sampled_test_loss": L(view.params, fresh),
+        "sampled_test_loss": one_by_one(L, view.params, fresh),
         "kernel_distance": kernel_distance(k, k0),
         "feature_distance": kernel_distance(q, q0),
         "teacher_share": theory.teacher_share(at, lane.beta),
@@ -130,13 +130,21 @@ def read(config: Any, lane, view: View):
     }
 
 
+def one_by_one(fn: Callable[..., jax.Array], *args: Any) -> jax.Array:
+    """``fn(*args)``, of one lane after another: on thousands of points what all lanes hold is far beyond the caches."""
+    converted, held = jax.closure_convert(fn, *args)
+    return jax.custom_batching.sequential_vmap(converted)(*args, *held)
+
+
 def alignment(config: Any, lane) -> Observable:
     """Centred alignment of the kernel with the labels on fresh points."""
 
+    def aligned(at, x):
+        k = theory.kernel(at, x, x, scales(config, lane)[1])
+        return label_alignment(k, 0.5 * (x @ lane.beta) ** 2)
+
     def of(view: View):
-        x = view.data.test.x[:ALIGNMENT_POINTS]
-        k = theory.kernel(moments(view.params), x, x, scales(config, lane)[1])
-        return {"alignment": label_alignment(k, 0.5 * (x @ lane.beta) ** 2)}
+        return {"alignment": one_by_one(aligned, moments(view.params), view.data.test.x[:ALIGNMENT_POINTS])}
 
     return seldom(Observable.of_view(of), ALIGNMENT_EVERY)
 

@@ -10,7 +10,7 @@ the theory of the same data at infinite width (their exact reduction to the mean
 over training with the kernel frozen, for several alphas, eps, sample counts and seeds. The control that is rich from
 the start has the smallest alpha and the largest eps.
 
-Run time: about 80 s for the quick preset on two CPU cores.
+Run time: about 60 s for the quick preset on two CPU cores.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from ._lazy_to_rich import (
 )
 
 SOURCE = "Kumar, Bordelon, Gershman & Pehlevan 2023, 'Grokking as the transition from lazy to rich training dynamics'"
-SECONDS = 80
+SECONDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
