@@ -2,8 +2,8 @@
 
 The same network (150 794 parameters), data and loss; costs in full-batch gradients of each package's own framework, CPU
 time. A package that is not installed is skipped, and so is what its release cannot run. To have them all:
-``pip install torch matfree scipy einops`` and, without their dependencies, ``pip install --no-deps pyhessian
-curvlinops-for-pytorch einconv hessian-eigenthings``.
+``pip install torch matfree scipy einops`` and, without their dependencies, ``pip install --no-deps --pre pyhessian
+curvlinops-for-pytorch backpack-for-pytorch linear_operator mpmath einconv hessian-eigenthings``.
 """
 
 import functools
