@@ -146,10 +146,15 @@ def claims(result: Result) -> list[Claim]:
             rivals={"alpha has no effect": 0.0},
         ).within(record, *both, least=least, due=due),
     ]  # fmt: skip
-    gap = np.log(found.test - found.train)
+    ahead = found.test - found.train
+    gap = np.log(np.where(ahead > 0, ahead, np.nan))
     for one, next_one in itertools.pairwise(apart):
         name = f"log gap in steps at alpha = {cfg.alpha[next_one]:g} over that at {cfg.alpha[one]:g}"
         rivals = {"alpha has no effect": 0.0}
+        if none := int(np.sum(ahead[one] <= 0)):
+            note = f"no gap to compare with in {none} of {cfg.seeds} seeds"
+            out.append(Claim.not_applicable(name, source, note))
+            continue
         claim = Claim.at_least(name, source, gap[next_one] - gap[one], math.log(2), rivals=rivals)
         out.append(claim.within(record, *(steps[[one, next_one]] for steps in found), due=due))
     read = np.isfinite(np.asarray(record.values["kernel_distance"])).all(axis=(1, 2))
