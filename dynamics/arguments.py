@@ -39,7 +39,10 @@ def check_numbers(*, many: bool = False, **given: tuple[Any, Rule]) -> None:
         ValueError: momentum: got 1.0; allowed: a number >= 0 and < 1
     """
     for name, (value, (within, allowed)) in given.items():
-        dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+        try:
+            dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+        except ValueError as error:  # rows of several lengths
+            raise TypeError(f"{name}: got {value!r}; allowed: {allowed}") from error
         if not jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.complexfloating):
             got = dtype if np.shape(value) or isinstance(value, jax.Array) else repr(value)
             raise TypeError(f"{name}: got {got}; allowed: {allowed}")

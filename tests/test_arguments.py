@@ -64,3 +64,8 @@ def test_rates_of_lanes_are_checked_each():
     for rate in (None, "0.1", True):
         with pytest.raises(TypeError, match=r"learning_rate: got .*; allowed: a finite number, or an optax schedule"):
             gradient_descent(L, rate)
+
+
+def test_rows_of_several_lengths_are_no_numbers():
+    with pytest.raises(TypeError, match=r"p: got \[\[1\], \[1, 2\]\]; allowed: a number > 0"):
+        check_numbers(many=True, p=([[1], [1, 2]], POSITIVE))

@@ -90,7 +90,7 @@ def bisect(config: Any, m: int, optimizer: str, descend: Callable[[Objective, st
     return Record(step, step * 1.0, {k: np.stack(v) for k, v in rows.items()}, {"seed": list(range(config.law_seeds))})
 
 
-def crossing(config: Any, record: Record) -> np.ndarray:
+def crossing(record: Record) -> np.ndarray:
     """``c [seeds]`` of the boundary; NaN where a network diverged or did not fit, or all were on one side of it."""
     c, above = np.asarray(record.values["c"]), np.asarray(record.values["test_accuracy"]) > 0.5
     fitted = np.asarray(record.values["train_accuracy"]) > 0.99
@@ -107,7 +107,7 @@ def resolution(config: Any) -> float:
 def fractions(config: Any, records: dict[str, Record]) -> tuple[np.ndarray, np.ndarray]:
     """Boundaries ``ln p [sizes]`` by Adam, and their standard errors: of pooled seeds, and the bisection's own."""
     m = np.array(config.law_sizes, float)
-    c = np.stack([crossing(config, records[name_of(size, "adam")]) for size in config.law_sizes])
+    c = np.stack([crossing(records[name_of(size, "adam")]) for size in config.law_sizes])
     logs = np.log(c * (np.log(m) / m)[:, None])
     pooled = np.mean(np.var(logs, axis=1, ddof=1)) / logs.shape[1]
     return logs.mean(1), np.sqrt(pooled + (resolution(config) / c.mean(1)) ** 2)
@@ -138,7 +138,7 @@ def law(config: Any, records: dict[str, Record]) -> Iterator[Claim]:
     note = f"c by size {found}; chi-square {squares}; p ~ M^{power:.3g}"
     yield Claim.cells(names[0], "theorem 4", z.pop("log(M)/M"), rivals=z, note=note)
     muon, adam, larger = (
-        crossing(config, records[name_of(m, optimizer)]) * np.log(m) / m
+        crossing(records[name_of(m, optimizer)]) * np.log(m) / m
         for m, optimizer in ((sizes[0], "muon"), (sizes[0], "adam"), (sizes[1], "adam"))
     )
     rivals = {f"Adam's at M = {sizes[1]}": larger / adam}

@@ -24,7 +24,7 @@ from dynamics.theory import lazy_to_rich as theory
 from dynamics.types import Batch, Claim, Data, Dynamics, Model, Objective, Observable, Record
 
 from ._curves import middle, visible
-from ._lazy_to_rich import Delay, at_steps
+from ._lazy_to_rich import Delay, at_steps, frozen
 
 SIGNS = {"network": (1.0, -1.0), "infinite width": (1.0, -1.0), "one sign": (1.0,)}  # of readouts, in equal parts
 SOURCE = "labels along eigenvectors"
@@ -52,7 +52,7 @@ def run(config: Any, study) -> dict[str, Record]:
         )
         for name in SIGNS
     }
-    records = trained | {"frozen": frozen(config, study, axes, of_seed)}
+    records = trained | {"frozen": late(config, study, axes, of_seed)}
     return {f"{name}, eigenvectors": record for name, record in records.items()}
 
 
@@ -113,30 +113,18 @@ def losses(view):
     return {f"{side}_loss": L(view.params, getattr(view.data, side)) for side in ("train", "test")}
 
 
-def frozen(config: Any, study, axes, of_seed) -> Record:
-    """Descent with the kernel of the start, in closed form: the same function for readouts of any signs."""
+def late(config: Any, study, axes, of_seed) -> Record:
+    """Descent with the kernel of the start: the same function for readouts of any signs."""
     _, alpha, eps = cell(config)
     start, record_at = theory.infinite_width(config.dimension), log_steps(LATE * config.eigenvector_steps, 2 * RECORDED)
 
-    def read(view):
-        def at_step(at):
-            moved = theory.change(theory.ReductionState(at, start))
-            of = {"train": view.data.train, "test": view.data.test}
-            return {f"{name}_loss": mse(theory.output(moved, x, alpha, eps)[:, None], y) for name, (x, y) in of.items()}
+    def losses(lane, view, at):
+        moved = theory.change(theory.ReductionState(at, start))
+        of = {"train": view.data.train, "test": view.data.test}
+        return {f"{name}_loss": mse(theory.output(moved, x, alpha, eps)[:, None], y) for name, (x, y) in of.items()}
 
-        x, y = view.data.train
-        return jax.vmap(at_step)(theory.lazy_moments(x, y, alpha, eps, config.eta0, jnp.asarray(record_at, float)))
-
-    record = study(
-        axes,
-        draw=partial(draw, config, of_seed, "one sign"),
-        make=None,
-        read=Observable.of_view(read),
-        steps=0,
-        label="frozen, eigenvectors",
-    )
-    values = {name: np.moveaxis(value[0], -1, 0) for name, value in record.values.items()}
-    return Record(record_at, record_at, values, record.axes)
+    drawn = partial(draw, config, of_seed, "one sign")
+    return frozen(config, study, axes, drawn, losses, record_at, "frozen, eigenvectors", lambda lane: (alpha, eps))
 
 
 class Curves(NamedTuple):
@@ -159,17 +147,17 @@ def claims(config: Any, records: dict[str, Record]) -> list[Claim]:
     The frozen kernel is late by a multiple, and lower where it has fitted as much: moving features find a solution
     sooner, not a better one.
     """
-    network, infinite, one, late = (records[f"{name}, eigenvectors"] for name in (*SIGNS, "frozen"))
+    network, infinite, one, slow = (records[f"{name}, eigenvectors"] for name in (*SIGNS, "frozen"))
     first, last = config.eigenvector[0], config.eigenvector[-1]
     if not first <= config.dimension < last:
         note = f"needs a linear eigenvector, k <= D = {config.dimension}, and one beyond"
         return [Claim.not_applicable("labels along eigenvectors", SOURCE, note)]
-    found, theirs, single, frozen = (Curves.of(record) for record in (network, infinite, one, late))
+    found, theirs, single, lazily = (Curves.of(record) for record in (network, infinite, one, slow))
     out, fitted, due = [], [found.falls.train[-1]], [theirs.falls.train[-1]]
     for side in ("train", "test"):
         measured, predicted = getattr(found, side), getattr(theirs, side)
         others = {
-            "kernel frozen": at_steps(late, f"{side}_loss", network.step) / late.values[f"{side}_loss"][0],
+            "kernel frozen": at_steps(slow, f"{side}_loss", network.step) / slow.values[f"{side}_loss"][0],
             "labels along the next eigenvector": np.roll(predicted, -1, axis=1),
             "readouts of one sign": getattr(single, side),
         }
@@ -186,7 +174,7 @@ def claims(config: Any, records: dict[str, Record]) -> list[Claim]:
         ("train loss halved", lambda falls: falls.train, 1),
         ("delay of the test loss", lambda falls: falls.ratio, 2),
     ):
-        measured, predicted, wrong = (np.log(of(curves.falls)) for curves in (found, theirs, frozen))
+        measured, predicted, wrong = (np.log(of(curves.falls)) for curves in (found, theirs, lazily))
         rivals = {control: measured[0] - predicted[-1], "kernel frozen": wrong[-1] - predicted[-1]}
         name = f"k = {last}: log {name} against theory"
         claim = Claim.close(name, SOURCE, measured[-1] - predicted[-1], 0, 0.1, rivals=rivals, note=note)
@@ -194,11 +182,11 @@ def claims(config: Any, records: dict[str, Record]) -> list[Claim]:
     name, most = f"k = {last}: largest test loss over its start", found.test.max(axis=0)
     claim = Claim.at_least(name, SOURCE, most[-1], 1.1, rivals={control: most[0]})
     out.append(claim.within(network, *fitted, due=due, at_end=True))
-    judged = ends(config, found, frozen, late.step)
+    judged = ends(config, found, lazily, slow.step)
     return out + [claim.within(network, *fitted, due=due, at_end=True) for claim in judged]
 
 
-def ends(config: Any, found: Curves, frozen: Curves, steps: np.ndarray) -> list[Claim]:
+def ends(config: Any, found: Curves, lazily: Curves, steps: np.ndarray) -> list[Claim]:
     """What test loss comes to, where the training points leave the quadratic function open."""
     first, last = config.eigenvector[0], config.eigenvector[-1]
     names = (
@@ -209,9 +197,9 @@ def ends(config: Any, found: Curves, frozen: Curves, steps: np.ndarray) -> list[
     if cell(config)[0] >= enough:
         note = f"P >= D (D + 3)/2 = {enough} points say all about a quadratic function"
         return [Claim.not_applicable(name, SOURCE, note) for name in names]
-    level = np.maximum(found.train[-1, -1], frozen.train[-1, -1])  # by seed
-    lazily = value_at(steps, frozen.test[:, -1], first_step(steps, frozen.train[:, -1], level))
-    rise, above = found.test[-1, -1] - found.test[-1, 0], found.test[-1, -1] - lazily
+    level = np.maximum(found.train[-1, -1], lazily.train[-1, -1])  # by seed
+    as_far = value_at(steps, lazily.test[:, -1], first_step(steps, lazily.train[:, -1], level))
+    rise, above = found.test[-1, -1] - found.test[-1, 0], found.test[-1, -1] - as_far
     return [
         Claim.at_least(names[0], SOURCE, rise, 0.1, rivals={"k has no effect": 0.0}),
         Claim.at_least(names[1], SOURCE, above, 0.0, rivals={"features change the speed alone": 0.0}),
@@ -220,14 +208,14 @@ def ends(config: Any, found: Curves, frozen: Curves, steps: np.ndarray) -> list[
 
 def panel(axes, config: Any, records: dict[str, Record], side: str) -> None:
     """Medians over seeds of one loss by eigenvector: the network on its theory, and the kernel frozen."""
-    network, infinite, frozen = (records[f"{name}, eigenvectors"] for name in ("network", "infinite width", "frozen"))
+    network, infinite, slow = (records[f"{name}, eigenvectors"] for name in ("network", "infinite width", "frozen"))
     count = len(config.eigenvector)
     for i, k in enumerate(config.eigenvector):
-        found, theirs, wrong = (middle(one, f"{side}_loss", i) for one in (network, infinite, frozen))
+        found, theirs, wrong = (middle(one, f"{side}_loss", i) for one in (network, infinite, slow))
         axes.plot(visible(infinite.step), theirs / theirs[0], **theory_style(i))
         shown = slice(None, None, max(1, len(found) // 25))
         axes.plot(visible(network.step)[shown], (found / found[0])[shown], label=f"k = {k}", **measured_style(i, count))
         label = "kernel frozen" if i == count - 1 else None
-        axes.plot(visible(frozen.step), wrong / wrong[0], label=label, **rival_style(i))
+        axes.plot(visible(slow.step), wrong / wrong[0], label=label, **rival_style(i))
     axes.set(xscale="log", xlabel="step", ylabel=f"{side} loss / start")
     axes.legend(fontsize=7, frameon=False, loc="upper right")

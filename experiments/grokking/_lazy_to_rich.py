@@ -151,24 +151,35 @@ def alignment(config: Any, lane) -> Observable:
 
 def lazy(config: Any, study, axes: Axes) -> Record:
     """Gradient descent with the initial kernel, whose losses are the same for every alpha: values ``[T, *axes]``."""
-    record_at = log_steps(config.steps)
 
-    def losses(lane, view: View):
+    def losses(lane, view: View, at):
         (alpha, eps), (x, y), start = scales(config, lane), view.data.train, lane.start
+        f = theory.output(theory.change(theory.ReductionState(at, start)), x, alpha, eps)
+        return {"train_loss": mse(f[:, None], y), **theory.population_loss(at, start, lane.beta, alpha, eps)}
 
-        def at_step(at):
-            f = theory.output(theory.change(theory.ReductionState(at, start)), x, alpha, eps)
-            return {"train_loss": mse(f[:, None], y), **theory.population_loss(at, start, lane.beta, alpha, eps)}
+    start = partial(draw, config, "infinite width")
+    return frozen(config, study, axes, start, losses, log_steps(config.steps), "lazy", partial(scales, config))
 
-        return jax.vmap(at_step)(theory.lazy_moments(x, y, alpha, eps, config.eta0, jnp.asarray(record_at, float)))
+
+def frozen(config: Any, study, axes: Axes, draw, losses, record_at, label: str, scales) -> Record:
+    """Descent with the kernel of the start, in closed form at the steps ``record_at [T]``: values ``[T, *axes]``.
+
+    Args:
+        config, study, axes: as in ``trained``.
+        draw: ``lane -> Drawn``.
+        losses: ``(lane, view, moments) -> readings``.
+        record_at: the steps.
+        label: of the study.
+        scales: ``lane -> (alpha, eps)``.
+    """
+
+    def read(lane, view: View):
+        (alpha, eps), (x, y) = scales(lane), view.data.train
+        moments = theory.lazy_moments(x, y, alpha, eps, config.eta0, jnp.asarray(record_at, float))
+        return jax.vmap(partial(losses, lane, view))(moments)
 
     record = study(
-        axes,
-        draw=partial(draw, config, "infinite width"),
-        make=None,
-        read=lambda lane: Observable.of_view(partial(losses, lane)),
-        steps=0,
-        label="lazy",
+        axes, draw=draw, make=None, read=lambda lane: Observable.of_view(partial(read, lane)), steps=0, label=label
     )
     values = {name: np.moveaxis(value[0], -1, 0) for name, value in record.values.items()}
     return Record(record_at, record_at, values, record.axes)

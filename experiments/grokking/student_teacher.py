@@ -152,7 +152,8 @@ def claims(result: Result) -> list[Claim]:
     for one, next_one in itertools.pairwise(apart):
         name = f"log gap in steps at alpha = {cfg.alpha[next_one]:g} over that at {cfg.alpha[one]:g}"
         rivals = {"alpha has no effect": 0.0}
-        if none := int(np.sum(ahead[one] <= 0)):
+        none = int(np.sum(ahead[one] <= 0))
+        if none and np.all(ahead[next_one] > 0):  # one that is lost again refutes
             note = f"no gap to compare with in {none} of {cfg.seeds} seeds"
             out.append(Claim.not_applicable(name, source, note))
             continue

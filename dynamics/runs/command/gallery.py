@@ -107,7 +107,7 @@ def table(entries: Sequence[Entry], results: Mapping[str, Mapping[str, Any]]) ->
     for entry in entries:
         name = f"**`{entry.experiment}`**" if entry.flagship else f"`{entry.experiment}`"
         found = results.get(entry.experiment)
-        held = "; ".join([of_tested(found), *(f"{name} {of_tested(one)}" for name, one in others(found).items())])
+        held = "; ".join([of_tested(found), *(f"{preset} {of_tested(one)}" for preset, one in others(found).items())])
         rejected = f"{found['rejected']} of {found['rivals']}" if found and found.get("rivals") else "–"
         seconds = f"{entry.seconds:.0f} s" if entry.seconds else "–"
         line = f"| {name} | {title(entry)} | {papers(entry)} | {held} | {rejected} | {seconds} |"
