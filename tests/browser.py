@@ -34,12 +34,15 @@ class Browser:
         self._base += f"/session/{answer['sessionId']}"
 
     def open(self, url: str, *, width: int = 1440, height: int = 900, dark: bool = False) -> None:
-        """Loads a page at this size and colour scheme."""
+        """Loads a page at this size and colour scheme; chromedriver at times answers before the page is whole."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.command("Emulation.setDeviceMetricsOverride", metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", {"features": [scheme]})
         self._send("POST", "/url", {"url": url})
+        whole = "const [done] = arguments; if (document.readyState === 'complete') done();"
+        whole += "else addEventListener('load', () => done())"
+        self._send("POST", "/execute/async", {"script": whole, "args": []})
 
     def run(self, script: str, *arguments: Any) -> Any:
         """The value that a piece of JavaScript returns."""

@@ -1,4 +1,4 @@
-"""Scripts on four forced host devices, each in a process of its own."""
+"""Scripts on forced host devices, each in a process of its own."""
 
 import os
 import subprocess
@@ -6,15 +6,15 @@ import sys
 import textwrap
 
 
-def run_on_four_devices(script: str) -> None:
+def run_on_devices(count: int, script: str, *, timeout: float = 300.0) -> None:
     """Runs ``script``, which must print ``equal`` and nothing else."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         env={**os.environ, **flags},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
     assert done.stdout.strip() == "equal", done.stderr[-2000:]

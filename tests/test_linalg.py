@@ -187,6 +187,32 @@ def test_bad_arguments_are_named(call, name):
         call()
 
 
+@pytest.mark.parametrize(
+    "matvec",
+    [lambda v: jnp.nan * v, lambda v: v.at[3].set(jnp.nan), lambda v: 1e38 * jnp.arange(24) * v],
+    ids=["nan", "one entry", "overflow"],
+)
+def test_an_operator_that_is_not_finite_has_no_eigenvectors(matvec, key):
+    """A finite vector beside a value that is NaN would pass for one in whatever is read along it."""
+    start = jax.random.normal(key, (24,))
+    found = [
+        *linalg.extreme_eigenvalues(matvec, start, 20),
+        linalg.certified_eigenvalue(matvec, start, 6, True, 12),
+        linalg.eigenpairs(matvec, start, 3),
+        linalg.refine(matvec, jax.random.normal(key, (3, 24))),
+    ]
+    for one in found:
+        assert np.all(np.isnan(one[0]))
+        assert np.all(np.isnan(one.vectors if isinstance(one, linalg.Eigenpairs) else one.vector))
+
+
+def test_warm_start_from_no_vector_is_cold(key):
+    nothing, share = linalg.warm_start(key, jnp.full(24, jnp.nan), 0.3)
+    cold, its_share = linalg.warm_start(key, jnp.zeros(24), 0.3)
+    np.testing.assert_array_equal(nothing, cold)
+    assert share == its_share == 1
+
+
 def test_refine_tracks_a_block(x64, key):
     """Two eigenpairs from a perturbed guess, against the dense ones; the residual is measured."""
     a, values = matrix()

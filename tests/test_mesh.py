@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from devices import run_on_four_devices
+from devices import run_on_devices
 
 from dynamics.mesh import device_mesh, split_rows
 
@@ -31,7 +31,7 @@ print("equal")
 
 
 def test_rows_over_four_devices_equal_one_device():
-    run_on_four_devices(SCRIPT)
+    run_on_devices(4, SCRIPT)
 
 
 def test_uneven_rows_and_empty_meshes_are_refused():

@@ -1,6 +1,6 @@
 """Samples over four forced host devices: every operator's products are those of one device."""
 
-from devices import run_on_four_devices
+from devices import run_on_devices
 
 SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
@@ -40,4 +40,4 @@ print("equal")
 
 
 def test_products_over_four_devices_equal_one_device():
-    run_on_four_devices(SCRIPT)
+    run_on_devices(4, SCRIPT)

@@ -12,7 +12,7 @@ from dynamics.evolve import gradient_descent, simulate
 from dynamics.linalg import eigenpairs
 from dynamics.losses import half_mse
 from dynamics.program.jaxpr import bodies, has_convolutions, trace
-from dynamics.program.shifted_convolutions import quick_loops
+from dynamics.program.on_cpus import quick_loops
 from dynamics.types import Batch, Objective
 
 

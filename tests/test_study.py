@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from devices import run_on_four_devices
+from devices import run_on_devices
 
 from dynamics.evolve import Drawn, LaneState, descent, every, gradient_descent, ode, simulate, study
 from dynamics.evolve.study import MOST, lane_bytes, planned
@@ -492,7 +492,7 @@ print("equal")
 @pytest.mark.slow
 def test_four_devices_give_what_one_gives():
     """Nine lanes on four devices, filled up to twelve; and in pieces of one lane."""
-    run_on_four_devices(FOUR)
+    run_on_devices(4, FOUR)
 
 
 DRAW = lambda lane: params_of(0)  # noqa: E731

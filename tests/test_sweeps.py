@@ -15,7 +15,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from devices import run_on_four_devices
+from devices import run_on_devices
 
 from dynamics.evolve import ode, simulate, study
 from dynamics.runs import (
@@ -276,7 +276,9 @@ def test_workers_through_submitit(tmp_path):
 
 def test_four_devices_give_what_one_gives(tmp_path, capsys):
     """Seven lanes fill up to eight; the run goes on with one device, with a warning."""
-    run_on_four_devices(f"""
+    run_on_devices(
+        4,
+        f"""
         import pathlib
         from dynamics.runs import open_run
         from dynamics.runs.sweep.module import module_named
@@ -284,7 +286,8 @@ def test_four_devices_give_what_one_gives(tmp_path, capsys):
         with open_run(pathlib.Path({str(tmp_path)!r}) / "four", {{}}, workers=2) as held:
             toy.run(toy.Config(eta=(0.1, 9.9), seeds=7, steps=400), held.study)
         print("equal")
-    """)
+    """,
+    )
     four = load(tmp_path / "four")
     one = toy.run(toy.Config(eta=(0.1, 9.9), seeds=7, steps=400)).records["decay"]
     assert (four.provenance["device_count"], four.diverged["decay"]["of"]) == (4, 14)

@@ -23,7 +23,7 @@ from dynamics.empirical.matrix_free import (
 )
 from dynamics.empirical.parts import class_blocks, empirical_ntk_parts_fn
 from dynamics.empirical.tile_plan import DEFAULT_BUDGET, Plan
-from dynamics.program.shifted_convolutions import shifted_convolutions
+from dynamics.program.on_cpus import shifted_convolutions
 from dynamics.types import gone
 
 __all__ = [

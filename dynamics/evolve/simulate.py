@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from dynamics.evolve.checks import check_data, check_dynamics, check_key
 from dynamics.evolve.views import reader
-from dynamics.program.shifted_convolutions import quick_loops
+from dynamics.program.on_cpus import quick_loops
 from dynamics.record import RESERVED
 from dynamics.types import Array, Dynamics, Observable, PyTree, Record, View
 

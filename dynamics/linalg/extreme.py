@@ -31,7 +31,7 @@ class Bound(NamedTuple):
         value: Ritz value: a lower bound on lambda_max (an upper bound on lambda_min) up to rounding.
         residual: ``|A v - value v|``: SOME eigenvalue lies this near to ``value``.
         limit: lambda_max <= limit (lambda_min >= limit) except with probability at most p.
-        vector: the unit Ritz vector; the next warm start.
+        vector: the unit Ritz vector, NaN where ``value`` is; the next warm start.
         matvecs: int32.
     """
 
@@ -49,12 +49,12 @@ def warm_start(
 
     Args:
         key: a key used for nothing else; the certificate needs ``z`` independent of the matrix and of ``previous``.
-        previous: a unit vector, or zeros for a cold start (the ratio is then 1).
+        previous: a unit vector; zeros, or what is not finite, for a cold start (the ratio is then 1).
         tau: size of the random part, > 0.
     """
     z = jax.random.normal(key, previous.shape, previous.dtype)
     z = z / jnp.linalg.norm(z)
-    u = previous + tau * z
+    u = jnp.where(jnp.all(jnp.isfinite(previous)), previous, 0) + tau * z
     return u, tau / jnp.linalg.norm(u)
 
 
@@ -215,7 +215,8 @@ def _bound(t: Tridiagonal, log_inverse_delta: Array, sign: float = 1.0) -> Bound
 
 def _with_vector(found: Extreme, t: Tridiagonal) -> Bound:
     vector = combine(found.coordinates, t.basis, t.steps)
-    return Bound(found.value, found.residual, found.limit, vector / norm(vector), t.steps)
+    size = jnp.where(jnp.isnan(found.value), jnp.nan, norm(vector))  # of no eigenvalue there is no eigenvector
+    return Bound(found.value, found.residual, found.limit, vector / size, t.steps)
 
 
 def _extreme(ritz: Ritz, betas: Array, log_inverse_delta: Array, sign: float = 1.0) -> Extreme:

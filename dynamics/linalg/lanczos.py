@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from dynamics.arguments import check_counts
 from dynamics.precision import full_precision
-from dynamics.program.shifted_convolutions import quick_loops
+from dynamics.program.on_cpus import quick_loops
 from dynamics.types import Array
 
 Matvec = Callable[[Array], Array]

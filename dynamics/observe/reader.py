@@ -15,7 +15,7 @@ import numpy as np
 from dynamics.compiled import keep_compiled
 from dynamics.observe.compose import check_readings
 from dynamics.observe.loop_state import LoopState, signature
-from dynamics.program.shifted_convolutions import quick_loops
+from dynamics.program.on_cpus import quick_loops
 from dynamics.types import Observable, PyTree, Record, View
 
 _COMPILE = 20.0  # a program's compilation takes about this many times its lowering

@@ -43,6 +43,18 @@ def rematerialised(equation: JaxprEqn) -> ClosedJaxpr | None:
     return closed(equation.params["jaxpr"]) if equation.primitive.name in ("remat2", "checkpoint", "remat") else None
 
 
+def with_own_derivative(equation: JaxprEqn, values: Sequence[Any]) -> tuple[ClosedJaxpr, list[Any]] | None:
+    """The body and operands that give the value of a ``custom_jvp`` or ``custom_linear_solve``; None for others."""
+    held = equation.params
+    if equation.primitive.name == "custom_jvp_call":
+        return closed(held["call_jaxpr"]), list(values)
+    if equation.primitive.name != "custom_linear_solve":
+        return None
+    counts = held["const_lengths"]
+    before, constants = counts.matvec + counts.vecmat, sum(counts)
+    return closed(held["jaxprs"].solve), [*values[before : before + counts.solve], *values[constants:]]
+
+
 def scan_counts(equation_params: dict[str, Any]) -> tuple[int, int]:
     """Numbers of a scan's constants and of its carried values, the first of its operands in this order."""
     if "num_consts" in equation_params:
@@ -61,13 +73,18 @@ def shape(atom: Any) -> tuple[int, ...]:
     return tuple(getattr(atom.aval, "shape", ()))
 
 
-def has_convolutions(program: ClosedJaxpr) -> bool:
-    """True when a convolution stands anywhere in the program."""
+def has(program: ClosedJaxpr, wanted: Callable[[JaxprEqn], bool]) -> bool:
+    """True when a wanted equation stands anywhere in the program."""
     return any(
-        equation.primitive.name == "conv_general_dilated"
-        or any(has_convolutions(body) for parameter in equation.params.values() for body in bodies(parameter))
+        wanted(equation)
+        or any(has(body, wanted) for parameter in equation.params.values() for body in bodies(parameter))
         for equation in program.jaxpr.eqns
     )
+
+
+def has_convolutions(program: ClosedJaxpr) -> bool:
+    """True when a convolution stands anywhere in the program."""
+    return has(program, lambda equation: equation.primitive.name == "conv_general_dilated")
 
 
 def bodies(parameter: Any) -> list[ClosedJaxpr]:

@@ -1,149 +1,25 @@
-"""Convolutions that stay fast inside loops: a program's convolutions written as shifts and matrix products."""
+"""A convolution as shifts of its input and one matrix product, which stays fast inside loops."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
 
 from dynamics.program import jaxpr
 from dynamics.types import Array
 
-_F = TypeVar("_F", bound=Callable)
 _MOST_SHIFTS = 128  # of one convolution; beyond, the program would grow too long
 _COLUMNS = 2**25  # bytes of shifted inputs laid side by side for one product
 
 
-def shifted_convolutions(apply: _F) -> _F:
-    """The same function with every convolution as shifts of its input and one matrix product.
-
-    XLA on CPU runs a convolution inside ``scan``, ``fori_loop`` or ``while_loop`` some ten times slower than outside;
-    ``simulate``, ``study``, observables and the Krylov methods of this package therefore do this to their own loops
-    there, after differentiation (``dynamics.program.quick_loops``). This function is for one's own loops.
-
-    Args:
-        apply: any JAX function, e.g. ``model.apply`` or its gradient. Depthwise convolutions, and those whose filter
-            and output both have more than 128 places, stay as they are.
-
-    Returns:
-        A function of the same arguments, equal up to rounding; traced anew at each call.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from dynamics import stax
-        >>> model = stax.Conv(4, (3, 3), None, "SAME")
-        >>> _, params = model.init(jax.random.key(0), (2, 5, 5, 3))
-        >>> x = jnp.ones((2, 5, 5, 3))
-        >>> bool(jnp.allclose(shifted_convolutions(model.apply)(params, x), model.apply(params, x), atol=1e-5))
-        True
-    """
-    return _rewritten(apply, in_loop=True)
-
-
-def quick_loops(function: _F, *, is_body: bool = False) -> _F:
-    """``function`` with ``shifted_convolutions`` in its loops, where JAX runs on CPUs; otherwise as it is.
-
-    Args:
-        function: of arrays and trees of them alone.
-        is_body: the function itself is called in a loop.
-    """
-
-    @functools.wraps(function)
-    def call(*args):
-        outside = is_body and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
-        if outside or jax.default_backend() != "cpu":  # a loop's body meets traced values alone
-            return function(*args)
-        return _rewritten(function, in_loop=is_body)(*args)
-
-    return call  # pyright: ignore[reportReturnType]
-
-
-def _rewritten(function: _F, *, in_loop: bool) -> _F:
-    @functools.wraps(function)
-    def run(*args, **kwargs):
-        program, shapes = jax.make_jaxpr(lambda args: function(*args, **kwargs), return_shape=True)(args)
-        leaves = jax.tree.leaves(args)
-        changes = jaxpr.has_convolutions(program)
-        outputs = _interpret(program, leaves, in_loop=in_loop) if changes else jaxpr.evaluate(program, leaves)
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
-
-    return run  # pyright: ignore[reportReturnType]
-
-
-def _interpret(program: ClosedJaxpr, args: Sequence[Any], *, in_loop: bool) -> list[Any]:
-    env = dict(zip(program.jaxpr.constvars, program.consts)) | dict(zip(program.jaxpr.invars, args))
-
-    def read(atom):
-        return atom.val if isinstance(atom, Literal) else env[atom]
-
-    for equation in program.jaxpr.eqns:
-        results = _step(equation, [read(atom) for atom in equation.invars], in_loop=in_loop)
-        env.update(zip(equation.outvars, results))
-    return [read(atom) for atom in program.jaxpr.outvars]
-
-
-def _step(equation: JaxprEqn, values: list[Any], *, in_loop: bool) -> list[Any]:
-    if in_loop and _shiftable(equation):
-        return [_shifted(equation, *values)]
-    if not any(jaxpr.has_convolutions(body) for held in equation.params.values() for body in jaxpr.bodies(held)):
-        return jaxpr.run(equation, values)
-    if (body := jaxpr.called(equation)) is not None:
-        return _interpret(body, values, in_loop=in_loop)
-    if (body := jaxpr.rematerialised(equation)) is not None:
-        return _interpret(body, lax.optimization_barrier(values), in_loop=in_loop)
-    if equation.primitive.name == "cond":
-        return _cond(equation.params, values, in_loop=in_loop)
-    loop = {"scan": _scan, "while": _while}.get(equation.primitive.name, lambda *_: jaxpr.run(equation, values))
-    return loop(equation.params, values)
-
-
-def _scan(settings: dict[str, Any], values: list[Any]) -> list[Any]:
-    consts, carried = jaxpr.scan_counts(settings)
-    body, fixed = jaxpr.closed(settings["jaxpr"]), values[:consts]
-
-    def one(carry, given):
-        found = _interpret(body, [*fixed, *carry, *given], in_loop=True)
-        return found[:carried], found[carried:]
-
-    start, rounds = values[consts : consts + carried], values[consts + carried :]
-    options = {name: settings[name] for name in ("length", "reverse", "unroll")}
-    carry, stacked = lax.scan(one, start, rounds, **options)
-    return [*carry, *stacked]
-
-
-def _while(settings: dict[str, Any], values: list[Any]) -> list[Any]:
-    of_cond, of_body = settings["cond_nconsts"], settings["body_nconsts"]
-    judged, fixed, start = values[:of_cond], values[of_cond : of_cond + of_body], values[of_cond + of_body :]
-
-    def going(carry):
-        return _interpret(jaxpr.closed(settings["cond_jaxpr"]), [*judged, *carry], in_loop=True)[0]
-
-    def body(carry):
-        return _interpret(jaxpr.closed(settings["body_jaxpr"]), [*fixed, *carry], in_loop=True)
-
-    return lax.while_loop(going, body, start)
-
-
-def _cond(settings: dict[str, Any], values: list[Any], *, in_loop: bool) -> list[Any]:
-    def branch(body: ClosedJaxpr) -> Callable:
-        return lambda *operands: _interpret(body, operands, in_loop=in_loop)
-
-    return lax.switch(values[0], [branch(jaxpr.closed(body)) for body in settings["branches"]], *values[1:])
-
-
-def _batched(items: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _shiftable(equation: JaxprEqn) -> bool:
+def shiftable(equation: JaxprEqn) -> bool:
+    """Whether it is a convolution that ``shifted`` writes in few shifts; depthwise ones stay as they are."""
     if equation.primitive.name != "conv_general_dilated":
         return False
     settings = equation.params
@@ -154,7 +30,7 @@ def _shiftable(equation: JaxprEqn) -> bool:
     return 0 < shifts <= _MOST_SHIFTS and not depthwise and 0 not in (*weight, *result)
 
 
-def _shifted(equation: JaxprEqn, inputs: Array, weight: Array) -> Array:
+def shifted(equation: JaxprEqn, inputs: Array, weight: Array) -> Array:
     """``y[p] = sum_d x[s p + r d] W[d]``: shifts of x by d, or, where the output is smaller than W, by p."""
     settings = equation.params
     lhs, rhs, out = settings["dimension_numbers"]
@@ -199,3 +75,7 @@ def _shifted(equation: JaxprEqn, inputs: Array, weight: Array) -> Array:
     found = jnp.reshape(jnp.moveaxis(found, 0, -2), (n, *places, groups * o))
     held = {out[0]: 0, out[1]: len(out) - 1, **{axis: i + 1 for i, axis in enumerate(out[2:])}}
     return jnp.transpose(found, [held[axis] for axis in range(len(out))])
+
+
+def _batched(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

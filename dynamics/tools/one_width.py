@@ -15,7 +15,7 @@ from dynamics.models import from_equinox, from_flax
 from dynamics.observe.rank import path_name
 from dynamics.program.layers import Layer, layers_of
 from dynamics.program.layers import root_mean_square as size
-from dynamics.program.shifted_convolutions import quick_loops
+from dynamics.program.on_cpus import quick_loops
 from dynamics.statistics import weight_norm
 from dynamics.types import Array, Batch, Model, StatefulModel
 

@@ -1,0 +1,127 @@
+"""Factorisations one matrix at a time: the same values and derivatives, and no study that waits for itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from devices import run_on_devices
+
+from dynamics.program.jaxpr import has, trace
+from dynamics.program.on_cpus import quick_loops
+from dynamics.program.one_matrix_at_a_time import _MATRIX_AXES, of_several_matrices
+
+linalg = jax.lax.linalg
+FACTORISATIONS = {
+    "cholesky": jnp.linalg.cholesky,
+    "eig": jnp.linalg.eig,
+    "eigh": jnp.linalg.eigh,
+    "hessenberg": linalg.hessenberg,
+    "householder_product": lambda a: linalg.householder_product(a, a[..., 0]),
+    "lu": linalg.lu,
+    "pivoting": lambda a: linalg.qr(a, pivoting=True),
+    "qr": jnp.linalg.qr,
+    "schur": linalg.schur,
+    "svd": jnp.linalg.svd,
+    "triangular_solve": lambda a: linalg.triangular_solve(a, a, lower=True),
+    "tridiagonal": linalg.tridiagonal,
+    "tridiagonal_solve": lambda a: linalg.tridiagonal_solve(
+        a[..., 0].at[..., 0].set(0), a[..., 1] + 9, a[..., 2].at[..., -1].set(0), a[..., :2]
+    ),
+    "solve": lambda a: jnp.linalg.solve(a, a[..., :2]),
+    "cho_solve": lambda a: jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(a), a),
+    "pinv": jnp.linalg.pinv,
+    "det": jnp.linalg.det,
+}
+
+
+@pytest.fixture
+def matrices(x64):
+    a = jax.random.normal(jax.random.key(0), (2, 3, 4, 4))
+    return a @ a.swapaxes(-1, -2) + jnp.eye(4)
+
+
+@pytest.mark.parametrize("name", FACTORISATIONS)
+def test_equals_all_at_once(name, matrices):
+    """Called with several matrices, and as the lanes of a vmap."""
+    function = FACTORISATIONS[name]
+    for call in (function, jax.vmap(function)):
+        quick = quick_loops(call)
+        both = jax.jit(lambda a, call=call, quick=quick: (quick(a), call(a)))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), *both(matrices))
+        assert has(trace(call, matrices), of_several_matrices)
+        assert not has(trace(quick, matrices), of_several_matrices)
+
+
+def test_no_factorisation_of_jax_is_unknown():
+    known = {getattr(linalg, name).name for name in dir(linalg) if name.endswith("_p")}
+    assert known - _MATRIX_AXES.keys() <= {"symmetric_product", "lu_pivots_to_permutation", "cholesky_update"}
+
+
+def test_derivatives_are_kept(matrices):
+    """Forward and reverse, through a linear solve and a custom rule, in a loop."""
+
+    def function(a):
+        def turn(_, a):
+            return a + 0.1 * jnp.linalg.solve(a, a @ a) * jnp.linalg.det(a)[..., None, None] ** 0.01
+
+        return jax.lax.fori_loop(0, 2, turn, a)
+
+    quick = quick_loops(function)
+
+    def derivatives(function):
+        along = jax.jvp(function, (matrices,), (jnp.cos(matrices),))[1]
+        return along, jax.grad(lambda a: jnp.sum(jnp.sin(function(a))))(matrices)
+
+    found, expected = jax.jit(lambda: (derivatives(quick), derivatives(function)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), found, expected)
+
+
+def test_one_matrix_stays_as_it_is(matrices):
+    one = matrices[:1, :1]
+    assert str(trace(quick_loops(jnp.linalg.eigh), one)) == str(trace(jnp.linalg.eigh, one))
+
+
+def test_loops_of_lanes_end_each_at_its_time(matrices):
+    """A while whose lanes end apart, with a factorisation in its body and in its condition."""
+
+    def one(a):
+        def going(carry):
+            return jnp.linalg.eigvalsh(carry[0])[-1] > 1.0
+
+        def turn(carry):
+            return carry[0] - 0.1 * jnp.linalg.cholesky(carry[0] @ carry[0].T), carry[1] + 1
+
+        return jax.lax.while_loop(going, turn, (a, 0))
+
+    lanes = jax.vmap(one)
+    start = matrices.reshape(6, 4, 4)
+    (found, turns), (expected, theirs) = jax.jit(lambda a: (quick_loops(lanes)(a), lanes(a)))(start)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_array_equal(turns, theirs)
+    assert len(set(turns.tolist())) > 1
+    assert not has(trace(quick_loops(lanes), start), of_several_matrices)
+
+
+STUDY = """
+import jax, jax.numpy as jnp
+from dynamics.evolve import gradient_descent, study
+from dynamics.losses import mse
+from dynamics.types import Batch, Data, Objective
+
+x = jax.random.normal(jax.random.key(0), (220, 40))
+L = Objective(lambda w, x: jnp.sum(jnp.tanh(x @ w.T), 1, keepdims=True), mse)
+study(
+    {"seed": range(3)},
+    lambda lane: (Data(Batch(x, jnp.ones((220, 1)))), jax.random.normal(jax.random.key(lane.seed), (200, 40))),
+    lambda lane: gradient_descent(L, 1e-3),
+    [lambda w, batch: {"top": jnp.linalg.eigvalsh(w.T @ w)[-1], "loss": L(w, batch)}],
+    steps=40,
+    record_at=range(41),
+)
+print("equal")
+"""
+
+
+def test_a_study_ends_where_the_pool_has_few_threads():
+    """On two cores as two devices this one waited for itself for ever, each time."""
+    run_on_devices(2, STUDY, timeout=120)
