@@ -67,7 +67,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Two hidden layers of 200 on 1000 digits, some twenty minutes on two cores; the paper has 5000 of CIFAR-10."""
+        """Two hidden layers of 200 on 1000 digits, some ten minutes on two cores; the paper has 5000 of CIFAR-10."""
         return cls(samples=1000, width=200, depth=2, eta=(0.1, 0.2), steps=4000, flow_steps=400)
 
     def __post_init__(self) -> None:

@@ -67,7 +67,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """D to 480 and 80 steps. A quarter of an hour on two cores."""
+        """D to 480 and 80 steps. Twenty minutes on two cores."""
         return cls(dimension=(60, 120, 240, 480), steps=80, limit=(60, 240, 960, 3840, 15_360))
 
     def __post_init__(self) -> None:

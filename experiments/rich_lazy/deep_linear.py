@@ -61,7 +61,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Deeper chains, more seeds; sizes of ours, where Saxe et al. train up to 100 layers of 1000 units on MNIST.
-        About 20 minutes on two cores."""
+        About ten minutes on two cores."""
         return cls(seeds=10, depth=(2, 4, 8, 16, 32, 64, 128, 256), deep=(4, 16, 64, 100), patience=5000)
 
     def __post_init__(self) -> None:

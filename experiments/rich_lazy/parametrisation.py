@@ -60,7 +60,7 @@ class Config(config.Config):
     def large(cls) -> Config:
         """Wider networks, more seeds; the papers' networks read CIFAR-10, Word2Vec, Omniglot and language.
 
-        About 15 minutes on two cores.
+        About five minutes on two cores.
         """
         return cls(seeds=10, width=(64, 128, 256, 512, 1024, 2048))
 

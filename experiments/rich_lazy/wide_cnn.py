@@ -59,7 +59,7 @@ class Config(config.Config):
         """More draws, samples and modes.
 
         The paper's networks have filters of 2 or 3 pixels, its kernels are regressed with up to about 10^4 samples.
-        Needs 8 GB and about 15 minutes on two cores.
+        Needs 8 GB and about four minutes on two cores.
         """
         return cls(seeds=20, grid=2048, samples=(64, 128, 256, 512, 1024, 2048, 4096))
 
