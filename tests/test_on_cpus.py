@@ -1,5 +1,7 @@
 """Factorisations one matrix at a time: the same values and derivatives, and no study that waits for itself."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,43 @@ def test_derivatives_are_kept(matrices):
 
     found, expected = jax.jit(lambda: (derivatives(quick), derivatives(function)))()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), found, expected)
+
+
+@jax.custom_vjp
+def root(a):
+    return jnp.linalg.cholesky(a)
+
+
+root.defvjp(lambda a: (root(a), a), lambda a, along: (along + a,))  # not its own: it must be kept
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def scaled_root(a, times):
+    return times * jnp.linalg.cholesky(a)
+
+
+scaled_root.defjvp(lambda times, at, along: (scaled_root(*at, times), times * along[0] + at[0]))
+
+
+@pytest.mark.parametrize("rule", [root, lambda a: scaled_root(a, 3)], ids=["reverse", "forward"])
+def test_own_rules_are_kept(rule, matrices):
+    """Their values are rewritten, their derivatives are what they say."""
+    lanes = jax.vmap(jax.vmap(lambda a: 2 * rule(a)))
+    quick = quick_loops(lanes)
+    assert not has(trace(quick, matrices), of_several_matrices)
+    np.testing.assert_allclose(jax.jit(quick)(matrices), lanes(matrices), atol=1e-12)
+    found, expected = (jax.grad(lambda a, f=f: jnp.sum(jnp.sin(f(a))))(matrices) for f in (quick, lanes))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (3, 0, 0), (3, 4, 0)])
+def test_empty_matrices(shape):
+    found, expected = (f(jnp.zeros(shape)) for f in (quick_loops(jnp.linalg.qr), jnp.linalg.qr))
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
+
+
+def test_a_constant_is_an_array(matrices):
+    assert isinstance(quick_loops(lambda a: (jnp.linalg.cholesky(a), 3))(matrices)[1], jax.Array)
 
 
 def test_one_matrix_stays_as_it_is(matrices):

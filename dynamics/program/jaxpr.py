@@ -44,11 +44,14 @@ def rematerialised(equation: JaxprEqn) -> ClosedJaxpr | None:
 
 
 def with_own_derivative(equation: JaxprEqn, values: Sequence[Any]) -> tuple[ClosedJaxpr, list[Any]] | None:
-    """The body and operands that give the value of a ``custom_jvp`` or ``custom_linear_solve``; None for others."""
-    held = equation.params
-    if equation.primitive.name == "custom_jvp_call":
-        return closed(held["call_jaxpr"]), list(values)
-    if equation.primitive.name != "custom_linear_solve":
+    """The body and operands of the value of a ``custom_jvp``, ``custom_vjp`` or ``custom_linear_solve``; else None.
+
+    None too for a rule that asks which of its tangents are symbolic zeros.
+    """
+    held, name = equation.params, equation.primitive.name
+    if name in ("custom_jvp_call", "custom_vjp_call"):
+        return None if held.get("symbolic_zeros") else (closed(held["call_jaxpr"]), list(values))
+    if name != "custom_linear_solve":
         return None
     counts = held["const_lengths"]
     before, constants = counts.matvec + counts.vecmat, sum(counts)

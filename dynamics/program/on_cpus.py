@@ -61,8 +61,9 @@ def shifted_convolutions(apply: _F) -> _F:
 def quick_loops(function: _F, *, is_body: bool = False) -> _F:
     """``function`` as XLA on CPUs needs it, where JAX runs there; otherwise as it is.
 
-    Its loops are ``shifted_convolutions``, and factorisations of several matrices (those of the lanes of a vmap) take
-    one at a time, see ``one_matrix_at_a_time``.
+    After differentiation and after ``vmap``: the convolutions in its loops are written as ``shifted_convolutions`` has
+    them, and factorisations of several matrices (those of the lanes of a vmap) take one at a time, for which see the
+    module ``one_matrix_at_a_time``. What stands in a ``custom_vmap`` or ``shard_map`` stays as it is.
 
     Args:
         function: of arrays and trees of them alone.
@@ -105,7 +106,7 @@ def _interpret(program: ClosedJaxpr, args: Sequence[Any], rules: Rules, *, in_lo
     for equation in program.jaxpr.eqns:
         results = _step(equation, [read(atom) for atom in equation.invars], rules, in_loop=in_loop)
         env.update(zip(equation.outvars, results))
-    return [read(atom) for atom in program.jaxpr.outvars]
+    return [jnp.asarray(atom.val) if isinstance(atom, Literal) else env[atom] for atom in program.jaxpr.outvars]
 
 
 def _step(equation: JaxprEqn, values: list[Any], rules: Rules, *, in_loop: bool) -> list[Any]:
@@ -132,12 +133,16 @@ def _with_its_derivative(equation: JaxprEqn, values: list[Any], rules: Rules, *,
     def plain(*values):
         return jaxpr.run(equation, values)
 
-    @jax.custom_jvp
-    def call(*values):
+    def value(*values):
         body, operands = jaxpr.with_own_derivative(equation, values)  # pyright: ignore[reportGeneralTypeIssues]
         return _interpret(body, operands, rules, in_loop=in_loop)
 
-    call.defjvp(lambda at, along: jax.jvp(plain, at, along))
+    if equation.primitive.name == "custom_vjp_call":
+        call = jax.custom_vjp(value)
+        call.defvjp(lambda *values: jax.vjp(plain, *values), lambda pull, along: pull(along))
+    else:
+        call = jax.custom_jvp(value)
+        call.defjvp(lambda at, along: jax.jvp(plain, at, along))
     return call(*values)
 
 

@@ -3,6 +3,7 @@
 jaxlib hands the matrices of one LAPACK call to XLA's pool of threads and waits for them, at times in a thread of that
 pool. When as many such calls wait as the pool has threads, two on two cores, none is left to do the work. Several come
 together where the readings of a study's lanes are independent of each other. A call with one matrix does it itself.
+Lanes that are split over several CPU devices are gathered for it, and each device then factorises them all.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def of_several_matrices(equation: JaxprEqn) -> bool:
 def in_turn(equation: JaxprEqn, *values: Any) -> list[Any]:
     """Its results, a matrix at a time."""
     lanes = jaxpr.shape(equation.invars[0])[: -_MATRIX_AXES[equation.primitive.name]]
-    flat = [value.reshape(-1, *value.shape[len(lanes) :]) for value in values]
+    count = math.prod(lanes)
+    flat = [value.reshape(count, *value.shape[len(lanes) :]) for value in values]
     found = jax.lax.map(lambda one: jaxpr.run(equation, one), flat)
     return [one.reshape(*lanes, *one.shape[1:]) for one in found]
