@@ -43,12 +43,10 @@ def users_environment() -> dict[str, str]:
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_is_given_back():
-    """Compiled programs of all tests take some 10 GB; on the disk they stay. To give them back takes seconds, and what
-    the tests have in common is traced anew: done where all workers together hold half of the machine's memory."""
+    """Compiled programs of hundreds of tests take some 6 GB; on the disk they stay."""
     yield
     pages = Path("/proc/self/statm")
-    share = os.sysconf("SC_PHYS_PAGES") / 2 / int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if pages.exists() and int(pages.read_text().split()[1]) > share:
+    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 4e9:
         jax.clear_caches()
         gc.collect()
         with contextlib.suppress(AttributeError):  # of the C library that most have
