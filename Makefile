@@ -75,7 +75,7 @@ newest-suite: $(NEWEST_VENV)/.test
 	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) $(NEWEST_TESTS) $(PYTEST_ARGS)
 
 # What depends on JAX's own interfaces: the structured NTK, kernels, operators, the loop, the models, the notebooks.
-NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,architecture empirical evolve linalg models notebooks observe_ntk observe_rank operators stax))
+NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,architecture empirical evolve linalg models notebooks observe_ntk observe_rank on_cpus operators shifted stax))
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)"
