@@ -103,7 +103,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """1000 digits, two layers of 200, eight seeds, followed for 200 steps: some ten minutes on two cores.
+        """1000 digits, two layers of 200, eight seeds, followed for 200 steps: some twenty minutes on two cores.
 
         The paper has ResNet-18, VGG-11 and a ViT on CIFAR-10.
         """
