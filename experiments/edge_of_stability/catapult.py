@@ -64,8 +64,8 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Width 1024, finer ratios, ten starts: an hour of a core (estimated). The paper has widths to 2048 on MNIST, and
-        wide residual networks on CIFAR-10."""
+        """Width 1024, finer ratios, ten starts: an hour of a core (estimated). The paper has widths to 2048 on MNIST,
+        and wide residual networks on CIFAR-10."""
         return cls(width=1024, samples=300, ratio=(0.5, 1.0, 1.5, 2.5, 3.0, 3.5), seeds=10, steps=1000)
 
 
