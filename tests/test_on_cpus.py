@@ -10,7 +10,7 @@ from devices import run_on_devices
 
 from dynamics.program.jaxpr import has, trace
 from dynamics.program.on_cpus import quick_loops
-from dynamics.program.one_matrix_at_a_time import _MATRIX_AXES, of_several_matrices
+from dynamics.program.one_matrix_at_a_time import MATRIX_AXES, of_several_matrices
 
 linalg = jax.lax.linalg
 FACTORISATIONS = {
@@ -56,7 +56,7 @@ def test_equals_all_at_once(name, matrices):
 
 def test_no_factorisation_of_jax_is_unknown():
     known = {getattr(linalg, name).name for name in dir(linalg) if name.endswith("_p")}
-    assert known - _MATRIX_AXES.keys() <= {"symmetric_product", "lu_pivots_to_permutation", "cholesky_update"}
+    assert known - MATRIX_AXES.keys() <= {"symmetric_product", "lu_pivots_to_permutation", "cholesky_update"}
 
 
 def test_derivatives_are_kept(matrices):

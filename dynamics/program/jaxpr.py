@@ -9,6 +9,7 @@ import jax
 from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal
 
+_OWN_RULE = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 
 
@@ -43,15 +44,21 @@ def rematerialised(equation: JaxprEqn) -> ClosedJaxpr | None:
     return closed(equation.params["jaxpr"]) if equation.primitive.name in ("remat2", "checkpoint", "remat") else None
 
 
+def with_own_rule(equation: JaxprEqn) -> ClosedJaxpr | None:
+    """The body of a ``custom_jvp`` or ``custom_vjp``; None for other equations."""
+    name = _OWN_RULE.get(equation.primitive.name)
+    return None if name is None else closed(equation.params[name])
+
+
 def with_own_derivative(equation: JaxprEqn, values: Sequence[Any]) -> tuple[ClosedJaxpr, list[Any]] | None:
     """The body and operands of the value of a ``custom_jvp``, ``custom_vjp`` or ``custom_linear_solve``; else None.
 
     None too for a rule that asks which of its tangents are symbolic zeros.
     """
-    held, name = equation.params, equation.primitive.name
-    if name in ("custom_jvp_call", "custom_vjp_call"):
-        return None if held.get("symbolic_zeros") else (closed(held["call_jaxpr"]), list(values))
-    if name != "custom_linear_solve":
+    held = equation.params
+    if (body := with_own_rule(equation)) is not None:
+        return None if held.get("symbolic_zeros") else (body, list(values))
+    if equation.primitive.name != "custom_linear_solve":
         return None
     counts = held["const_lengths"]
     before, constants = counts.matvec + counts.vecmat, sum(counts)

@@ -158,9 +158,7 @@ def transposed_products(body: Jaxpr) -> dict[Any, tuple[int, ...]]:
 def step(equation: JaxprEqn, values: list[Held], lanes: int) -> list[Held]:
     """One equation."""
     name = equation.primitive.name
-    inner = jaxpr.called(equation) or jaxpr.rematerialised(equation)
-    if inner is None and name in ("custom_jvp_call", "custom_vjp_call"):
-        inner = next(body for parameter in equation.params.values() for body in jaxpr.bodies(parameter))
+    inner = jaxpr.called(equation) or jaxpr.rematerialised(equation) or jaxpr.with_own_rule(equation)
     if inner is not None:
         return evaluate(inner, values, lanes)
     if not any(own for _, own in values):

@@ -137,7 +137,7 @@ def _with_its_derivative(equation: JaxprEqn, values: list[Any], rules: Rules, *,
         body, operands = jaxpr.with_own_derivative(equation, values)  # pyright: ignore[reportGeneralTypeIssues]
         return _interpret(body, operands, rules, in_loop=in_loop)
 
-    if equation.primitive.name == "custom_vjp_call":
+    if equation.primitive.name.startswith("custom_vjp"):
         call = jax.custom_vjp(value)
         call.defvjp(lambda *values: jax.vjp(plain, *values), lambda pull, along: pull(along))
     else:

@@ -16,7 +16,7 @@ from jax.extend.core import JaxprEqn
 
 from dynamics.program import jaxpr
 
-_MATRIX_AXES = {
+MATRIX_AXES = {
     "cholesky": 2, "eig": 2, "eigh": 2, "hessenberg": 2, "householder_product": 2, "lu": 2, "ormqr": 2, "qr": 2,
     "schur": 2, "svd": 2, "triangular_solve": 2, "tridiagonal": 2, "tridiagonal_solve": 1,
 }  # of the first operand of LAPACK's primitives; further axes lead, in all operands and results  # fmt: skip
@@ -24,13 +24,13 @@ _MATRIX_AXES = {
 
 def of_several_matrices(equation: JaxprEqn) -> bool:
     """Whether it is a call of LAPACK with more than one matrix."""
-    axes = _MATRIX_AXES.get(equation.primitive.name)
+    axes = MATRIX_AXES.get(equation.primitive.name)
     return axes is not None and math.prod(jaxpr.shape(equation.invars[0])[:-axes]) > 1
 
 
 def in_turn(equation: JaxprEqn, *values: Any) -> list[Any]:
     """Its results, a matrix at a time."""
-    lanes = jaxpr.shape(equation.invars[0])[: -_MATRIX_AXES[equation.primitive.name]]
+    lanes = jaxpr.shape(equation.invars[0])[: -MATRIX_AXES[equation.primitive.name]]
     count = math.prod(lanes)
     flat = [value.reshape(count, *value.shape[len(lanes) :]) for value in values]
     found = jax.lax.map(lambda one: jaxpr.run(equation, one), flat)

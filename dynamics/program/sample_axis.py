@@ -37,7 +37,6 @@ from dynamics.types import Params, PyTree
 
 _LARGE = 4096
 _REARRANGED = frozenset(("broadcast_in_dim", "reshape", "squeeze", "transpose", "jit", "pjit", "copy", "copy_p"))
-_CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
 
 
 def splits_into_samples(f: Callable[[Params, PyTree], PyTree], params: Params, x: PyTree, mixing: str) -> bool:
@@ -162,9 +161,7 @@ def _apply(equation: JaxprEqn, states: list[State]) -> list[State]:
 
 def _rule(equation: JaxprEqn, name: str, states: list[Known]) -> list[State]:
     params = equation.params
-    body = jaxpr.called(equation) or jaxpr.rematerialised(equation)
-    if name in _CUSTOM:
-        body = jaxpr.closed(params[_CUSTOM[name]])
+    body = jaxpr.called(equation) or jaxpr.rematerialised(equation) or jaxpr.with_own_rule(equation)
     if body is not None:
         return _follow(body, states)
     if name == "scan":

@@ -9,7 +9,8 @@ the true labels, as many samples at random, and stable descent.
 
 A toy (section 3.2, simplified): linear two-layer network ``f = (x W) a`` on ``x = (y, s)``, where s = +-beta on a tenth
 of the samples, independent of the label y; the top eigenvector comes to lie along s, with ``lambda = (|a|^2 + |W_s|^2)
-mean(s^2)``.
+mean(s^2)``. Its weights start at .2 of a normal draw, below the edge of its rate; at .3, taken first, starts lay
+between .85 and 1.9 of 2/eta, and one of eight diverged.
 
 The swing and the opposition are claimed against stable descent and against groups at random: at the edge much else
 swings, and groups chosen by their movement oppose each other in stable descent too. The share of the sharpness that
