@@ -10,12 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dynamics.types import Array, Params, PyTree
 
 ROWS = "rows"
 """Name of the mesh axis over which rows are split."""
+LANES = "lanes"
+"""Name of the mesh axis over which the lanes of a study are split."""
 
 
 def device_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -50,12 +53,23 @@ def replicate(mesh: Mesh, x: PyTree) -> PyTree:
 
 
 def split_lanes(x: PyTree) -> PyTree:
-    """``x`` with the leading axis of every leaf split over this process's devices; itself where that is not even."""
+    """``x`` with the leading axis of every leaf split over this process's devices; itself where that is not even.
+
+    ``simulate`` moves such a state device by device: no lane may look at another.
+    """
     devices = jax.local_devices()
     if len(devices) == 1 or any(leaf.shape[0] % len(devices) for leaf in jax.tree.leaves(x)):
         return x
-    mesh = jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
-    return jax.device_put(x, NamedSharding(mesh, PartitionSpec("lanes")))
+    mesh = jax.make_mesh((len(devices),), (LANES,), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(LANES)))
+
+
+def mesh_of_lanes(x: PyTree) -> Mesh | None:
+    """The mesh over which ``split_lanes`` has split ``x``; None where it has not."""
+    found = {None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(x)}
+    split = next(iter(found)) if len(found) == 1 else None
+    mesh = split.mesh if isinstance(split, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.axis_names == (LANES,) else None
 
 
 def sharded_kernel_fn(kernel_fn: Callable[..., Array], mesh: Mesh) -> Callable[..., Array]:

@@ -489,6 +489,47 @@ print("equal")
 """
 
 
+ALONE = """
+import jax, jax.numpy as jnp, numpy as np
+from dynamics.evolve import gradient_descent, study
+from dynamics.evolve.simulate import advance, prepare
+from dynamics.evolve.study import planned
+from dynamics.losses import half_mse
+from dynamics.observe import loss
+from dynamics.types import Batch, Objective
+
+jax.config.update("jax_enable_x64", True)
+L = Objective(lambda p, x: x @ p, half_mse)
+def spectrum(p, b):
+    return {"spectrum": jnp.linalg.eigvalsh(p.T @ p + jnp.eye(3))}
+asked = dict(
+    axes={"eta": [.1, .2, .4, .8, 1.6]}, draw=lambda lane: jnp.eye(3), make=lambda lane: gradient_descent(L, lane.eta),
+    read=[loss(), spectrum], steps=9, record_at=range(10), data=Batch(jnp.eye(3), jnp.zeros((3, 3))),
+    stop=lambda lane: lambda state, data: jnp.sum(state.params**2) < .5)
+piece, = planned(**asked).pieces()
+arguments, _ = piece.call()
+call = prepare(**{name: value for name, value in arguments.items() if name != "label"})
+assert call.split.mesh.size == 2 and not call.split.data
+compiled = jax.jit(lambda carry: advance(call, carry, call.targets)).lower(call.start()).compile().as_text()
+assert "eigh" in compiled or "syevd" in compiled, compiled
+for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+    assert word not in compiled, word
+two = study(**asked).values
+jax.local_device_count, devices = lambda: 1, jax.local_devices
+jax.local_devices = lambda: devices()[:1]
+one = study(**asked).values
+assert np.isnan(one["loss"]).any() and not np.isnan(one["loss"]).all()
+for name in one:
+    np.testing.assert_allclose(two[name], one[name], rtol=1e-12, err_msg=name)
+print("equal")
+"""
+
+
+def test_no_device_waits_for_another():
+    """Lanes that stop apart, with factorisations in the loop: each device moves its own, and nothing is exchanged."""
+    run_on_devices(2, ALONE)
+
+
 @pytest.mark.slow
 def test_four_devices_give_what_one_gives():
     """Nine lanes on four devices, filled up to twelve; and in pieces of one lane."""

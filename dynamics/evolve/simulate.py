@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PRNGKeyArray
 
 from dynamics.evolve.checks import check_data, check_dynamics, check_key
 from dynamics.evolve.views import reader
+from dynamics.mesh import LANES, mesh_of_lanes
 from dynamics.program.on_cpus import quick_loops
 from dynamics.record import RESERVED
 from dynamics.types import Array, Dynamics, Observable, PyTree, Record, View
@@ -127,6 +129,13 @@ def simulate(
     return carry.state, Record(call.targets, times(dynamics.dt, call.targets), values)
 
 
+class Split(NamedTuple):
+    """Where the lanes of a study are split over devices, and whether their data are."""
+
+    mesh: Mesh
+    data: bool
+
+
 class Call(NamedTuple):
     """A checked call of ``simulate``: what ``start`` and ``advance`` need."""
 
@@ -139,6 +148,7 @@ class Call(NamedTuple):
     steps: int
     targets: np.ndarray
     before: Any
+    split: Split | None
 
     def start(self) -> Carry:
         """The carry at step 0: the state, the observables' fresh memory, nothing stopped."""
@@ -174,7 +184,9 @@ def prepare(
     read = reader(dynamics, observables(train), observables(test))
     before = jnp.int32(0) if state is None else steps_done(state)
     state = dynamics.init(params) if state is None else state
-    return Call(dynamics, read, stop, state, data, key, int(steps), targets, before)
+    mesh = mesh_of_lanes(state)
+    split = None if mesh is None else Split(mesh, mesh_of_lanes(data) is not None)
+    return Call(dynamics, read, stop, state, data, key, int(steps), targets, before, split)
 
 
 def steps_done(state: PyTree) -> Array:
@@ -228,11 +240,28 @@ def advance(call: Call, carry: Carry, targets: Any, read: Any = None):
     """
     targets = jnp.asarray(targets, jnp.int32)
     read = jnp.ones(targets.shape, bool) if read is None else jnp.asarray(read, bool)
-    return _advance(call.dynamics.step, call.read, call.stop, carry, call.data, call.key, targets, read, call.before)
+    parts = call.dynamics.step, call.read, call.stop
+    return _advance(*parts, call.split, carry, call.data, call.key, targets, read, call.before)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _advance(step_fn, observable: Observable, stop, carry: Carry, data, key, targets, read, before):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _advance(step_fn, observable: Observable, stop, split: Split | None, carry: Carry, *rest):
+    """The loop, on each device of a split for its own lanes: no device waits for another."""
+    loop = partial(_loop, step_fn, observable, stop)
+    if split is None:
+        return loop(carry, *rest)
+    same, lanes = PartitionSpec(), PartitionSpec(LANES)
+    of_carry: Any = (lanes, lanes, same, same if stop is None else lanes, same)
+    return jax.shard_map(
+        loop,
+        mesh=split.mesh,
+        in_specs=(Carry(*of_carry), lanes if split.data else same, *[same] * (len(rest) - 1)),
+        out_specs=(Carry(*of_carry), PartitionSpec(None, LANES)),
+        check_vma=False,
+    )(carry, *rest)
+
+
+def _loop(step_fn, observable: Observable, stop, carry: Carry, data, key, targets, read, before):
     def move(carry: Carry) -> Carry:
         new = step_fn(jax.random.fold_in(key, before + carry.step), carry.state, data)
         if stop is None:

@@ -28,11 +28,11 @@ def traced(call: Call) -> tuple[dict[str, str], Carry]:
     Returns:
         ``{"whole", "step", "readout"}``: of start, loop and readings together, of one update, and of one reading.
 
-    Cost: one trace, which JAX keeps for the run itself.
+    Cost: one trace, which JAX keeps for the run itself on one device.
     """
 
     def whole(state, data, key, targets, read):
-        own = call._replace(state=state, data=data, key=key)
+        own = call._replace(state=state, data=data, key=key, split=None)  # the same on any number of devices
         carry = own.start()
         return carry, advance(own, carry, targets, read)
 
