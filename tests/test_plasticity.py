@@ -489,3 +489,14 @@ def test_inputs_of_lower_rank_in_a_batch_of_moments():
     error, after = online_regression(Moments.at([0.5, 0.0]), 0 * x, y, 0.1, 3)
     np.testing.assert_allclose(error, 1)
     np.testing.assert_allclose(after.mean, [[0.5, 0], [0.5, 0]])
+
+
+def test_ageing_ends_where_the_numbers_do(x64):
+    """After some ninety tasks with weight decay a weight is below the smallest double: no age is read there."""
+    from experiments.plasticity import solvable
+
+    config = solvable.Config(tasks=100, seeds=2, noise=(0.0, 0.001), decay=(0.0, 0.01))
+    record = solvable.run_remedies(config, study)
+    age = record.values["after_age"][1:, 1, 0, 0]
+    assert not np.isfinite(age[-1]) and 600 < np.nanmax(age) < 700
+    assert abs((solvable.growth(record)[1, 0, 0] - 1) / 0.07 - 1) < 0.1

@@ -111,7 +111,10 @@ def start(tolerance: float) -> dict[str, Any]:
 
 
 def readings(w, batch) -> dict[str, Any]:
-    return {"age": -math.log(2) - jnp.log(jnp.abs(w["p"])) - jnp.log(jnp.abs(w["m"])), "f": f(w, 1.0)}
+    """Age and f; the age is NaN where a weight has come near the smallest of the floating-point numbers."""
+    sizes = jnp.abs(w["p"]), jnp.abs(w["m"])
+    known = jnp.minimum(*sizes) > 1e6 * jnp.finfo(sizes[0].dtype).tiny
+    return {"age": jnp.where(known, -math.log(2) - jnp.log(sizes[0]) - jnp.log(sizes[1]), jnp.nan), "f": f(w, 1.0)}
 
 
 L = Objective(f, half_mse)
@@ -221,7 +224,8 @@ def remedy_claims(result: Result) -> list[Claim]:
 
     Without noise all seeds are one run."""
     cfg, record = result.config, result.records["remedies"]
-    time = np.log(record.values["time_to_fit"])  # [K, decay, noise, seed]
+    known = np.isfinite(record.values["after_age"]).all((1, 2, 3))
+    time = np.log(record.values["time_to_fit"])[: 1 + np.flatnonzero(known).max(initial=1)]  # [K, decay, noise, seed]
     none, decays, noises = 0.0 in cfg.decay and 0.0 in cfg.noise, max(cfg.decay), sorted(set(cfg.noise) - {0.0})
     names = (
         "noise: log of the last task's steps over the first's",
