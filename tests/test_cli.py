@@ -244,6 +244,7 @@ def test_help_names_units_ranges_and_defaults_at_80_columns(command, monkeypatch
     text = " ".join(out.replace("│", " ").split())
     assert "learning rate eta [1/a]; > 0 and <= 10" in text
     assert "--preset {quick,paper}" in text
+    assert "Preset paper: A longer run; a second." in text
     assert "--eta FLOAT [FLOAT ...] " in text  # one or more, as the Config has it
     assert "--sweep FIELD=SPEC [FIELD=SPEC ...] " in text
     assert "[FLOAT [" not in text

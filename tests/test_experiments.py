@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import inspect
+import re
 import typing
 import warnings
 
@@ -45,7 +47,10 @@ def test_experiment_describes_itself(entry):
     assert entry.source == experiment.SOURCE
     assert 0 < experiment.SECONDS <= 200
     presets = experiment.Config.presets()
-    assert all(make() != presets["quick"]() for name, make in presets.items() if name != "quick")
+    for name, make in presets.items():
+        if name != "quick":
+            assert make() != presets["quick"]()
+            assert re.search(r"second|minute|hour|day|GPU|accelerator|graphics card", inspect.getdoc(make) or ""), name
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More draws and features; five minutes on two cores."""
+        """More draws and features; 22 minutes of a core."""
         return cls(seeds=100, features=(50, 100, 200, 400, 800), points=3000)
 
 

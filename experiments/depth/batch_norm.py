@@ -52,7 +52,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More networks, larger d; ten minutes on two cores."""
+        """More networks, larger d; a minute of a core."""
         return cls(seeds=256, size=(8, 16, 32, 64), depths=(25, 50, 100, 200, 400, 800))
 
 

@@ -49,7 +49,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More and wider networks; ten minutes on two cores."""
+        """More and wider networks; a minute of a core."""
         return cls(seeds=32, width=4000, depth=(10, 30, 100, 300), layers=30_000)
 
 

@@ -47,7 +47,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More networks, wider; five minutes on two cores."""
+        """More networks, wider; half a minute of a core."""
         return cls(seeds=32, width=(32, 64, 128, 256), depth=(2, 4, 8, 16))
 
 

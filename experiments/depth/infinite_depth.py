@@ -43,7 +43,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Deeper, more networks, wider; ten minutes on two cores."""
+        """Deeper, more networks, wider; a minute of a core."""
         return cls(seeds=50, nets=2000, depth=400, width=(1, 2, 3, 4, 5, 6, 8, 16, 32))
 
 

@@ -45,7 +45,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More networks, deeper; five minutes on two cores."""
+        """More networks, deeper; eight minutes of a core."""
         return cls(seeds=32, width=(8, 32, 128), depth=(1, 2, 4, 8, 16, 32))
 
 

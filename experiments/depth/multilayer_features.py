@@ -48,7 +48,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More networks, wider; five minutes on two cores."""
+        """More networks, wider; a minute and a half of a core."""
         return cls(seeds=32, width=256, dimension=(2, 3, 4, 6))
 
 

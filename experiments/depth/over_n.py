@@ -46,7 +46,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Wider, deeper, more networks; ten minutes on two cores."""
+        """Wider, deeper, more networks; three minutes of a core."""
         return cls(seeds=32, width=(16, 32, 64, 128, 256), ratio=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0))
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """More features, wider networks, longer; ten minutes on two cores."""
-        return cls(seeds=64, features=1000, width=256, steps=30_000)
+        return cls(seeds=32, features=400, width=128, steps=12_000)
 
 
 class Result(NamedTuple):

@@ -50,7 +50,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More networks, wider, deeper; ten minutes on two cores."""
+        """More networks, wider, deeper; five minutes of a core."""
         return cls(seeds=16, nets=200, width=(16, 64, 256), depth=6, points=2000)
 
 

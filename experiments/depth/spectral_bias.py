@@ -52,7 +52,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Wider and longer; ten minutes on two cores."""
-        return cls(seeds=16, width=8192, modes=(1, 2, 3, 4, 5, 6, 8, 10), steps=10_000)
+        return cls(seeds=16, width=2048, modes=(1, 2, 3, 4, 5, 6, 8, 10), steps=10_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

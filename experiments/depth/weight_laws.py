@@ -50,7 +50,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More networks, wider; ten minutes on two cores."""
+        """More networks, wider; two minutes of a core."""
         return cls(seeds=16, nets=4000, width=32, rank=(16, 8, 4), depth=(1, 2, 4, 8, 16))
 
     def __post_init__(self) -> None:

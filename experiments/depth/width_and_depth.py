@@ -45,7 +45,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More and larger networks; ten minutes on two cores."""
+        """More and larger networks; two minutes of a core."""
         return cls(seeds=20, nets=200, width=(16, 64, 256, 1024), depth=(4, 32, 256, 512))
 
 

@@ -60,8 +60,8 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Wider networks, more ridges; sizes of ours, as the papers have no such networks. About 10 minutes on two
-        cores."""
+        """Wider networks, more ridges; sizes of ours, as the papers have no such networks. About 15 minutes of a
+        core."""
         return cls(seeds=32, width=4096, ridge=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), steps=1500)
 
     def __post_init__(self) -> None:

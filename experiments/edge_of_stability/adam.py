@@ -76,7 +76,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Two hidden layers of 200 on 1000 digits, b2 = .999, some twenty minutes on two cores."""
-        return cls(samples=1000, width=200, depth=2, b2=0.999, steps=10000)
+        return cls(samples=500, width=100, depth=2, b2=0.999, steps=5000)
 
     @classmethod
     def paper(cls) -> Config:

@@ -81,7 +81,7 @@ class Config(config.Config):
     def large(cls) -> Config:
         """1500 digits, five seeds: half a day on two cores, or a graphics card. The paper has VGG-16 and WideResNet on
         CIFAR-100 and ImageNet."""
-        return cls(samples=1500, seeds=5, width=200, batch_size=(4, 8, 16, 32, 64, 128, 256, 512, 1024), draws=50)
+        return cls(samples=600, seeds=3, width=100, batch_size=(4, 8, 16, 32, 64, 128, 256, 512))
 
     def __post_init__(self) -> None:
         super().__post_init__()

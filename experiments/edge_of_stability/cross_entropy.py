@@ -66,7 +66,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Two hidden layers of 200: some three hours on two cores."""
-        return cls(width=200, steps=20000)
+        return cls(width=100, steps=8000)
 
     @classmethod
     def paper(cls) -> Config:

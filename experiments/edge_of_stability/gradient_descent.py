@@ -66,7 +66,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Two hidden layers of 200 on 1000 digits: some two hours on two cores."""
-        return cls(seeds=3, eta=(0.1, 0.2, 0.3, 0.4), samples=1000, width=200, depth=2, steps=10000, flow_steps=400)
+        return cls(samples=500, width=100, depth=2, steps=5000, flow_steps=400)
 
     @classmethod
     def paper(cls) -> Config:

@@ -73,7 +73,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Two hidden layers of 200 on all digits: an hour on two cores."""
-        return cls(samples=1797, width=200, depth=2, steps=50000, record_every=500)
+        return cls(samples=1797, width=100, depth=2, steps=16000, record_every=500)
 
     @classmethod
     def paper(cls) -> Config:

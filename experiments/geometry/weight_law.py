@@ -65,7 +65,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """The sizes of section 2.1 and more draws; half an hour on two cores."""
-        return cls(seeds=200, weights=2000, descent_steps=100_000)
+        return cls(weights=2000, descent_steps=40_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

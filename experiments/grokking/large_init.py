@@ -69,8 +69,7 @@ class Config(config.Config):
         About 3e14 FLOPs: an hour and a half on two cores.
         """
         return cls(
-            width=200, samples=1000, steps=100_000, control_steps=50_000, short_steps=25_000, weight_decay=0.01,
-            strong_decay=0.1,
+            samples=400, steps=19_000, control_steps=10_000, short_steps=5000, weight_decay=0.05, strong_decay=0.5
         )  # fmt: skip
 
 

@@ -141,7 +141,7 @@ class Config(config.Config):
 
     @classmethod
     def permute(cls) -> Config:
-        """The symmetric group on four letters: 15 s of one core."""
+        """The symmetric group on four letters: 15 seconds of a core."""
         return cls(task=("permute 4",), width=160, seeds=3, penalty=1e-4)
 
     @classmethod

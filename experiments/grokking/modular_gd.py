@@ -72,7 +72,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Larger than the paper's: p = 31 and N = 500. About 1e14 FLOPs: an hour on two cores."""
-        return cls(seeds=5, width=500, modulus=31, steps=200_000)
+        return cls(width=200, modulus=31, steps=60_000)
 
     def __post_init__(self):
         super().__post_init__()

@@ -61,7 +61,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """A wider network, more of them."""
+        """A wider network, more of them; two minutes of a core and 5 GB."""
         return cls(seeds=20, width=64, inputs=16, samples=256, steps=2000, directions=4000)
 
 

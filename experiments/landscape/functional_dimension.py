@@ -47,7 +47,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """More networks, points and a further layer. Half an hour on two cores."""
-        return cls(seeds=200, depth=(1, 2, 3, 4), samples=120)
+        return cls(seeds=100, depth=(1, 2, 3, 4), samples=40)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,7 +64,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """More states and draws, finer steps; half an hour on two cores."""
-        return cls(seeds=500, states=60, features=10, dt=0.01, steps=2000, heads=(16, 512, 4096), head_seeds=100)
+        return cls(states=40, features=10, dt=0.01, steps=400, heads=(16, 512, 2048))
 
     def __post_init__(self) -> None:
         super().__post_init__()

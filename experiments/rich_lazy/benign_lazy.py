@@ -58,7 +58,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Wider networks and more samples; sizes of ours, as the paper's are those of a theorem. Hours on two cores."""
-        return cls(seeds=10, width=(64, 128, 256, 512, 1024, 2048), dim=500, samples=150, steps=2000)
+        return cls(seeds=8, width=(64, 128, 256, 512, 1024), samples=80, steps=600)
 
     def __post_init__(self) -> None:
         super().__post_init__()

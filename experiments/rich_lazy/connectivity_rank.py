@@ -66,7 +66,7 @@ class Config(config.Config):
 
         About 20 minutes on two cores.
         """
-        return cls(units=300, rank=(1, 8, 64, 300), iterations=3000)
+        return cls(units=300, rank=(1, 8, 64, 300), iterations=1500)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -60,7 +60,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """More aspects, ten times the time; sizes of ours, where the paper has MNIST too. Two hours on two cores."""
-        return cls(aspect=(0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 4.0), steps=5000, network_steps=40_000)
+        return cls(aspect=(0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 4.0), steps=1500, network_steps=12_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -53,7 +53,7 @@ class Config(config.Config):
     def large(cls) -> Config:
         """Larger problems, more draws; sizes of ours, where the paper has MNIST, CIFAR-10 and their synthetic twins.
         Half an hour on two cores."""
-        return cls(seeds=100, samples=(64, 128, 256, 512, 1024), features=(32, 64, 128, 256, 512, 1024), modes=4096)
+        return cls(samples=(64, 128, 256, 512), features=(32, 64, 128, 256, 512, 1024), modes=2048)
 
     def __post_init__(self) -> None:
         super().__post_init__()

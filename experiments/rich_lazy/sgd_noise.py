@@ -39,7 +39,10 @@ from ._hinge import hinge_sgd, perceptron, perceptron_samples, run_perceptron
 SOURCE = "Sclocchi, Geiger & Wyart 2023, 'Dissecting the effects of SGD noise in distinct regimes of deep learning'"
 SECONDS = 100
 ESCAPE = 0.1  # relative movement of the weights that ends the kernel regime
-POWERS_OF_TWO = tuple(float(2.0**p) for p in range(-6, 16, 3))
+
+
+def _powers(exponents) -> tuple[float, ...]:
+    return tuple(float(2.0**p) for p in exponents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Config(config.Config):
     """of these, initial weights of the (alpha, T) phase diagram"""
     dataset: Literal["digits", "mnist"] = "digits"
     """images whose parity is learnt: 8 x 8 digits of scikit-learn, or MNIST (downloaded once)"""
-    alpha: Annotated[tuple[float, ...], Positive] = POWERS_OF_TWO
+    alpha: Annotated[tuple[float, ...], Positive] = _powers(range(-6, 16, 3))
     """output scale alpha, ascending; the largest is used for the laws in T and P"""
-    temperature: Annotated[tuple[float, ...], Positive] = tuple(float(2.0**p) for p in range(-11, 5, 2))
+    temperature: Annotated[tuple[float, ...], Positive] = _powers(range(-11, 5, 2))
     """T = learning rate / batch size, ascending"""
     samples: Annotated[tuple[int, ...], Range(32, 60_000)] = (128, 256, 512, 1024)
     """training samples P of the T_c sweep; the phase diagram uses 512, or the largest if there is no 512"""
@@ -82,10 +85,8 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """A finer phase diagram, more seeds, longer training, of the same networks; about 2 hours on two cores."""
-        alpha, temperature = (tuple(float(2.0**p) for p in np.arange(low, high)) for low, high in ((-6, 16), (-12, 6)))
-        return cls(
-            seeds=8, phase_seeds=4, alpha=alpha, temperature=temperature, updates=50_000, perceptron_updates=2**21
-        )
+        alpha, temperature = _powers(range(-6, 16, 2)), _powers(range(-11, 4))
+        return cls(alpha=alpha, temperature=temperature, updates=12_000)
 
     @classmethod
     def deep(cls) -> Config:
@@ -93,8 +94,10 @@ class Config(config.Config):
 
         Reads MNIST (downloaded once), and is for a GPU: about 10^15 operations.
         """
-        size = tuple(2**p for p in range(8, 15))
-        return dataclasses.replace(cls.large(), dataset="mnist", depth=5, activation="relu", hidden=128, samples=size)
+        grid = {"alpha": _powers(range(-6, 16)), "temperature": _powers(range(-12, 6)), "phase_seeds": 4}
+        times = {"updates": 50_000, "perceptron_updates": 2**21}
+        network = {"depth": 5, "activation": "relu", "hidden": 128, "samples": tuple(2**p for p in range(8, 15))}
+        return cls(seeds=8, dataset="mnist", **grid, **times, **network)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -55,7 +55,7 @@ class Config(config.Config):
 
         About 40 minutes and 4 GB on two cores.
         """
-        return cls(seeds=100, depth=(1, 10, 100, 1000, 10_000, 100_000), samples=(64, 128, 256, 512, 1024, 2048, 4096))
+        return cls(depth=(1, 10, 100, 1000, 10_000, 100_000), samples=(64, 128, 256, 512, 1024, 2048))
 
     def __post_init__(self) -> None:
         super().__post_init__()

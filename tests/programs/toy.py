@@ -38,6 +38,7 @@ class Config(config.Config):
 
     @classmethod
     def paper(cls):
+        """A longer run; a second."""
         return cls(steps=40)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import re
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from dynamics.config import Config, field_help
@@ -92,7 +93,7 @@ def parse(
             flags,
             args=argv,
             prog=prog,
-            description=_wrapped(description),
+            description=_wrapped("\n\n".join([description, *_told(presets)])),
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
             use_underscores=False,
         )
@@ -122,6 +123,12 @@ def _single_blank_lines() -> Iterator[None]:
     finally:
         held.seek(0)
         print(re.sub(r"\n(\s*\n)+", "\n\n", held.read()), end="")
+
+
+def _told(presets: Mapping[str, Callable[[], Config]]) -> list[str]:
+    """What each preset says of itself, as a paragraph: its sizes and how long it takes."""
+    docs = {name: inspect.getdoc(make) for name, make in presets.items() if name != "quick"}
+    return [f"Preset {name}: {' '.join(text.split())}" for name, text in docs.items() if text]
 
 
 def _wrapped(text: str) -> str:
