@@ -63,7 +63,7 @@ def quick_loops(function: _F, *, is_body: bool = False) -> _F:
 
     After differentiation and after ``vmap``: the convolutions in its loops are written as ``shifted_convolutions`` has
     them, and factorisations of several matrices (those of the lanes of a vmap) take one at a time, for which see the
-    module ``one_matrix_at_a_time``. What stands in a ``custom_vmap`` or ``shard_map`` stays as it is.
+    module ``one_matrix_at_a_time``. What stands in a ``custom_vmap`` or ``shard_map`` of the function stays as it is.
 
     Args:
         function: of arrays and trees of them alone.

@@ -68,9 +68,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Layers of a small transformer; ten minutes on two cores."""
-        return cls(
-            inputs=256, outputs=128, samples=2000, decay_seeds=1, decay_steps=2000, size=(32, 128, 512), directions=3000
-        )
+        return cls(inputs=96, outputs=64, samples=1000, decay_seeds=1, size=(32, 64, 128, 256), directions=1000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
