@@ -64,8 +64,8 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Width 1024, finer ratios, ten starts: an hour of a core (estimated). The paper has widths to 2048 on MNIST,
-        and wide residual networks on CIFAR-10."""
+        """Width 512, finer ratios, six starts: five minutes of a core. The paper has widths to 2048 on MNIST, and wide
+        residual networks on CIFAR-10."""
         return cls(width=512, samples=150, ratio=(0.5, 1.0, 1.5, 2.5, 3.0, 3.5), seeds=6, steps=600)
 
 

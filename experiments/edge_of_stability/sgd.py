@@ -73,7 +73,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Two hidden layers of 200 on all digits: an hour on two cores."""
-        return cls(samples=1797, width=100, depth=2, steps=16000, record_every=500)
+        return cls(eta=(0.4,), samples=1797, width=100, depth=2, steps=24000, record_every=500)
 
     @classmethod
     def paper(cls) -> Config:
