@@ -46,7 +46,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More networks, points and a further layer. Half an hour on two cores."""
+        """More networks, points and a further layer; three minutes of a core."""
         return cls(seeds=100, depth=(1, 2, 3, 4), samples=40)
 
     def __post_init__(self) -> None:

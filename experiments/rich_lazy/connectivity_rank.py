@@ -64,7 +64,7 @@ class Config(config.Config):
     def large(cls) -> Config:
         """The paper's 300 units, on one of its tasks and trained longer; the linear net stays as it is.
 
-        About 20 minutes on two cores.
+        About 20 minutes of a core.
         """
         return cls(units=300, rank=(1, 8, 64, 300), iterations=1500)
 
