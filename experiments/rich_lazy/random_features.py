@@ -52,7 +52,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """Larger problems, more draws; sizes of ours, where the paper has MNIST, CIFAR-10 and their synthetic twins.
-        Half an hour on two cores."""
+        Six minutes of a core."""
         return cls(samples=(64, 128, 256, 512), features=(32, 64, 128, 256, 512, 1024), modes=2048)
 
     def __post_init__(self) -> None:
