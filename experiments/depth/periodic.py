@@ -51,7 +51,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More features, wider networks, longer; ten minutes on two cores."""
+        """More features, wider networks, longer; some ten minutes on two cores (estimated)."""
         return cls(seeds=32, features=400, width=128, steps=12_000)
 
 

@@ -51,7 +51,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Wider and longer; ten minutes on two cores."""
+        """Wider and longer; three minutes of a core."""
         return cls(seeds=16, width=2048, modes=(1, 2, 3, 4, 5, 6, 8, 10), steps=10_000)
 
     def __post_init__(self) -> None:

@@ -64,7 +64,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """The sizes of section 2.1 and more draws; half an hour on two cores."""
+        """The weights of section 2.1, trained longer; some ten minutes of a core (estimated)."""
         return cls(weights=2000, descent_steps=40_000)
 
     def __post_init__(self) -> None:

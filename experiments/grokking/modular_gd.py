@@ -71,7 +71,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Larger than the paper's: p = 31 and N = 500. About 1e14 FLOPs: an hour on two cores."""
+        """Larger than the paper's: p = 31 and N = 200; some ten minutes on two cores (estimated)."""
         return cls(width=200, modulus=31, steps=60_000)
 
     def __post_init__(self):

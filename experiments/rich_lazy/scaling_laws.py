@@ -53,8 +53,8 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More modes, larger sizes, more draws; the paper's networks beyond the linear model (CIFAR-5m, wikitext) are
-        not here. About 40 minutes and 4 GB on two cores."""
+        """More modes, larger sizes; the paper's networks beyond the linear model (CIFAR-5m, wikitext) are not here.
+        Some ten minutes on two cores (estimated)."""
         return cls(size=(16, 32, 64, 128, 256, 512, 1024), modes=8192)
 
     def __post_init__(self) -> None:
