@@ -493,7 +493,7 @@ def test_inputs_of_lower_rank_in_a_batch_of_moments():
 
 def test_ageing_ends_where_the_numbers_do(x64):
     """After some ninety tasks with weight decay a weight is below the smallest double: no age is read there."""
-    from experiments.plasticity import solvable
+    from dynamics.experiments.plasticity import solvable
 
     config = solvable.Config(tasks=100, seeds=2, noise=(0.0, 0.001), decay=(0.0, 0.01))
     record = solvable.run_remedies(config, study)
