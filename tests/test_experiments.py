@@ -50,7 +50,9 @@ def test_experiment_describes_itself(entry):
     for name, make in presets.items():
         if name != "quick":
             assert make() != presets["quick"]()
-            assert re.search(r"second|minute|hour|day|GPU|accelerator|graphics card", inspect.getdoc(make) or ""), name
+            assert re.search(
+                r"\b(seconds?|minutes?|hours?|day|GPU|accelerator|graphics card)\b", inspect.getdoc(make) or ""
+            ), name
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Larger layers, of which one is 64 by 96; some five minutes on two cores (estimated)."""
+        """A layer of 64 by 96, larger matrices; some five minutes on two cores (estimated)."""
         return cls(inputs=96, outputs=64, samples=1000, decay_seeds=1, size=(32, 64, 128, 256), directions=1000)
 
     def __post_init__(self) -> None:
