@@ -40,7 +40,7 @@ test-slow: $(VENV)/.test
 
 # On a machine with a GPU, once `pip install 'jax[cuda13]'` has made JAX see it; JAX_PLATFORMS=cpu tries the tests themselves.
 test-gpu: $(VENV)/.test
-	JAX_PLATFORMS="$${JAX_PLATFORMS-cuda,cpu}" $(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+	JAX_PLATFORMS="$${JAX_PLATFORMS-cuda,cpu}" $(BIN)/python -m pytest -m "gpu and not benchmark" $(PYTEST_ARGS)
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest -m benchmark tests/benchmarks --benchmark-enable -s $(PYTEST_ARGS)

@@ -2,8 +2,9 @@
 
 Most of the suite's time makes programs. So what is compiled once is kept in ``.pytest_cache`` for all workers, for the
 processes that tests start and for the next run (keys hold program, flags and versions), and the quick tests compile
-without most optimisations, which halves it. Slow tests, benchmarks and what the documents promise to the bit compile as
-users do; ``TESTS_COMPILE=as_users`` makes all do. Python looks for garbage less often than it would by itself.
+without most optimisations, which halves it. Slow tests, benchmarks, a GPU's and what the documents promise to the bit
+compile as users do; ``TESTS_COMPILE=as_users`` makes all do. Python looks for garbage less often than it would by
+itself.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if any(word in argument.replace(f"not {word}", "") for argument in sys.argv for word in ("slow", "benchmark")):
+if any(word in argument.replace(f"not {word}", "") for argument in sys.argv for word in ("slow", "benchmark", "gpu")):
     os.environ.setdefault("TESTS_COMPILE", "as_users")  # set once, for all workers
 if os.environ.setdefault("TESTS_COMPILE", "quickly") == "quickly":
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

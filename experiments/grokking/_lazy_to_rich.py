@@ -132,7 +132,7 @@ def read(config: Any, lane, view: View):
 
 def one_by_one(fn: Callable[..., jax.Array], *args: Any) -> jax.Array:
     """``fn(*args)``, of one lane after another: on thousands of points what all lanes hold is far beyond the caches."""
-    converted, held = jax.closure_convert(fn, *args)
+    converted, held = jax.closure_convert(lambda *args: fn(*args), *args)  # not fn, which may not be weakly referenced
     return jax.custom_batching.sequential_vmap(converted)(*args, *held)
 
 

@@ -1,11 +1,10 @@
 """What curvature costs, in full-batch gradients of an MLP with 150 794 parameters; CPU time, interleaved."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interleaved import ON_CPUS, clock
 from trained_digits import L, gradient
 from trained_digits import problem as problem_of_digits
 
@@ -15,7 +14,7 @@ from dynamics.losses import half_mse
 from dynamics.observe import sharpness
 from dynamics.types import Batch, Objective, Observable
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.gpu]
 
 
 @pytest.fixture(scope="module", name="problem")
@@ -35,10 +34,10 @@ def ratio(function, reference, rounds=5, repeat=5) -> float:
     for _ in range(rounds):
         times = []
         for run, calls in ((function, 1), (reference, repeat)):
-            begin = time.process_time()
+            begin = clock()
             for _ in range(calls):
                 jax.block_until_ready(run())
-            times.append((time.process_time() - begin) / calls)
+            times.append((clock() - begin) / calls)
         ratios.append(times[0] / times[1])
     return float(np.median(ratios))
 
@@ -63,7 +62,7 @@ def test_cost_of_warm_sharpness(problem):
 
     cost = in_gradients(problem, warm)
     print(f"warm top-1: {cost:.1f} gradients")
-    assert cost <= 13
+    assert cost <= 13 or not ON_CPUS
 
 
 def test_certified_interval_is_within_one_percent(problem):
@@ -95,7 +94,7 @@ def test_cost_of_twenty_eigenpairs(problem):
     cost = in_gradients(problem, top, rounds=3)
     residuals, matvecs = top(*problem)
     print(f"top-20: {cost:.0f} gradients, {int(matvecs)} products, largest residual {float(residuals.max()):.2e}")
-    assert cost <= 140
+    assert cost <= 140 or not ON_CPUS
 
 
 def test_cost_of_spectral_density(problem):
@@ -108,7 +107,7 @@ def test_cost_of_spectral_density(problem):
 
     cost = in_gradients(problem, density, rounds=3) / 250
     print(f"density: {cost:.2f} gradients a product")
-    assert cost <= 2.0
+    assert cost <= 2.0 or not ON_CPUS
 
 
 def test_recorded_sharpness_is_cheap_beside_training(problem):
@@ -126,7 +125,7 @@ def test_recorded_sharpness_is_cheap_beside_training(problem):
 
     spent = ratio(train(sharpness()), train(last), rounds=7, repeat=1)
     print(f"recorded sharpness: {100 * (spent - 1):.1f} % of training")
-    assert spent <= 1.15
+    assert spent <= 1.15 or not ON_CPUS
 
 
 @pytest.mark.parametrize(("k", "limit"), [(1, 60), (3, 150)])
@@ -141,7 +140,7 @@ def test_cost_of_the_central_flow(problem, k, limit, kind):
     state = step(jax.random.key(0), flow.init(params), batch)  # the random start's sweeps come once
     cost = in_gradients(problem, lambda params, batch: step(jax.random.key(0), state, batch), rounds=3)
     print(f"central flow of {kind}, k = {k}: {cost:.0f} gradients a step")
-    assert cost <= limit
+    assert cost <= limit or not ON_CPUS
 
 
 def test_hessian_products_of_a_convolutional_network_in_a_loop():
@@ -161,4 +160,4 @@ def test_hessian_products_of_a_convolutional_network_in_a_loop():
     top = jax.jit(lambda start: linalg.extreme_eigenvalues(operator.matvec, start, 10)[0].value)
     cost = ratio(lambda: top(start), lambda: outside(params, batch), 3) / 10
     print(f"convolutions in a loop: {cost:.1f} gradients a Hessian product")
-    assert cost <= 2.6
+    assert cost <= 2.6 or not ON_CPUS

@@ -7,11 +7,11 @@ curvlinops-for-pytorch backpack-for-pytorch linear_operator mpmath einconv hessi
 """
 
 import functools
-import time
 
 import jax
 import numpy as np
 import pytest
+from interleaved import spent
 from trained_digits import SIZES, L, gradient, problem
 
 from dynamics import linalg, operators
@@ -29,13 +29,8 @@ def weights():
 
 def seconds(run, rounds=3) -> float:
     """Median CPU time of a call, after one warm-up."""
-    jax.block_until_ready(run())
-    spent = []
-    for _ in range(rounds):
-        begin = time.process_time()
-        jax.block_until_ready(run())
-        spent.append(time.process_time() - begin)
-    return float(np.median(spent))
+    spent(run)
+    return float(np.median([spent(run) for _ in range(rounds)]))
 
 
 @functools.cache

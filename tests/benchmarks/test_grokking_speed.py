@@ -1,10 +1,9 @@
 """The flagship's sweep: CPU time a lane against the single run, and FLOP/s against the machine's matrix product."""
 
-import time
-
 import jax
 import numpy as np
 import pytest
+from interleaved import ON_CPUS, spent
 
 from dynamics.evolve import gradient_descent, simulate
 from dynamics.evolve.study import planned
@@ -40,22 +39,17 @@ def run_of(alphas, seeds):
     return run
 
 
-def cpu(function):
-    before = time.process_time()
-    function()
-    return time.process_time() - before
-
-
 @pytest.mark.benchmark
+@pytest.mark.gpu
 def test_a_lane_costs_no_more_than_the_single_run():
     single, sweep, lanes_run = run_of((0.2,), 1), run_of(ALPHAS, SEEDS), len(ALPHAS) * SEEDS
     matrix = jax.random.normal(jax.random.key(0), (1024, 1024))
     product = jax.jit(lambda a: jax.lax.fori_loop(0, 20, lambda i, b: b @ a * 1e-2, a))
     jax.block_until_ready(product(matrix))
-    rounds = [(cpu(single), cpu(sweep), cpu(lambda: jax.block_until_ready(product(matrix)))) for _ in range(5)]
+    rounds = [(spent(single), spent(sweep), spent(product, matrix)) for _ in range(5)]
     alone, together, multiply = np.median(rounds, axis=0)
     flops = 4 * SAMPLES * DIM * WIDTH * STEPS * lanes_run / together  # forward and weight gradient: 2 P D N each
     rate = 20 * 2 * 1024**3 / multiply
     print(f"\nCPU a lane / single run: {together / lanes_run / alone:.2f}")
     print(f"sweep: {flops / 1e9:.1f} GFLOP/s a core, matrix product {rate / 1e9:.1f}, share {flops / rate:.2f}")
-    assert together / lanes_run < 1.1 * alone  # noise of a shared machine
+    assert together / lanes_run < 1.1 * alone or not ON_CPUS  # noise of a shared machine

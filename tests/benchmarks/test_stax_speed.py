@@ -5,17 +5,17 @@ the medians is printed beside it). Memory is the peak that the compiled programs
 temporaries, less what they share.
 """
 
-import time
 import warnings
 
 import jax
 import numpy as np
 import pytest
+from interleaved import ON_CPUS, spent
 
 from dynamics import stax
 from dynamics.interop import neural_tangents
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.gpu]
 
 
 def fully_connected(s):
@@ -32,16 +32,13 @@ def myrtle(s):
     return s.serial(conv, conv, pool, conv, pool, conv, s.GlobalAvgPool(), s.Dense(1))
 
 
-def cpu_seconds(functions, x, rounds):
-    """Median and least CPU time of each function, called in turn."""
-    spent = {name: [] for name in functions}
-    for call in range(rounds + 1):
-        for name, fn in functions.items():
-            start = time.process_time()
-            jax.block_until_ready(fn(x))
-            if call:
-                spent[name].append(time.process_time() - start)
-    return {name: (float(np.median(times)), min(times)) for name, times in spent.items()}
+def seconds(functions, x, rounds):
+    """Median and least time of each function, called in turn after a warm-up."""
+    for fn in functions.values():
+        spent(fn, x)
+    found = [{name: spent(fn, x) for name, fn in functions.items()} for _ in range(rounds)]
+    times = {name: [one[name] for one in found] for name in functions}
+    return {name: (float(np.median(each)), min(each)) for name, each in times.items()}
 
 
 def memory(compiled):
@@ -57,7 +54,7 @@ def memory(compiled):
 )
 def test_ratio_to_neural_tangents(network, shape, least, record_property):
     x = jax.random.normal(jax.random.key(0), shape)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), jax.default_matmul_precision("highest"):
         warnings.simplefilter("ignore")
         theirs = network(neural_tangents.load().stax)[2]
         ours = network(stax)[2]
@@ -65,14 +62,14 @@ def test_ratio_to_neural_tangents(network, shape, least, record_property):
             name: jax.jit(lambda x, fn=fn: fn(x, None, "ntk")).lower(x).compile()
             for name, fn in (("theirs", theirs), ("ours", ours))
         }
-        spent = cpu_seconds(functions, x, 15)
+        times = seconds(functions, x, 15)
     (peak, temporary), (their_peak, their_temporary) = (memory(functions[name]) for name in ("ours", "theirs"))
-    ratio, best = (spent["theirs"][i] / spent["ours"][i] for i in (0, 1))
+    ratio, best = (times["theirs"][i] / times["ours"][i] for i in (0, 1))
     record_property("ratio", best)
     print(
-        f"{network.__name__}: {best:.1f}x (median {ratio:.1f}x), "
+        f"{network.__name__}: {1e3 * times['ours'][1]:.2f} ms, {best:.1f}x (median {ratio:.1f}x), "
         f"peak {peak / 1e6:.3f} MB against {their_peak / 1e6:.3f} MB, "
         f"of it temporary {temporary / 1e6:.3f} MB against {their_temporary / 1e6:.3f} MB"
     )
-    assert best >= least
-    assert peak <= their_peak
+    assert best >= least or not ON_CPUS
+    assert peak <= their_peak or not ON_CPUS
