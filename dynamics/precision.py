@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -10,19 +12,26 @@ import jax
 _F = TypeVar("_F")
 
 
+@contextlib.contextmanager
+def own_precision() -> Iterator[None]:
+    """Products at their factors' own precision, unless ``jax_default_matmul_precision`` is set. Nothing on a CPU."""
+    told = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    with contextlib.nullcontext() if told is not None else jax.default_matmul_precision("highest"):
+        yield
+
+
 def full_precision(fn: _F) -> _F:
     """``fn``, and what functions it returns, alone or in a tuple, with products at the factors' own precision.
 
-    For what promises more than three digits: certificates, operators, kernels, predictions. Training stays at the
-    user's precision; so does this, where ``jax_default_matmul_precision`` is set. On a CPU it changes nothing.
+    For all that promises more than three digits: certificates, operators, kernels, predictions and the time loop, whose
+    theories are runs too. Who sets ``jax_default_matmul_precision`` decides instead, for the whole process, or inside
+    a network's ``apply`` for its products alone: ``with jax.default_matmul_precision("tensorfloat32")``.
     """
     plain: Any = fn
 
     @functools.wraps(plain)
     def call(*args, **kwargs):
-        if jax.config.jax_default_matmul_precision is not None:  # pyright: ignore[reportAttributeAccessIssue]
-            return plain(*args, **kwargs)
-        with jax.default_matmul_precision("highest"):
+        with own_precision():
             found = plain(*args, **kwargs)
         if isinstance(found, tuple) and any(map(_is_function, found)):
             made = getattr(type(found), "_make", tuple)

@@ -214,7 +214,7 @@ def mounted(folder, options):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    mounted(tmp_path / "disk", "size=3m")
+    mounted(tmp_path / "disk", "size=4m")
     yield tmp_path / "disk"
     subprocess.run(["umount", str(tmp_path / "disk")], check=True)
 

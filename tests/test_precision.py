@@ -1,4 +1,4 @@
-"""No certificate, operator, kernel or prediction multiplies float32 numbers at less than their precision.
+"""No certificate, operator, kernel, prediction or run multiplies float32 numbers at less than their precision.
 
 Read from the programs, so that no GPU is needed: there a product without a precision is done in TF32.
 """
@@ -9,8 +9,11 @@ import pytest
 from test_properties import OBSERVABLES, L, batch_of, params_of, reader
 from test_stax_table import LISTED, NETWORKS
 
-from dynamics import empirical, linalg, operators, predict
+from dynamics import empirical, linalg, observe, operators, predict
+from dynamics.evolve import central_flow, gradient_descent, simulate
 from dynamics.precision import full_precision
+from dynamics.runs.report.outcome import call
+from dynamics.types import Batch
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -81,6 +84,27 @@ def test_empirical_kernels_and_predictions(key):
     check(lambda k, y: predict.gradient_descent_mse(k, y)(3.0, 0.0, 0.0, k[:2]), k, y)
     check(lambda k, y: predict.gradient_descent_mse_steps(k, y, learning_rate=0.1)(3, 0.0, 0.0, k[:2]), k, y)
     check(lambda k, y: predict.leave_one_out(k, y), k, y)
+
+
+@pytest.mark.parametrize("dynamics", [gradient_descent, central_flow])
+def test_the_time_loop(dynamics, key):
+    """Descent in TF32 is a rounded one; a theory that is run in TF32 can end in NaN."""
+    batch, move = batch_of(key), dynamics(L, 0.1)
+
+    def run(params, x, y):
+        return simulate(move, params, Batch(x, y), train=[observe.loss()], steps=2)[1].values
+
+    check(run, params_of(key), batch.x, batch.y)
+
+
+def test_all_of_an_experiment():
+    a = jnp.eye(3)
+
+    def run(config):
+        check(lambda a: a @ a, config)
+        return "done"
+
+    assert call(run, a, None) == "done"
 
 
 def test_the_user_s_precision_is_respected_and_a_rounded_product_is_seen():

@@ -15,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 from dynamics.evolve.checks import check_data, check_dynamics, check_key
 from dynamics.evolve.views import reader
 from dynamics.mesh import LANES, mesh_of_lanes
+from dynamics.precision import own_precision
 from dynamics.program.on_cpus import quick_loops
 from dynamics.record import RESERVED
 from dynamics.types import Array, Dynamics, Observable, PyTree, Record, View
@@ -81,7 +82,8 @@ def simulate(
     """Runs ``steps`` updates in one jitted loop and reads observables at the steps in ``record_at``.
 
     Step ``k`` (counted from 0) draws from ``fold_in(key, k)``, so splitting a run into chunks changes no bit of it, and
-    reading never changes the trajectory. The call may stand inside ``jit`` or ``vmap``.
+    reading never changes the trajectory. The call may stand inside ``jit`` or ``vmap``. Products of float32 numbers
+    are made in float32 on a GPU too, unless ``jax_default_matmul_precision`` is set, or a model asks for less.
 
     Args:
         dynamics: how to move; its ``step`` is traced once.
@@ -155,7 +157,9 @@ class Call(NamedTuple):
         zero, state, data = jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, self.state), self.data
         view = View(None, None, state=state, step=zero + self.before, key=self.key, data=data, reading=zero)
         done = () if self.stop is None else jax.eval_shape(self.stop, state, data).shape
-        return Carry(state, self.read.init(view), zero, jnp.zeros(done, bool), zero)
+        with own_precision():
+            memory = self.read.init(view)
+        return Carry(state, memory, zero, jnp.zeros(done, bool), zero)
 
     def ends(self) -> np.ndarray:
         """The steps at which ``advance`` halts: the recorded ones, and the last."""
@@ -183,7 +187,9 @@ def prepare(
     )
     read = reader(dynamics, observables(train), observables(test))
     before = jnp.int32(0) if state is None else steps_done(state)
-    state = dynamics.init(params) if state is None else state
+    if state is None:
+        with own_precision():
+            state = dynamics.init(params)
     mesh = mesh_of_lanes(state)
     split = None if mesh is None else Split(mesh, mesh_of_lanes(data) is not None)
     return Call(dynamics, read, stop, state, data, key, int(steps), targets, before, split)
@@ -241,7 +247,8 @@ def advance(call: Call, carry: Carry, targets: Any, read: Any = None):
     targets = jnp.asarray(targets, jnp.int32)
     read = jnp.ones(targets.shape, bool) if read is None else jnp.asarray(read, bool)
     parts = call.dynamics.step, call.read, call.stop
-    return _advance(*parts, call.split, carry, call.data, call.key, targets, read, call.before)
+    with own_precision():
+        return _advance(*parts, call.split, carry, call.data, call.key, targets, read, call.before)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

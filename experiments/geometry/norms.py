@@ -67,8 +67,8 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """A layer of 64 by 96, larger matrices; some five minutes on two cores (estimated)."""
-        return cls(inputs=96, outputs=64, samples=1000, decay_seeds=1, size=(32, 64, 128, 256), directions=1000)
+        """A layer of 48 by 64, larger matrices; some five minutes of a core (estimated)."""
+        return cls(inputs=64, outputs=48, samples=600, decay_seeds=1, size=(32, 64, 128), directions=200)
 
     def __post_init__(self) -> None:
         super().__post_init__()

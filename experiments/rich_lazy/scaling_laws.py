@@ -53,9 +53,9 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More modes, larger sizes; the paper's networks beyond the linear model (CIFAR-5m, wikitext) are not here.
-        Some ten minutes on two cores (estimated)."""
-        return cls(size=(16, 32, 64, 128, 256, 512, 1024), modes=8192)
+        """More modes, larger sizes, fewer draws; the paper's networks beyond the linear model (CIFAR-5m, wikitext) are
+        not here. Some twenty minutes of a core (estimated)."""
+        return cls(seeds=16, size=(16, 32, 64, 128, 256, 512, 1024), modes=8192)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,6 +7,7 @@ import time
 import traceback
 from typing import Any
 
+from dynamics.precision import own_precision
 from dynamics.runs.durable.directory import Directory
 from dynamics.runs.durable.errors import BadInput, Interrupted, RunError, Unusable
 from dynamics.runs.durable.files import json_text, plain
@@ -21,7 +22,10 @@ GIVEN = ("study", "simulate", "run")
 def call(function: Any, config: Any, run: Any) -> Any:
     """``function(config)`` with what it asks for by the names of its parameters: ``study``, ``simulate`` or ``run``."""
     names = inspect.signature(function).parameters
-    return function(config, **{name: run if name == "run" else getattr(run, name) for name in GIVEN if name in names})
+    with own_precision():
+        return function(
+            config, **{name: run if name == "run" else getattr(run, name) for name in GIVEN if name in names}
+        )
 
 
 def run_to_the_end(module: Any, config: Any, run: Directory) -> list[dict[str, Any]]:
@@ -36,7 +40,8 @@ def run_to_the_end(module: Any, config: Any, run: Directory) -> list[dict[str, A
         result = call(module.run, config, run)
         if run.stopping:
             raise Interrupted("interrupted after the last step; all of it is saved")
-        claims = plain([claim._asdict() for claim in module.claims(result)])
+        with own_precision():
+            claims = plain([claim._asdict() for claim in module.claims(result)])
         run.write("claims.json", json_text(claims))
         draw(module, result, run)
     except (Interrupted, KeyboardInterrupt) as error:
