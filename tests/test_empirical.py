@@ -69,9 +69,30 @@ def test_gradients_formed_a_few_columns_at_a_time_change_nothing(name, trace, x6
         return weighted, empirical_ntk_fn(f, trace)(x, None, p)
 
     whole = fast_jit(kernels)(params)
-    monkeypatch.setattr(block_contraction, "CHUNK", 64)
+    monkeypatch.setattr(block_contraction, "CACHED", 64)
     for chunked, at_once in zip(fast_jit(lambda p: kernels(p))(params), whole, strict=True):
         assert error(chunked, at_once) < TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("trace", [(), (-1,)])
+def test_an_accelerator_forms_all_gradients_at_once(trace, x64, monkeypatch):
+    """A chunk's launch costs it more than the chunk's products: no loop is left, and the kernel is the same."""
+
+    def f(p, x):
+        return jnp.tanh(x @ p["in"]).mean(1) @ p["out"]
+
+    params, x = {"in": normal(0, 16, 256), "out": normal(1, 256, 4)}, normal(2, 40, 64, 16)
+
+    def kernel():
+        jax.clear_caches()
+        program = jax.make_jaxpr(lambda p, x: empirical_ntk_fn(f, trace)(x, None, p))(params, x)
+        return "scan[" in str(program), fast_jit(lambda p, x: empirical_ntk_fn(f, trace)(x, None, p))(params, x)
+
+    loops, in_chunks = kernel()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    no_loops, at_once = kernel()
+    assert (loops, no_loops) == (True, False)
+    assert error(at_once, in_chunks) < TOLERANCE["float64"]
 
 
 @pytest.mark.parametrize("rows", [1, 5, 128, 131, 259])

@@ -74,6 +74,17 @@ def test_labels_without_structure_have_a_boundary_that_fills_the_plane():
     assert abs(pair_dimension(noise).value - 2) < 0.02
 
 
+def test_an_accelerator_takes_more_pixels_at_a_time(monkeypatch):
+    def label(x, y):
+        return x**2 + y**2 < 1.3
+
+    one = outcome_map(label, (-2.0, 2.0), (-2.0, 2.0), points=64, levels=2, parallel=16)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    other = outcome_map(label, (-2.0, 2.0), (-2.0, 2.0), points=64, levels=2, parallel=15)  # one that does not divide
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.label, b.label)
+
+
 def test_one_label_has_no_dimension():
     assert np.isnan(box_dimension(boundary(np.ones((64, 64)))).value)
     assert np.isnan(pair_dimension(np.ones((64, 64))).value)

@@ -15,9 +15,17 @@ import jax.numpy as jnp
 from dynamics.empirical.gram import mirrored, product, upper_blocks
 from dynamics.types import Array
 
-CHUNK = 2**21  # bytes of gradients formed at once: they are contracted while still in cache
+CACHED = 2**21
+"""Bytes of gradients formed at once on a CPU: they are contracted while still in cache."""
+LARGE = 2**28
+"""The same elsewhere: an accelerator waits longer for the next chunk than for its memory."""
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def chunk_limit() -> int:
+    """Bytes of gradients formed at once on the default backend."""
+    return CACHED if jax.default_backend() == "cpu" else LARGE
 
 
 class Family(NamedTuple):
@@ -166,13 +174,13 @@ def summed_gradient(family: Family, rows: int, coefficients: Array, *, turned: b
 
 
 def _chunks(first: Gradients, second: Gradients) -> int:
-    """The fewest equal shares of the columns whose gradients fit ``CHUNK``."""
-    size = 0
+    """The fewest equal shares of the columns whose gradients fit ``chunk_limit``."""
+    size, limit = 0, chunk_limit()
     for side in (first,) if second is first else (first, second):
         cotangents = side.straight.cotangents
         size += math.prod(cotangents.shape[:5]) * side.rows * side.width * cotangents.dtype.itemsize
     shares = [count for count in range(1, first.width + 1) if first.width % count == 0]
-    return next((count for count in shares if size / count <= CHUNK), first.width)
+    return next((count for count in shares if size / count <= limit), first.width)
 
 
 def _split(columns: Array, chunks: int) -> Array:

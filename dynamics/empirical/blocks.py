@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jax.extend.core import ClosedJaxpr
 
-from dynamics.empirical.block_contraction import CHUNK
+from dynamics.empirical.block_contraction import chunk_limit
 from dynamics.program.meetings import Site
 from dynamics.program.tapped_replay import Survey, survey
 from dynamics.program.views import disjoint
@@ -155,4 +155,4 @@ def jacobian_cost(block: Block, sites1: Sequence[Site], sites2: Sequence[Site], 
             flops += 2.0 * count * (1 if sites[index].indexed else sites[index].positions) * block.size
         bytes_ += 3.0 * itemsize * count * block.size
     held = bytes_ / 3 / work.passes
-    return Cost(flops, bytes_, 2 * (min(held, CHUNK) if block.sites and not block.turned else held))
+    return Cost(flops, bytes_, 2 * (min(held, chunk_limit()) if block.sites and not block.turned else held))
