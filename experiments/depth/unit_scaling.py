@@ -74,7 +74,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """With the language model. Forty minutes on two cores."""
+        """With the language model. A quarter of an hour of a core, 8 GB."""
         return cls(updates=300)
 
     def __post_init__(self) -> None:

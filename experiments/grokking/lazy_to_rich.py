@@ -80,7 +80,10 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """The paper's figure 1 (D = 100, P = 550, N = 500, eps = .02, alpha = 1), and two smaller output scales.
 
-        The lanes over samples and eps are ours. About 4e14 FLOPs: two hours on two cores.
+        The lanes over samples and eps are ours. About 4e14 FLOPs: two hours on two cores, under six minutes of an H100.
+        18 of 22 claims hold there. Alignment grows 1.39 and 2.77 times, where the claims, of the quick sizes, ask for 2
+        and 6; the theory's median error is .0001, but most readings are early and a frozen kernel's is .002, too small
+        to be rejected; and the exact reduction is .019 off at one reading, for .01.
         """
         return cls(
             alpha=(0.25, 0.5, 1.0), eps=0.02, samples=550, window=(100, 1100), aligned=(0.04, 0.08), dimension=100,

@@ -59,8 +59,8 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More aspects, three times the time; sizes of ours, where the paper has MNIST too. Some ten minutes on two
-        cores (estimated)."""
+        """More aspects, three times the time; sizes of ours, where the paper has MNIST too. Seven minutes of a
+        core."""
         return cls(aspect=(0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.5, 2.0, 4.0), steps=1500, network_steps=12_000)
 
     def __post_init__(self) -> None:

@@ -84,7 +84,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """A finer phase diagram, longer training, of the same networks; some ten minutes on two cores (estimated)."""
+        """A finer phase diagram, longer training, of the same networks; three minutes of a core."""
         alpha, temperature = _powers(range(-6, 16, 2)), _powers(range(-11, 4))
         return cls(alpha=alpha, temperature=temperature, updates=12_000)
 
