@@ -94,7 +94,7 @@ class Config(config.Config):
     def large(cls) -> Config:
         """Gromov's p = 97, with AdamW on cross-entropy where he has the mean squared error.
 
-        About 20 times the quick preset's work: some ten minutes on two cores (estimated).
+        About 20 times the quick preset's work: nine minutes of a core.
         """
         return cls(modulus=97, train_fraction=0.3, width=256, steps=3000)
 
