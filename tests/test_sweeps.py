@@ -37,7 +37,7 @@ from dynamics.runs.sweep.module import module_named
 from dynamics.runs.sweep.phase import chosen, final_values, phase_diagram
 from dynamics.runs.sweep.worker import work
 from dynamics.runs.trackers import Tracker
-from dynamics.types import Record
+from dynamics.types import Observable, Record
 
 TOY = pathlib.Path(__file__).parent / "programs" / "toy.py"
 toy = module_named(str(TOY))
@@ -176,6 +176,22 @@ def test_a_signal_in_the_middle_and_a_resumption_change_no_bit(tmp_path, capsys,
     claims = run(path, sweep, workers, **settings)
     assert [claim["holds"] for claim in claims] == [True, True, None]
     assert_same(load(path).records, load(tmp_path / "toy" / "whole").records)
+
+
+def test_a_signal_is_heeded_between_two_draws(tmp_path):
+    """Where theory is drawn and no step taken, the draws are all of the work."""
+    seen = []
+
+    def draw(lane):
+        seen.append(lane.seed)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"x": np.zeros(2)}
+
+    read = Observable.of_view(lambda view: view.params)
+    with pytest.raises(Interrupted, match="while lanes were drawn"), open_run(tmp_path / "a", {}) as one:
+        one.study({"seed": range(50)}, draw, None, read, steps=0, data=(), label="theory")
+    assert seen == [0, 1, 2]
 
 
 def test_a_worker_takes_up_pieces_and_the_run_reads_them(tmp_path, monkeypatch):

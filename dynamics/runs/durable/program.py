@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics.evolve.simulate import Call, Carry, advance
+from dynamics.precision import full_precision
 from dynamics.runs.durable.files import raw
 from dynamics.runs.durable.pacing import WIDTH
 
@@ -22,6 +23,7 @@ NO_PART = ("name", "debug_info", "jvp_jaxpr_fun", "jvp_jaxpr_thunk", "fwd_jaxpr_
 """Parameters of an equation that change no number."""
 
 
+@full_precision
 def traced(call: Call) -> tuple[dict[str, str], Carry]:
     """The digests of a call's program, and the shapes of its carry; nothing is computed.
 

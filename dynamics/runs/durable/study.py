@@ -31,9 +31,9 @@ T = TypeVar("T")
 Programs = dict[tuple[int, int], dict[str, str]]  # digests by group and number of lanes
 
 
-def durable_study(run: Directory, *arguments: Any, **options: Any) -> Record:
+def durable_study(run: Directory, axes: Any, draw: Any, *arguments: Any, **options: Any) -> Record:
     """``evolve.study`` in an open run: its arguments, and the same readings whether interrupted, shared or neither."""
-    plan = planned(*arguments, **options)
+    plan = planned(axes, _heeding(run, draw), *arguments, **options)
     label = run.enter(plan.label)
     known: Programs = {}
     cut = hosts.together(lambda: run.division(label) or run.divide(label, _cut(plan, run.workers, known)))
@@ -73,6 +73,20 @@ def durable_study(run: Directory, *arguments: Any, **options: Any) -> Record:
     run.diverged(label, lost if lost["lanes"] else {})
     run.store(label, about, record)
     return record
+
+
+def _heeding(run: Directory, draw: Any) -> Any:
+    """``draw``, between two of which a signal is heeded: where theory is drawn, they are all of the study's work."""
+    if not callable(draw):
+        return draw  # said by ``planned``
+
+    @functools.wraps(draw)
+    def drawn(lane):
+        if run.stopping:
+            raise Interrupted("interrupted while lanes were drawn; all that was done before is saved")
+        return draw(lane)
+
+    return drawn
 
 
 def _run(run: Directory, piece: Piece, label: str, plan: Plan) -> Any:
