@@ -220,7 +220,7 @@ def figure(result: Result):
         style = {"fmt": marker, "ms": 5, "mfc": "none", "color": colour(j, len(cfg.width) + 1)}
         flat.errorbar(depths, n * found[j], n * error[j], label=f"residual, n = {n}", **style)
     grid = np.unique(np.geomspace(min(depths), max(depths), 40).round().astype(int))
-    flat.plot(grid, [log_variance(L) for L in grid], "k-", label="theory, to 2.675")
+    flat.plot(grid, [log_variance(L) for L in grid.tolist()], "k-", label="theory, to 2.675")
     flat.plot(grid, 0 * grid + 2.0, label="increments alone", **rival_style(0))
     flat.plot(grid, 5.0 * grid, label="plain ReLU, 5 L", **rival_style(1))
     flat.set(xscale="log", yscale="log", ylim=(1, 1000), xlabel="depth L", ylabel="n x variance of log length")

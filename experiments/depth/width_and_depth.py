@@ -162,10 +162,11 @@ def figure(result: Result):
     grid = np.geomspace(min(depths), max(depths), 30).round().astype(int)
     left.plot(grid, np.sqrt(5 * grid), label="plain, sqrt(5 L) (crosses)", **rival_style(0))
     left.set(ylabel="sqrt(n) x RMS error of p", yscale="log", ylim=(0.5, 200))
-    middle.plot(grid, [product_at(cfg.correlation, L) for L in grid], label="map of L layers", **theory_style())
+    each_depth = [product_at(cfg.correlation, L) for L in grid.tolist()]
+    middle.plot(grid, each_depth, label="map of L layers", **theory_style())
     middle.axhline(product(cfg.correlation), label="ODE", **rival_style(1))
     middle.set(ylabel="p: mean and spread over networks", ylim=(-0.1, 1.5))
-    right.plot(grid, [log_variance(L) for L in grid], label="theory", **theory_style())
+    right.plot(grid, [log_variance(L) for L in grid.tolist()], label="theory", **theory_style())
     right.axhline(2, label="increments alone", **rival_style(0))
     right.set(ylabel="n Var log q", ylim=(0, 4))
     for axes in (left, middle, right):
