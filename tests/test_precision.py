@@ -10,10 +10,10 @@ from test_properties import OBSERVABLES, L, batch_of, params_of, reader
 from test_stax_table import LISTED, NETWORKS
 
 from dynamics import empirical, linalg, observe, operators, predict
-from dynamics.evolve import central_flow, gradient_descent, simulate
+from dynamics.evolve import central_flow, gradient_descent, simulate, study
 from dynamics.precision import full_precision
 from dynamics.runs.report.outcome import call
-from dynamics.types import Batch
+from dynamics.types import Batch, Observable
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -95,6 +95,14 @@ def test_the_time_loop(dynamics, key):
         return simulate(move, params, Batch(x, y), train=[observe.loss()], steps=2)[1].values
 
     check(run, params_of(key), batch.x, batch.y)
+
+
+def test_what_a_study_draws():
+    def draw(lane):
+        check(lambda a: a @ a, jnp.eye(3))
+        return {"w": jnp.zeros(2)}
+
+    study({"seed": [0]}, draw, None, Observable.of_view(lambda view: view.params), steps=0, data=())
 
 
 def test_all_of_an_experiment():

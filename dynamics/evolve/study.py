@@ -19,6 +19,7 @@ from dynamics.evolve.lane import Lane, Lanes, LaneState
 from dynamics.evolve.merge import Part, merged
 from dynamics.evolve.simulate import simulate
 from dynamics.mesh import free_bytes, split_lanes
+from dynamics.precision import own_precision
 from dynamics.record import RESERVED
 from dynamics.types import Array, Dynamics, Observable, PyTree, Record, View
 
@@ -175,10 +176,11 @@ def study(
 
 
 def planned(*arguments: Any, **options: Any) -> Plan:
-    """The plan of a study, called as ``study``."""
+    """The plan of a study, called as ``study``, all of it drawn."""
     bound = inspect.signature(study).bind(*arguments, **options)
     bound.apply_defaults()
-    return Plan(**bound.arguments)
+    with own_precision():
+        return Plan(**bound.arguments)
 
 
 class Group(NamedTuple):
