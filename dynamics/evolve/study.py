@@ -176,11 +176,10 @@ def study(
 
 
 def planned(*arguments: Any, **options: Any) -> Plan:
-    """The plan of a study, called as ``study``, all of it drawn."""
+    """The plan of a study, called as ``study``."""
     bound = inspect.signature(study).bind(*arguments, **options)
     bound.apply_defaults()
-    with own_precision():
-        return Plan(**bound.arguments)
+    return Plan(**bound.arguments)
 
 
 class Group(NamedTuple):
@@ -208,7 +207,8 @@ class Plan:
         self.places = dict(zip(self.axes, np.unravel_index(np.arange(self.count), self.shape) if axes else ()))
         self.key = jax.random.key(0) if key is None else key
         self.data, self.stream, self.label = data, stream, label
-        self.draws, self.which = self._drawn(draw)
+        with own_precision():
+            self.draws, self.which = self._drawn(draw)
         seen: set[str] = set(loop)
         if unknown := sorted(seen - self.axes.keys()):
             raise ValueError(f"loop: got {unknown[0]!r}; allowed: {', '.join(self.axes)}")
