@@ -111,7 +111,8 @@ def removal_claims(records: dict[str, Record], config, kinds) -> list[Claim]:
     """
     share, source = 2 * config.group / config.samples, "section 2, by removal"
     times, due = first_rise(records["without"]), first_rise(records["whole"])
-    later = {case: times[i] / due[case[0]] for i, case in enumerate(CASES)}  # [seeds]
+    with np.errstate(invalid="ignore"):  # NaN where neither rises
+        later = {case: times[i] / due[case[0]] for i, case in enumerate(CASES)}  # [seeds]
     name = "trained without the groups: step of the loss' first rise, over that with all samples"
     rivals = {f"without {LEFT_OUT[1]}": (later[0, 1] + later[0, 2]) / 2}
     note = ", ".join(f"{kind} {later[i, 0].mean():.2f}" for i, kind in enumerate(kinds) if i)
