@@ -64,8 +64,8 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More weights, for fewer draws, trained longer; six minutes of a core."""
-        return cls(seeds=20, weights=1000, descent_steps=40_000)
+        """More weights, for fewer draws, trained longer; eight minutes of a core (estimated)."""
+        return cls(seeds=32, weights=1000, descent_steps=40_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

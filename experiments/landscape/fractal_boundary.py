@@ -66,7 +66,7 @@ class Config(config.Config):
     @classmethod
     def paper(cls) -> Config:
         """Its number of steps, with 512 pixels for its 4096; a quarter of an hour of a core (estimated)."""
-        return cls(seeds=16, points=512, coarse=128, levels=8, steps=1000)
+        return cls(points=512, coarse=128, levels=8, steps=1000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -68,8 +68,8 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Larger dimension, more tasks; sizes of ours, for the paper's theory is of large ones. Some five minutes of a
-        core (estimated). With batches of 256 the noise of the updates shows: .046 off theory, for .04."""
+        """Larger dimension, more tasks; sizes of ours, for the paper's theory is of large ones. Five minutes of a
+        core. With batches of 256 the noise of the updates shows: .046 off theory, for .04."""
         return cls(tasks=(8, 32, 128), dim=32, length=64, batch=512)
 
     @classmethod
