@@ -126,7 +126,7 @@ def elapsed(fn: Callable, *args) -> float:
 
 
 @partial(jax.jit, static_argnames="n")
-def regress(k, y, key, ridge: float, n: int) -> dict[str, jax.Array]:
+def regress(k, y, key, ridge, n: int) -> dict[str, jax.Array]:
     """Accuracy on the rest and squared error over all digits of regression on n random digits."""
     order = jax.random.permutation(key, len(y))
     train, rest = order[:n], order[n:]

@@ -186,7 +186,7 @@ def eigenframework(config: Config, ridges, *, noise=None, many=False, samples=1)
     n, k = samples * n, np.full_like(k, np.inf) if many else k
     risk = jax.vmap(lambda n, k, ridge: random_feature_risk(lam, target, n, k, ridge, noise))
     found = risk(*(jnp.asarray(np.ravel(value)) for value in (n, k, ridges)))
-    return {"train": np.reshape(found.train, n.shape), "test": np.reshape(found.test, n.shape)}
+    return {name: np.reshape(np.asarray(getattr(found, name)), n.shape) for name in ("train", "test")}
 
 
 def sizes(config: Config) -> tuple[np.ndarray, np.ndarray]:
