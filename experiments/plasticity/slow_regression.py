@@ -66,7 +66,11 @@ class Config(config.Config):
 
     @classmethod
     def paper(cls) -> Config:
-        """The paper's 100 seeds and 3 million steps; half an hour on two cores."""
+        """The paper's 100 seeds and 3 million steps; six minutes of a core.
+
+        8 of 12 claims hold. A network's error rises by .22 to .52, but the linear learner's by .007, so that a rise
+        above 0 does not tell them apart; and, as in the quick preset, the network is not better than it at first.
+        """
         return cls(seeds=100, tasks=300)
 
 
