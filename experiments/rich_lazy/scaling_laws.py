@@ -54,7 +54,7 @@ class Config(config.Config):
     @classmethod
     def large(cls) -> Config:
         """More modes, larger sizes, fewer draws; the paper's networks beyond the linear model (CIFAR-5m, wikitext) are
-        not here. Some twenty minutes of a core (estimated)."""
+        not here. Six minutes of a core."""
         return cls(seeds=16, size=(16, 32, 64, 128, 256, 512, 1024), modes=8192)
 
     def __post_init__(self) -> None:
