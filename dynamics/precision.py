@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -12,12 +13,32 @@ import jax
 _F = TypeVar("_F")
 
 
+_OURS = contextvars.ContextVar("_OURS", default=False)  # whether "highest" was set here
+
+
 @contextlib.contextmanager
 def own_precision() -> Iterator[None]:
-    """Products at their factors' own precision, unless ``jax_default_matmul_precision`` is set. Nothing on a CPU."""
-    told = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    with contextlib.nullcontext() if told is not None else jax.default_matmul_precision("highest"):
+    """Products at their factors' own precision, unless ``jax_default_matmul_precision`` is set. No number of a CPU's
+    changes."""
+    if _told() is not None:
         yield
+        return
+    token = _OURS.set(True)
+    try:
+        with jax.default_matmul_precision("highest"):
+            yield
+    finally:
+        _OURS.reset(token)
+
+
+def told_precision() -> str | None:
+    """``jax_default_matmul_precision`` as the user has set it, within ``own_precision`` too."""
+    told = _told()
+    return None if _OURS.get() and told == "highest" else told
+
+
+def _told() -> str | None:
+    return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def full_precision(fn: _F) -> _F:

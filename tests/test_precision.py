@@ -12,6 +12,7 @@ from test_stax_table import LISTED, NETWORKS
 from dynamics import empirical, linalg, observe, operators, predict
 from dynamics.evolve import central_flow, gradient_descent, simulate, study
 from dynamics.precision import full_precision
+from dynamics.runs.durable.provenance import provenance
 from dynamics.runs.report.outcome import call
 from dynamics.types import Batch, Observable
 
@@ -113,6 +114,19 @@ def test_all_of_an_experiment():
         return "done"
 
     assert call(run, a, None) == "done"
+
+
+def test_a_run_says_the_user_s_precision_not_ours():
+    """So that parts, which are opened within, can be resumed from anywhere."""
+    said = []
+
+    def run(config):
+        said.append(provenance()["matmul_precision"])
+
+    call(run, None, None)
+    with jax.default_matmul_precision("float32"):
+        call(run, None, None)
+    assert said == [provenance()["matmul_precision"], "float32"] == ["None", "float32"]
 
 
 def test_the_user_s_precision_is_respected_and_a_rounded_product_is_seen():

@@ -17,7 +17,7 @@ from dynamics.types import Array
 
 CACHED = 2**21
 """Bytes of gradients formed at once on a CPU: they are contracted while still in cache."""
-LARGE = 2**28
+LARGE = 2**26
 """The same elsewhere: an accelerator waits longer for the next chunk than for its memory."""
 
 _HIGHEST = jax.lax.Precision.HIGHEST

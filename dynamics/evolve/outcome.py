@@ -43,7 +43,7 @@ def outcome_map(
     levels: int = 1,
     zoom: int = 4,
     candidates: int = 3,
-    parallel: int = 4096,
+    parallel: int | None = None,
 ) -> tuple[OutcomeMap, ...]:
     """The label of every pixel ``(x, y)`` of a square grid, and again ``zoom`` times closer where labels meet most.
 
@@ -60,8 +60,8 @@ def outcome_map(
         levels: pictures; fewer come back when one has a single label, and so no boundary to zoom into.
         zoom: magnification of each level by the one before, a divisor of ``points``.
         candidates: tiles looked into.
-        parallel: pixels computed side by side: as many as their state fits the processor's cache. An accelerator,
-            whose steps cost much the same however few the pixels, takes 256 times as many.
+        parallel: pixels computed side by side. None: 4096, whose state fits a CPU's cache; 2^18 on an accelerator,
+            whose steps cost much the same however few the pixels.
 
     Returns:
         An ``OutcomeMap`` a level.
@@ -81,6 +81,7 @@ def outcome_map(
     """
     spans = [_span("x", x), _span("y", y)]
     check_counts(2, points=points, zoom=zoom)
+    parallel = (4096 if jax.default_backend() == "cpu" else 2**18) if parallel is None else parallel
     check_counts(levels=levels, candidates=candidates, parallel=parallel)
     if levels > 1 and points % zoom:
         raise ValueError(f"zoom: got {zoom} for {points} points; allowed: a divisor of them")
@@ -92,8 +93,6 @@ def outcome_map(
             raise ValueError(
                 f"levels: got {levels}; allowed: {most} at most, where float64 still tells pixels along {name} apart"
             )
-    if jax.default_backend() != "cpu":
-        parallel *= 256
     with jax.enable_x64(True):
         _check_outcome(outcome, arguments)
 

@@ -97,8 +97,11 @@ class Piece(NamedTuple):
         hyper = {name: jnp.asarray([plan.cell(i)[name] for i in cells.tolist()]) for name in group.traced}
         hyper |= taken([dict(one.values) for one in drawn])
         streams = jnp.asarray([plan.number(i) for i in cells.tolist()], jnp.int32)
-        state = split_lanes(group.lanes.init(hyper, taken([one.params for one in drawn]), streams))
-        return state, plan.data if plan.data is not None else split_lanes(taken([one.data for one in drawn]))
+        with own_precision():
+            state = group.lanes.init(hyper, taken([one.params for one in drawn]), streams)
+        return split_lanes(state), plan.data if plan.data is not None else split_lanes(
+            taken([one.data for one in drawn])
+        )
 
 
 def study(

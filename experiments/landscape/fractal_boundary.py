@@ -138,9 +138,14 @@ def drawn_network(config: Config, P: int, seed: int) -> dict:
     return {"x": x, "y": y, "W": first, "w": second}
 
 
+def cached(pixels: int) -> int | None:
+    """As many as a CPU's cache holds of networks, whose states are larger; elsewhere the default."""
+    return pixels if jax.default_backend() == "cpu" else None
+
+
 def zoomed(config: Config, P: int, seed: int, points: int, outcome=None):
     """The maps of one draw, level by level."""
-    parallel = 4096 if outcome is None else 1024
+    parallel = None if outcome is None else cached(1024)
     outcome, given = outcome or linear_outcome, drawn_network(config, P, seed)
     return outcome_map(
         outcome(config.steps), RATES, RATES, given, points=points, levels=config.levels, parallel=parallel
@@ -234,7 +239,7 @@ def agreement(config: Config, P: int) -> dict:
     given, points = drawn_network(config, P, 0), min(config.points, 64)
 
     def label(outcome):
-        return outcome_map(outcome, RATES, RATES, given, points=points, parallel=256)[0].label
+        return outcome_map(outcome, RATES, RATES, given, points=points, parallel=cached(256))[0].label
 
     truth = label(network_outcome(config.steps))
     maps = {"map": linear_outcome(config.steps), "first_order": linear_outcome(config.steps, second_order=0.0)}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dynamics.precision import own_precision
 from dynamics.runs.command.target import target_file, written
 from dynamics.runs.figures import drawn
 from dynamics.runs.printable import printable
@@ -47,7 +48,8 @@ def figure(
     target = target_file(target, default, ENDINGS, ".pdf" if pdf else None)
     set_up_jax(False, None)
     found = replayed(path, trust)
-    made = found.module.figure(found.result)
+    with own_precision():
+        made = found.module.figure(found.result)
     if panel is not None:
         only(made, panel)
     if style is not None:

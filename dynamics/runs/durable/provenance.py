@@ -18,6 +18,7 @@ from typing import Any, cast
 import jax
 
 from dynamics import __version__
+from dynamics.precision import told_precision
 from dynamics.runs.durable.files import digest
 from dynamics.runs.durable.modules import file_of, own_name
 
@@ -52,7 +53,7 @@ def provenance(command: list[str] | None = None, **more: Any) -> dict[str, Any]:
         "process_count": jax.process_count(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "x64": bool(settings.jax_enable_x64),
-        "matmul_precision": str(settings.jax_default_matmul_precision),
+        "matmul_precision": str(told_precision()),
         "threefry_partitionable": bool(settings.jax_threefry_partitionable),
         "prng_impl": str(settings.jax_default_prng_impl),
         "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},

@@ -77,8 +77,8 @@ def durable_study(run: Directory, axes: Any, draw: Any, *arguments: Any, **optio
 
 def _heeding(run: Directory, draw: Any) -> Any:
     """``draw``, between two of which a signal is heeded: where theory is drawn, they are all of the study's work."""
-    if not callable(draw):
-        return draw  # said by ``planned``
+    if not callable(draw) or jax.process_count() > 1:
+        return draw  # what is no draw ``planned`` says; of several processes all must stop at once
 
     @functools.wraps(draw)
     def drawn(lane):

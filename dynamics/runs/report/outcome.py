@@ -70,5 +70,7 @@ def run_to_the_end(module: Any, config: Any, run: Directory) -> list[dict[str, A
 
 def draw(module: Any, result: Any, run: Directory) -> None:
     """Writes an experiment's figure as PNG and SVG."""
-    for name, data in drawn(module.figure(result)).items():
+    with own_precision():
+        made = module.figure(result)
+    for name, data in drawn(made).items():
         run.write(name, data)
