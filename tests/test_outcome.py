@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics.evolve import outcome_map
+from dynamics.evolve import outcome, outcome_map
 from dynamics.statistics import boundary, box_dimension, pair_dimension
 
 
@@ -75,14 +75,24 @@ def test_labels_without_structure_have_a_boundary_that_fills_the_plane():
 
 
 def test_an_accelerator_takes_more_pixels_at_a_time(monkeypatch):
+    """Seen by how many pixels one call of the outcome is mapped over; the labels are the same."""
+
     def label(x, y):
         return x**2 + y**2 < 1.3
 
-    one = outcome_map(label, (-2.0, 2.0), (-2.0, 2.0), points=64, levels=2, parallel=15)
+    def seen():
+        taken, own = [], outcome._pixels
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                outcome, "_pixels", lambda fn, parallel, *rest: taken.append(parallel) or own(fn, parallel, *rest)
+            )
+            return taken, outcome_map(label, (-2.0, 2.0), (-2.0, 2.0), points=128)[0].label
+
+    on_cpu, few = seen()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    other = outcome_map(label, (-2.0, 2.0), (-2.0, 2.0), points=64, levels=2)
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a.label, b.label)
+    elsewhere, many = seen()
+    assert (on_cpu, elsewhere) == ([4096], [128**2])
+    np.testing.assert_array_equal(few, many)
 
 
 def test_one_label_has_no_dimension():

@@ -14,7 +14,7 @@ from dynamics.evolve import central_flow, gradient_descent, simulate, study
 from dynamics.precision import full_precision
 from dynamics.runs.durable.provenance import provenance
 from dynamics.runs.report.outcome import call
-from dynamics.types import Batch, Observable
+from dynamics.types import Batch
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -98,12 +98,19 @@ def test_the_time_loop(dynamics, key):
     check(run, params_of(key), batch.x, batch.y)
 
 
-def test_what_a_study_draws():
-    def draw(lane):
-        check(lambda a: a @ a, jnp.eye(3))
-        return {"w": jnp.zeros(2)}
+def test_what_a_study_draws_and_starts_from(key):
+    batch, move, params, seen = batch_of(key), gradient_descent(L, 0.1), params_of(key), []
 
-    study({"seed": [0]}, draw, None, Observable.of_view(lambda view: view.params), steps=0, data=())
+    def checked(name, value):
+        seen.append(name)
+        check(lambda a: a @ a, jnp.eye(3))
+        return value
+
+    def make(lane):
+        return move._replace(init=lambda params: checked("init", move.init(params)))
+
+    study({"seed": [0]}, lambda lane: checked("draw", params), make, [observe.loss()], steps=1, data=batch)
+    assert set(seen) == {"draw", "init"}
 
 
 def test_all_of_an_experiment():

@@ -99,9 +99,8 @@ class Piece(NamedTuple):
         streams = jnp.asarray([plan.number(i) for i in cells.tolist()], jnp.int32)
         with own_precision():
             state = group.lanes.init(hyper, taken([one.params for one in drawn]), streams)
-        return split_lanes(state), plan.data if plan.data is not None else split_lanes(
-            taken([one.data for one in drawn])
-        )
+        data = plan.data if plan.data is not None else split_lanes(taken([one.data for one in drawn]))
+        return split_lanes(state), data
 
 
 def study(
