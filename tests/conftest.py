@@ -42,16 +42,36 @@ def users_environment() -> dict[str, str]:
     }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def memory_is_given_back():
-    """Compiled programs of hundreds of tests take some 6 GB; on the disk they stay."""
-    yield
+MOST_MAPS = 45_000
+"""Memory maps that a worker may hold: Linux allows 65,530, and one more is a crash; a program takes 9 or so."""
+
+
+def _memory() -> int:
+    """Bytes that this process holds; 0 where nobody tells."""
     pages = Path("/proc/self/statm")
-    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 4e9:
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
+
+
+@pytest.fixture(scope="session")
+def memory() -> dict[str, float]:
+    """Bytes at which to look next; the most that a worker may hold: its share of three fifths of the machine's."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return {"look": 0.0, "most": 0.6 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / workers}
+
+
+@pytest.fixture(autouse=True)
+def memory_is_given_back(memory):
+    """Compiled programs of thousands of tests, some seconds each time; on the disk they stay."""
+    yield
+    if (held := _memory()) <= memory["look"]:
+        return
+    memory["look"] = held + 2e8
+    if held > memory["most"] or Path("/proc/self/maps").read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
         with contextlib.suppress(AttributeError):  # of the C library that most have
-            ctypes.CDLL(None).malloc_trim(0)  # else the process stays as large, and every further module compiles anew
+            ctypes.CDLL(None).malloc_trim(0)  # else the process stays as large
+        memory["look"] = _memory() + memory["most"] / 4
 
 
 @pytest.fixture(params=["float32", "float64"])

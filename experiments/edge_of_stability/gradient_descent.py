@@ -76,10 +76,10 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """The paper's fully connected network (two tanh layers of 200) on 5000 samples of CIFAR-10; the rates are ours.
 
-        A graphics card, minutes; two cores take a day.
+        At eta = .04 it starts beyond 2/eta: its sharpness is 80 at the start, 70 after a hundred steps.
         """
         sizes = {"data": "cifar10", "samples": 5000, "width": 200, "depth": 2}
-        return cls(seeds=1, eta=(0.02, 0.04), steps=20000, record_every=100, flow_steps=400, **sizes)
+        return cls(seeds=1, eta=(0.01, 0.02), steps=8000, record_every=100, flow_steps=400, **sizes)
 
     def __post_init__(self) -> None:
         super().__post_init__()
