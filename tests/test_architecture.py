@@ -18,7 +18,7 @@ ROOT = pathlib.Path(dynamics.__file__).parent
 # From the ground up: a room imports itself and the rooms on lower floors; rooms on one floor do not import one another.
 FLOORS = (
     ("arguments", "extras"),
-    ("precision", "record"),
+    ("backend", "precision", "record"),
     ("claims",),
     ("types",),
     ("program",),

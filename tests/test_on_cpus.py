@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from devices import run_on_devices
 
+from dynamics.backend import by_backend
 from dynamics.program.jaxpr import has, trace
 from dynamics.program.on_cpus import quick_loops
 from dynamics.program.one_matrix_at_a_time import MATRIX_AXES, of_several_matrices
@@ -164,3 +165,12 @@ print("equal")
 def test_a_study_ends_where_the_pool_has_few_threads():
     """On two cores as two devices this one waited for itself for ever, each time."""
     run_on_devices(2, STUDY, timeout=120)
+
+
+def test_the_default_device_decides_what_is_quick(monkeypatch):
+    assert by_backend(1, 2) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert by_backend(1, 2) == 2
+    for device in (jax.devices("cpu")[0], "cpu"):
+        with jax.default_device(device):
+            assert by_backend(1, 2) == 1

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dynamics.backend import by_backend
 from dynamics.empirical.gram import mirrored, product, upper_blocks
 from dynamics.types import Array
 
@@ -24,8 +25,8 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def chunk_limit() -> int:
-    """Bytes of gradients formed at once on the default backend."""
-    return CACHED if jax.default_backend() == "cpu" else LARGE
+    """Bytes of gradients formed at once on this backend."""
+    return by_backend(CACHED, LARGE)
 
 
 class Family(NamedTuple):

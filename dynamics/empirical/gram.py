@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from dynamics.backend import by_backend
 from dynamics.types import Array
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -47,6 +48,6 @@ def upper_share(rows: int) -> float:
 
 
 def _block_size(rows: int) -> int:
-    few = 128 if jax.default_backend() == "cpu" else 4096  # rows whose whole product is as quick as its halves
+    few = by_backend(128, 4096)  # rows whose whole product is as quick as its halves
     blocks = 4 if rows >= 2 * few else 2 if rows >= few else 1
     return max(-(-rows // blocks), 1)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax
-
+from dynamics.backend import by_backend
 from dynamics.empirical.blocks import Work
 from dynamics.empirical.gram import upper_share
 from dynamics.empirical.memory import backward_bytes, factor_bytes, forward_bytes, transposed_bytes
@@ -49,7 +48,7 @@ def make_plan(net1: Network, net2: Network, work: Work, budget: int, *, symmetri
     """
     tile, scan = max(work.n, work.m), work.t * work.d > 1
     # one output at a time stays in a CPU's cache, and is a launch of every kernel on an accelerator
-    ways = [scan] if jax.default_backend() == "cpu" else [False, scan][: 1 + scan]
+    ways = by_backend([scan], [False, scan][: 1 + scan])
     tries = [_whole(net1, net2, work, scanned, symmetric=symmetric, weighted=weighted) for scanned in ways]
     while tile > 1 and work.n * work.m:
         tile = -(-tile // 2)

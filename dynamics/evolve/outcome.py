@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from dynamics.arguments import check_counts
+from dynamics.backend import by_backend
 from dynamics.statistics import boundary
 from dynamics.types import Array
 
@@ -81,7 +82,7 @@ def outcome_map(
     """
     spans = [_span("x", x), _span("y", y)]
     check_counts(2, points=points, zoom=zoom)
-    parallel = (4096 if jax.default_backend() == "cpu" else 2**18) if parallel is None else parallel
+    parallel = by_backend(4096, 2**18) if parallel is None else parallel
     check_counts(levels=levels, candidates=candidates, parallel=parallel)
     if levels > 1 and points % zoom:
         raise ValueError(f"zoom: got {zoom} for {points} points; allowed: a divisor of them")

@@ -12,6 +12,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
+from dynamics.backend import by_backend
 from dynamics.program import jaxpr
 from dynamics.program.one_matrix_at_a_time import in_turn, of_several_matrices
 from dynamics.program.shifted_convolutions import shiftable, shifted
@@ -73,7 +74,7 @@ def quick_loops(function: _F, *, is_body: bool = False) -> _F:
     @functools.wraps(function)
     def call(*args):
         outside = is_body and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
-        if outside or jax.default_backend() != "cpu":  # a loop's body meets traced values alone
+        if outside or by_backend(False, True):  # a loop's body meets traced values alone
             return function(*args)
         return _rewritten(function, (CONVOLUTIONS, FACTORISATIONS), in_loop=is_body)(*args)
 

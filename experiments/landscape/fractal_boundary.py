@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynamics import config
+from dynamics.backend import by_backend
 from dynamics.config import Count, Range
 from dynamics.evolve import outcome_map
 from dynamics.evolve import study as in_memory
@@ -140,7 +141,7 @@ def drawn_network(config: Config, P: int, seed: int) -> dict:
 
 def cached(pixels: int) -> int | None:
     """As many as a CPU's cache holds of networks, whose states are larger; elsewhere the default."""
-    return pixels if jax.default_backend() == "cpu" else None
+    return by_backend(pixels, None)
 
 
 def zoomed(config: Config, P: int, seed: int, points: int, outcome=None):

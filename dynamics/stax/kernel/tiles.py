@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dynamics.backend import by_backend
 from dynamics.types import Array
 
 CACHED = 192
@@ -19,8 +19,8 @@ _MIRRORED = 80
 
 
 def tile_limit() -> int:
-    """The largest tile side on the default backend."""
-    return CACHED if jax.default_backend() == "cpu" else LARGE
+    """The largest tile side on this backend."""
+    return by_backend(CACHED, LARGE)
 
 
 class Grid(NamedTuple):
