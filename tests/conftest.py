@@ -53,25 +53,25 @@ def _memory() -> int:
 
 
 @pytest.fixture(scope="session")
-def memory() -> dict[str, float]:
+def held_memory() -> dict[str, float]:
     """Bytes at which to look next; the most that a worker may hold: its share of three fifths of the machine's."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return {"look": 0.0, "most": 0.6 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / workers}
 
 
 @pytest.fixture(autouse=True)
-def memory_is_given_back(memory):
+def memory_is_given_back(held_memory):
     """Compiled programs of thousands of tests, some seconds each time; on the disk they stay."""
     yield
-    if (held := _memory()) <= memory["look"]:
+    if (held := _memory()) <= held_memory["look"]:
         return
-    memory["look"] = held + 2e8
-    if held > memory["most"] or Path("/proc/self/maps").read_bytes().count(b"\n") > MOST_MAPS:
+    held_memory["look"] = held + 2e8
+    if held > held_memory["most"] or Path("/proc/self/maps").read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
         with contextlib.suppress(AttributeError):  # of the C library that most have
             ctypes.CDLL(None).malloc_trim(0)  # else the process stays as large
-        memory["look"] = _memory() + memory["most"] / 4
+        held_memory["look"] = _memory() + held_memory["most"] / 4
 
 
 @pytest.fixture(params=["float32", "float64"])

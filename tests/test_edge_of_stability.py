@@ -10,6 +10,7 @@ import pytest
 from test_images import _generated_cifar10, _source
 
 from dynamics.experiments.edge_of_stability import batch_size, benign_oscillation, catapult, sgd
+from dynamics.experiments.edge_of_stability._central import SKETCH, approach, sketch
 from dynamics.experiments.edge_of_stability._digits import setting
 from dynamics.tasks import images
 from dynamics.types import Batch, Record
@@ -194,3 +195,28 @@ def test_claims_hold_at_the_quick_preset(paper):
     module = importlib.import_module(f"dynamics.experiments.edge_of_stability.{paper}")
     failed = [claim for claim in module.claims(module.run(module.Config())) if claim.holds is False]
     assert not failed, failed
+
+
+@pytest.mark.parametrize(
+    ("column", "index"),
+    [
+        ([0.2, 0.5, 0.75, 0.9, 1.1], 2),
+        ([0.83, 0.7, 0.75, 0.85, 1.02, 0.7, 1.1], 2),  # starts nearer to the threshold than it is a little later
+        ([0.9, 0.85, 1.2], 0),
+        ([1.2, 0.7, 1.1], 0),
+        ([0.5, 0.79, 0.95, 0.7], 1),
+    ],
+)
+def test_the_flow_starts_where_the_threshold_is_approached(column, index):
+    assert approach(np.array(column)) == index
+
+
+def test_a_sketch_of_many_parameters_is_linear_and_keeps_lengths(key):
+    first, second = ({"w": jax.random.normal(one, (5 * SKETCH,)), "b": jnp.ones(3)} for one in jax.random.split(key))
+    assert sketch(first).shape == (SKETCH,)
+    np.testing.assert_allclose(
+        sketch(jax.tree.map(jnp.subtract, first, second)), sketch(first) - sketch(second), atol=1e-4
+    )
+    length = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(first))
+    assert abs(jnp.sum(sketch(first) ** 2) / length - 1) < 5 * (2 / SKETCH) ** 0.5
+    assert sketch({"w": jnp.arange(4.0)}).tolist() == [0, 1, 2, 3]

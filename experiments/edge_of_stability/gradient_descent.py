@@ -80,7 +80,7 @@ class Config(config.Config):
         on two cores.
         """
         sizes = {"data": "cifar10", "samples": 5000, "width": 200, "depth": 2}
-        return cls(seeds=1, eta=(0.01, 0.02), steps=8000, record_every=100, flow_steps=400, **sizes)
+        return cls(seeds=1, eta=(0.01, 0.02), steps=8000, record_every=100, flow_steps=800, **sizes)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -271,7 +271,7 @@ def learning_claims(result: Result) -> list[Claim]:
         return np.interp(np.log(cfg.samples), np.log(theory.time), np.log(theory.values[name]))
 
     def slope(log_error: np.ndarray) -> np.ndarray:
-        return -np.polyfit(np.log(cfg.samples), log_error, 1)[0]
+        return np.asarray(-np.polyfit(np.log(cfg.samples), log_error, 1)[0])
 
     for scale in SCALES:
         name, title = f"convolutional, scale {scale}", f"target on {scale} patches: measured error"
