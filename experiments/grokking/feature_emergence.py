@@ -102,8 +102,9 @@ class Config(config.Config):
 
         3e14 operations: an hour on two cores.
         """
-        sizes = {"modulus": 71, "larger": 127, "width": 1024, "steps": 5000}
-        return cls(boundary=(2.0, 2.5, 2.75, 3.5), optimizer=("adam", "muon"), **sizes)
+        return cls(
+            modulus=71, larger=127, boundary=(2.0, 2.5, 2.75, 3.5), width=1024, steps=5000, optimizer=("adam", "muon")
+        )
 
     @classmethod
     def bisect(cls) -> Config:
