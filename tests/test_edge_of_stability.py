@@ -212,7 +212,10 @@ def test_the_flow_starts_where_the_threshold_is_approached(column, index):
 
 
 def test_a_sketch_of_many_parameters_is_linear_and_keeps_lengths(key):
-    first, second = ({"w": jax.random.normal(one, (5 * SKETCH,)), "b": jnp.ones(3)} for one in jax.random.split(key))
+    first, second = (
+        {"w": jax.random.uniform(one, (5 * SKETCH,)), "b": jnp.ones(3)}  # of one sign: only random signs keep lengths
+        for one in jax.random.split(key)
+    )
     assert sketch(first).shape == (SKETCH,)
     np.testing.assert_allclose(
         sketch(jax.tree.map(jnp.subtract, first, second)), sketch(first) - sketch(second), atol=1e-4

@@ -68,8 +68,10 @@ class Config(config.Config):
 
     @classmethod
     def large(cls) -> Config:
-        """Wider networks, trained four times as long: an hour on two cores; the paper's see 10^5 images of 80 x 80
-        pixels."""
+        """Wider networks, trained four times as long; the paper's see 10^5 images of 80 x 80 pixels.
+
+        An estimated hour on two cores; not run yet.
+        """
         return cls(seeds=100, dimension=400, network_steps=6000, width=32)
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ SKETCH = 2**14  # numbers that stand for the parameters of a path, where these a
 def run_central(config, descent: Record, ratio, make: Callable, simulate, earliest: int = 0) -> dict[str, Record]:
     """``{'discrete', 'central', 'still'}``: the path, its flow, and the flow whose oscillation is left out, for
     ``config.flow_steps`` from the last reading below 80 % of the threshold before it is crossed (before the largest
-    reading where it is not); empty where no reading is above, or ``flow_steps`` is 0.
+    reading where it is not); empty where no reading is above, the run ends before ``earliest``, or ``flow_steps`` is 0.
 
     Args:
         config: ``samples``, ``width``, ``depth``, ``eta``, ``seed`` and ``flow_steps``.
@@ -64,9 +64,11 @@ def approach(column: np.ndarray) -> int:
 
 
 def sketch(params: PyTree) -> Array:
-    """The parameters as one vector ``[n]``; beyond ``4 SKETCH`` a linear map of them to ``[SKETCH]`` that keeps squared
-    lengths but for a relative standard deviation of ``(2 / SKETCH)^(1/2)``, 1.1 % (count sketch, Charikar, Chen &
-    Farach-Colton 2002): each is added, with a random sign, to a random entry."""
+    """The parameters as one vector ``[n]``; beyond ``4 SKETCH`` a linear map of them to ``[SKETCH]``.
+
+    It adds each, with a random sign, to a random entry, and so keeps squared lengths but for a relative standard
+    deviation of at most ``(2 / SKETCH)^(1/2)``, 1.1 % (count sketch: Charikar, Chen & Farach-Colton 2002).
+    """
     flat = ravel_pytree(params)[0]
     if flat.size <= 4 * SKETCH:
         return flat

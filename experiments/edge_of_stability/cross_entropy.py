@@ -72,7 +72,7 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """The paper's fully connected network (two tanh layers of 200) on 5000 samples of CIFAR-10, at our rates.
 
-        An hour on two cores.
+        An estimated hour on two cores; not run yet.
         """
         return cls(data="cifar10", samples=5000, width=200, seeds=1, eta=(0.04, 0.08), steps=8000, record_every=100)
 

@@ -100,7 +100,7 @@ class Config(config.Config):
     def large(cls) -> Config:
         """The paper's M = 71, half its 2048 neurons, with our rates, Muon too.
 
-        3e14 operations: an hour on two cores.
+        3e14 operations: an estimated hour on two cores; not run yet.
         """
         return cls(
             modulus=71, larger=127, boundary=(2.0, 2.5, 2.75, 3.5), width=1024, steps=5000, optimizer=("adam", "muon")

@@ -75,7 +75,10 @@ class Config(config.Config):
 
     @classmethod
     def paper(cls) -> Config:
-        """The sizes of the paper's figure 1, over grids of ours: 3e14 FLOPs, an hour on two cores."""
+        """The sizes of the paper's figure 1, over grids of ours: 3e14 FLOPs.
+
+        An estimated hour on two cores; not run yet.
+        """
         return cls(
             alpha=(0.125, 0.25, 0.5), samples=(100, 200, 300, 550, 1100), eps=(0.05, 0.1), dimension=100, width=500,
             eta0=1.0, steps=20_000, eigenvector=(1, 200, 300), eigenvector_steps=40_000,
