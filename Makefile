@@ -6,6 +6,7 @@ VENV ?= .venv
 NEWEST_VENV ?= .venv-newest
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+RUN_ARGS ?=
 WORKERS ?= 2
 
 # $(call install,VENV,PYTHON,REQUIREMENTS)
@@ -30,7 +31,7 @@ endef
 .PHONY: run test test-slow test-gpu test-newest benchmark benchmark-gpu lint types gallery docs clean
 
 run: $(VENV)/.run
-	$(BIN)/dynamics run grokking
+	$(BIN)/dynamics run grokking $(RUN_ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
@@ -79,8 +80,8 @@ newest-suite: $(NEWEST_VENV)/.test
 	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) $(NEWEST_TESTS) $(PYTEST_ARGS)
 	$(NEWEST_VENV)/bin/python -m pytest -m slow tests/test_experiments.py -k grokking.lazy_to_rich $(PYTEST_ARGS)
 
-# What depends on JAX's own interfaces: the structured NTK, kernels, operators, the loop, the models, the notebooks.
-NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,architecture empirical evolve linalg models notebooks observe_ntk observe_rank on_cpus operators shifted stax))
+# What depends on JAX's own interfaces: the structured NTK, kernels, operators, the loop, the models. All: NEWEST_TESTS=tests.
+NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,architecture empirical evolve linalg models observe_ntk observe_rank on_cpus operators shifted stax))
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)"

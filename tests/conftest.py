@@ -20,8 +20,10 @@ if any(word in argument.replace(f"not {word}", "") for argument in sys.argv for 
     os.environ.setdefault("TESTS_COMPILE", "as_users")  # set once, for all workers
 if os.environ.setdefault("TESTS_COMPILE", "quickly") == "quickly":
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]  # workers are the parallel ones
     if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones know no such flag
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 if not any("benchmark" in argument for argument in sys.argv):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
