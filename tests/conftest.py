@@ -20,7 +20,7 @@ if any(word in argument.replace(f"not {word}", "") for argument in sys.argv for 
     os.environ.setdefault("TESTS_COMPILE", "as_users")  # set once, for all workers
 if os.environ.setdefault("TESTS_COMPILE", "quickly") == "quickly":
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]  # workers are the parallel ones
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]  # workers are parallel
     if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones know no such flag
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
