@@ -28,7 +28,7 @@ define reference
 	fi
 endef
 
-.PHONY: run test test-slow test-gpu test-newest benchmark benchmark-gpu lint types gallery docs clean
+.PHONY: run test test-slow test-gpu test-newest newest-env benchmark benchmark-gpu lint types gallery docs clean
 
 run: $(VENV)/.run
 	$(BIN)/dynamics run grokking $(RUN_ARGS)
@@ -65,14 +65,21 @@ docs: $(VENV)/.docs
 	$(BIN)/python docs/site/build.py
 	SITE=build/site/html $(BIN)/python -m pytest -m slow tests/test_site.py
 
-# The newest JAX needs Python 3.12 or later; the first interpreter that really answers is used.
-test-newest:
-	@python=""; \
+# $(call newest,TARGET): the newest JAX needs Python 3.12 or later; the first interpreter that really answers is used
+define newest
+	+@python=""; \
 	for candidate in python3.13 python3.12 $$(ls -d $$(pyenv root 2>/dev/null)/versions/3.1[23]*/bin/python 2>/dev/null | sort -rV); do \
 		if $$candidate -c "import sys; sys.exit(sys.version_info < (3, 12))" 2>/dev/null; then python=$$candidate; break; fi; \
 	done; \
-	if [ -z "$$python" ]; then echo "test-newest: no Python 3.12 or later answers here; the newest JAX was NOT tested"; exit 0; fi; \
-	$(MAKE) --no-print-directory newest-suite NEWEST_PYTHON=$$python
+	if [ -z "$$python" ]; then echo "$@: no Python 3.12 or later answers here; the newest JAX was NOT tested"; exit 0; fi; \
+	$(MAKE) --no-print-directory $(1) NEWEST_PYTHON=$$python
+endef
+
+test-newest:
+	$(call newest,newest-suite)
+
+newest-env:
+	$(call newest,$(NEWEST_VENV)/.test)
 
 .PHONY: newest-suite
 newest-suite: $(NEWEST_VENV)/.test
@@ -80,8 +87,8 @@ newest-suite: $(NEWEST_VENV)/.test
 	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) $(NEWEST_TESTS) $(PYTEST_ARGS)
 	$(NEWEST_VENV)/bin/python -m pytest -m slow tests/test_experiments.py -k grokking.lazy_to_rich $(PYTEST_ARGS)
 
-# What depends on JAX's own interfaces: the structured NTK, kernels, operators, the loop, the models. All: NEWEST_TESTS=tests.
-NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,architecture empirical evolve linalg models observe_ntk observe_rank on_cpus operators shifted stax))
+# What depends on JAX's own interfaces: the structured NTK, operators, the loop, the models. All: NEWEST_TESTS=tests.
+NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,architecture empirical evolve models observe_ntk observe_rank on_cpus operators shifted))
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)"
