@@ -270,7 +270,8 @@ def figure(result: Result) -> Any:
             curve = values[name].min(axis=2) / task.best
             row[0].plot(step, curve[:, 0], label=label, **measured_style(2 * i, 3))
             if control:
-                row[0].plot(step, curve[:, 1], label=f"{label}, sum of squares as penalty", **rival_style(i))
+                words_of_both = {"label": "sum of squares as penalty"} if i == 0 else {}
+                row[0].plot(step, curve[:, 1], **words_of_both, **rival_style(i))
         row[0].axhline(1, label="theory", **theory_style())
         row[0].set(xscale="log", xlabel="step", ylabel=f"{words}: margin over its maximum", ylim=(-0.6, 1.3))
         row[1].plot(step, np.median(values["share"][:, 0], axis=(1, 2)), label="median neuron", **measured_style(0))
@@ -286,7 +287,7 @@ def figure(result: Result) -> Any:
         row[2].set(xlabel=f"{task.feature} (number)", ylabel="part of the norm", ylim=(0, 1.1 * max(task.parts)))
         ticks_at(row[2].xaxis, features)
         for panel in row:
-            panel.legend(fontsize=7, frameon=False)
+            panel.legend(fontsize=7, frameon=False, loc="lower right" if panel is row[0] else "best")
     page.suptitle("Margin maximisation")
     return page
 
