@@ -202,6 +202,7 @@ def test_a_second_process_is_refused_and_a_kill_frees_the_lock(nursery, tmp_path
     nursery.wait()
     with open_run(folder, {"steps": 100000, "width": 16, "seed": 0}) as held:
         assert not held.finished
+        assert 0 < held.journal.get("seconds") < held.seconds  # the killed process counts
 
 
 def mounted(folder, options):

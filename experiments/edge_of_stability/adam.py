@@ -85,8 +85,8 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """The paper's network (two tanh layers of 200) and 5000 samples of CIFAR-10; the rates are ours.
 
-        About an hour of two cores. The central flow explains .34 of the oscillation's effect on the loss, not half of it: a
-        claim fails; the other five hold.
+        About an hour of two cores. The central flow explains .34 of the oscillation's effect on the loss, not half of
+        it: a claim fails; the other five hold.
         """
         sizes = {"data": "cifar10", "samples": 5000, "width": 200, "depth": 2}
         return cls(seeds=1, b2=0.99, eta=(1e-4, 3e-4), steps=4000, record_every=50, **sizes)

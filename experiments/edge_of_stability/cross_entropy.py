@@ -72,8 +72,8 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """The paper's fully connected network (two tanh layers of 200) on 5000 samples of CIFAR-10, at our rates.
 
-        Half an hour of two cores. Between its crossing and half of the loss the sharpness is 1.21 and 1.27 of 2/eta, above
-        the bound of 1.15: both claims of it fail; it falls to .09 and .05 in the end, as claimed.
+        Half an hour of two cores. Between its crossing and half of the loss the sharpness is 1.21 and 1.27 of 2/eta,
+        above the bound of 1.15: both claims of it fail; it falls to .09 and .05 in the end, as claimed.
         """
         return cls(data="cifar10", samples=5000, width=200, seeds=1, eta=(0.04, 0.08), steps=8000, record_every=100)
 

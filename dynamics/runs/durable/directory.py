@@ -57,9 +57,15 @@ class Directory:
         self.checkpoints = path / "checkpoints"
         self.stopping = self.changed = self.platform_changed = self.code_changed = False
         self.budget = Budget(time.perf_counter())
+        self._opened, self._before = time.perf_counter(), journal.get("seconds", 0.0)
         self.code: str | None = None
         self.inherited: set[str] = set(journal.get("inherited", []))
         self._labels: set[str] = set()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that it took so far, in all processes up to their last commit and in this one up to now."""
+        return self._before + time.perf_counter() - self._opened
 
     @property
     def finished(self) -> bool:
@@ -157,7 +163,9 @@ class Directory:
         """Commits a chunk of rows ``{"step": [n], reading: [n, ...]}``; see ``Journal.commit``."""
         header = {} if self.is_part else self.journal.header(label) or {}
         told = () if self.is_part else readings_of(label, header, {k: np.asarray(v) for k, v in rows.items()})
-        return self.journal.commit(label, number, step, last, state, pack(rows), before, told)
+        with self.journal.transaction():
+            self.journal.set(seconds=self.seconds)
+            return self.journal.commit(label, number, step, last, state, pack(rows), before, told)
 
     def warn(self, text: str) -> None:
         """Says something on stderr and in the journal."""

@@ -166,6 +166,7 @@ def taken_up(
                 with run.part(folders[at], settings[at], fork_of=source, **(about or {})) as part:
                     found[at] = tasks[at](part)
                 run.stopping |= part.stopping
+                run.journal.set(seconds=run.seconds)
             except InUse:
                 continue
         if len(found) == before:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 import traceback
 from typing import Any
 
@@ -30,10 +29,9 @@ def call(function: Any, config: Any, run: Any) -> Any:
 
 def run_to_the_end(module: Any, config: Any, run: Directory) -> list[dict[str, Any]]:
     """Runs the experiment and writes claims, figure and report."""
-    began, before = time.perf_counter(), run.journal.get("seconds", 0.0)
 
     def close(status: str, **entries) -> None:
-        run.journal.set(status=status, seconds=before + time.perf_counter() - began, **entries)
+        run.journal.set(status=status, seconds=run.seconds, **entries)
 
     try:
         run.journal.set(status="running")
@@ -60,8 +58,8 @@ def run_to_the_end(module: Any, config: Any, run: Directory) -> list[dict[str, A
         raise
     lost = run.journal.get("diverged", {})
     status = "diverged" if any(len(found["lanes"]) == found["of"] for found in lost.values()) else "finished"
-    seconds = round(before + time.perf_counter() - began, 1)
-    facts = {**run.journal.get("provenance"), "status": status, "seconds": seconds, "diverged": lost}
+    about = {"status": status, "seconds": round(run.seconds, 1), "diverged": lost}
+    facts = {**run.journal.get("provenance"), **about}
     run.write("provenance.json", json_text(facts))
     run.write("report.html", report_page(run.path))
     close(status, claims=claims)
