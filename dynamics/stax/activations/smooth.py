@@ -88,9 +88,8 @@ def Sin(
     Reference: Pearce et al. 2020.
     """
 
-    even = jnp.cos(2 * c)
-
     def cross(gap, s1, s2):
+        even = jnp.cos(2 * c)
         q1, q2, distance = b**2 * s1**2, b**2 * s2**2, b**2 * (gap + 0.5 * (s1 - s2) ** 2)
         near, mirrored = jnp.exp(-distance), even * jnp.exp(distance - q1 - q2)
         apart = -(1 + mirrored) * jnp.expm1(-distance) - 0.5 * even * (jnp.exp(-q1) - jnp.exp(-q2)) ** 2
@@ -99,7 +98,7 @@ def Sin(
         return 0.5 * a**2 * apart, 0.5 * a**2 * covariance, 0.5 * a**2 * b**2 * (near + mirrored)
 
     def variance(q):
-        return a**2 * (jnp.sin(c) ** 2 - 0.5 * even * jnp.expm1(-2 * b**2 * q))
+        return a**2 * (jnp.sin(c) ** 2 - 0.5 * jnp.cos(2 * c) * jnp.expm1(-2 * b**2 * q))
 
     return elementwise(lambda x: a * jnp.sin(b * x + c), distance_dual(variance, cross))
 

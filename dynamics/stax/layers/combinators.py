@@ -10,6 +10,7 @@ import jax
 from dynamics.arguments import check_counts
 from dynamics.stax.kernel.masks import any_masked
 from dynamics.stax.layers.checks import check_layers
+from dynamics.stax.layers.in_turn import in_turn, named
 from dynamics.stax.layers.layer import Needs, composed, kernel_layer
 from dynamics.stax.layers.layer import layer as make_layer
 from dynamics.types import Model
@@ -45,10 +46,10 @@ def serial(*layers: Any) -> Model:
     if kernels is None:
         return Model(init, apply, None)
 
+    names = named(kernels)
+
     def propagate(kernel, **kwargs):
-        for each in kernels:
-            kernel = each.propagate(kernel, **kwargs)
-        return kernel
+        return in_turn([each.propagate for each in kernels], names, kernel, **kwargs)
 
     return composed(init, apply, propagate, _serial_needs([each.needs for each in kernels]))
 
