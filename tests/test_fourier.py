@@ -21,6 +21,8 @@ def test_share_and_frequency_ignore_shift_scale_and_constant(x64, key):
     weights = jax.random.normal(key, (6, 13))
     moved = 3 * jnp.roll(weights, 5, axis=1) + 7
     np.testing.assert_allclose(frequency_share(moved), frequency_share(weights), rtol=1e-9)
+    small = jnp.asarray(1e-25 * weights, jnp.float32)
+    np.testing.assert_allclose(frequency_share(small), frequency_share(weights), rtol=1e-5)
     np.testing.assert_array_equal(top_frequency(moved), top_frequency(weights))
     wave = jnp.cos(2 * jnp.pi * 4 * jnp.arange(13) / 13 + 0.3)
     assert int(top_frequency(wave)) == 4

@@ -23,7 +23,7 @@ def frequency_share(weights: Float[Array, "*b p"]) -> Float[Array, "*b"]:
         weights: one neuron a row, indexed by the group element.
 
     Returns:
-        In ``[1/(p // 2), 1]``; 1 for a pure sinusoid, NaN for constant weights.
+        In ``[1/(p // 2), 1]``; 1 for a pure sinusoid, NaN for constant weights (a neuron whose weights are all 0).
 
     Example:
         >>> import jax.numpy as jnp
@@ -31,7 +31,7 @@ def frequency_share(weights: Float[Array, "*b p"]) -> Float[Array, "*b"]:
         >>> round(float(frequency_share(wave)), 4)
         1.0
     """
-    power = frequency_power(weights)
+    power = frequency_power(weights / jnp.max(jnp.abs(weights), axis=-1, keepdims=True))  # squares of 1e-20 are none
     return jnp.max(power, axis=-1) / jnp.sum(power, axis=-1)
 
 

@@ -92,5 +92,5 @@ def component_share(weights: Float[Array, "*b n"], components: Components) -> Fl
 
     A random neuron's share is about ``max(sizes) / (n - 1)``; a neuron that has settled on one representation has 1.
     """
-    power = component_power(weights, components)
+    power = component_power(weights / jnp.max(jnp.abs(weights), axis=-1, keepdims=True), components)
     return jnp.max(power, axis=-1) / jnp.sum(power, axis=-1)

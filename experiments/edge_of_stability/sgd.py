@@ -83,9 +83,9 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """Andreyev & Beneventano's fully connected network (two layers of 200) on 8192 samples of CIFAR-10.
 
-        Tanh units and our rate: at .1 it starts beyond 2/eta, batch sharpness 50 and sharpness 80. At .03
-        the sharpness starts above 2/eta = 67 too, and falls to 15 in a thousand steps at .02. An estimated hour on two
-        cores; not run yet.
+        Tanh units and our rate: at .1 it starts beyond 2/eta, batch sharpness 50 and sharpness 80. At .03 the sharpness
+        starts above 2/eta = 67 too, and falls to 10. Ten minutes of two cores. Batch sharpness comes to .7 of 2/eta in
+        50,000 steps and stays, at a training loss of .004: its claim is not reached; sharpness stays below it.
         """
         sizes = {"data": "cifar10", "samples": 8192, "width": 200, "depth": 2}
         return cls(eta=(0.03,), steps=100_000, record_every=4000, **sizes)
@@ -222,10 +222,10 @@ def figure(result: Result) -> Figure:
             rates = np.broadcast_to(single[:, None], traces.shape).ravel()
             right.semilogx(rates, traces.ravel(), **style, label=f"{kind}, {name}")
     right.axhline(1, **theory_style(), label=r"$\mathrm{Tr} H = 2/\eta$")
-    left.set(xlabel="step", ylabel="curvature on digits")
+    left.set(xlabel="step", ylabel=f"curvature on {cfg.data}")
     right.set(xlabel=r"learning rate $\eta$", ylabel=r"Tr H $\times\ \eta/2$ of interpolating runs")
     right.xaxis.set_minor_formatter("")
-    left.legend(loc="center right")
+    left.legend(fontsize=8)
     right.legend(loc="upper left", bbox_to_anchor=(0.42, 1), fontsize=7)
     return picture
 
