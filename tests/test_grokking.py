@@ -34,6 +34,7 @@ from dynamics.experiments.grokking._mechanism import READINGS, mechanism
 from dynamics.losses import half_mse, logistic, mse
 from dynamics.models.two_layer import two_layer
 from dynamics.observe import accuracy
+from dynamics.statistics.groups import irreducible_components
 from dynamics.tasks.clusters import xor_clusters
 from dynamics.tasks.files import MNIST
 from dynamics.tasks.modular import operation_table, table_task
@@ -367,3 +368,17 @@ def test_phase_diagram_claims_where_network_and_theory_disagree():
 def test_bad_settings_are_named(make, field):
     with pytest.raises(ValueError, match=field):
         make()
+
+
+def test_a_neuron_that_decayed_to_nothing_has_no_frequency(key):
+    """The shares are those of the other neurons; they were NaN."""
+    p, keys = 11, jax.random.split(key)
+    first, second = jax.random.normal(keys[0], (6, 2 * p)), jax.random.normal(keys[1], (p, 6))
+    dead = jnp.concatenate([first, jnp.zeros((1, 2 * p))]), jnp.concatenate([second, jnp.ones((p, 1))], 1)
+    batch = Batch(jax.nn.one_hot(jnp.arange(p), 2 * p), jnp.eye(p))
+    share = [feature_emergence.features(params, batch)["share"] for params in ((first, second), dead)]
+    np.testing.assert_allclose(*share, rtol=1e-6)
+    table = operation_table("add", p)
+    read = partial(modular_addition.read, jnp.asarray(table), irreducible_components(table))
+    share = [read(params, batch)["frequency_share"] for params in ((first, second), dead)]
+    np.testing.assert_allclose(*share, rtol=1e-6)

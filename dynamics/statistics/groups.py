@@ -90,7 +90,8 @@ def component_power(weights: Float[Array, "*b n"], components: Components) -> Fl
 def component_share(weights: Float[Array, "*b n"], components: Components) -> Float[Array, "*b"]:
     """The share of each neuron's power in its largest component, constants left out.
 
-    A random neuron's share is about ``max(sizes) / (n - 1)``; a neuron that has settled on one representation has 1.
+    A random neuron's share is about ``max(sizes) / (n - 1)``; a neuron that has settled on one representation has 1,
+    one whose weights are constant (all 0, say) NaN.
     """
     power = component_power(weights / jnp.max(jnp.abs(weights), axis=-1, keepdims=True), components)
     return jnp.max(power, axis=-1) / jnp.sum(power, axis=-1)

@@ -139,9 +139,10 @@ def read(table: Array, components: Components, params, batch):
     size = jnp.sqrt(jnp.sum(first**2, axis=1) * jnp.sum(second**2, axis=0))
     alive = size > 0.05 * jnp.max(size)
     used = jnp.zeros(power.shape[-1]).at[jnp.argmax(power, axis=-1)].max(alive)
+    share, has_share = component_share(first[:, :n], components), jnp.any(first[:, :n] != 0, axis=1)  # not what decayed
     return {
         "norm": weight_norm(params),
-        "frequency_share": jnp.mean(component_share(first[:, :n], components)),
+        "frequency_share": jnp.mean(share, where=has_share),
         "frequencies": jnp.sum(used),
         "margin": normalised_margin(first, second, table),
     }

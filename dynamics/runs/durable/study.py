@@ -162,11 +162,13 @@ def taken_up(
                 raise Interrupted(f"interrupted with {len(found)} of {len(tasks)} parts done; all of it is saved")
             source = None if run.source is None else run.source / folders[at].relative_to(run.path)
             source = source if source is not None and (source / "run.sqlite").is_file() else None
+            began = run.seconds
             try:
                 with run.part(folders[at], settings[at], fork_of=source, **(about or {})) as part:
                     found[at] = tasks[at](part)
                 run.stopping |= part.stopping
-                run.journal.set(seconds=run.seconds)
+                if run.seconds - began > 0.1:  # not where it was only read
+                    run.journal.set(seconds=run.seconds)
             except InUse:
                 continue
         if len(found) == before:

@@ -100,7 +100,7 @@ def _parts(x: Any) -> Any:
     """All that decides what ``x`` does; None where that is not known."""
     if isinstance(x, types.FunctionType):
         cells = [_content(cell) for cell in x.__closure__ or ()]
-        return [x.__code__, x.__globals__, x.__defaults__, x.__kwdefaults__, *cells]
+        return [x.__code__, id(x.__globals__), x.__defaults__, x.__kwdefaults__, *cells]
     if isinstance(x, types.MethodType):
         return [x.__func__, x.__self__]
     if isinstance(x, functools.partial):
