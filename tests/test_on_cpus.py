@@ -1,4 +1,4 @@
-"""Factorisations one matrix at a time: the same values and derivatives, and no study that waits for itself."""
+"""Factorisations one matrix, transforms one row at a time: the same values, and no study that waits for itself."""
 
 from functools import partial
 
@@ -12,6 +12,7 @@ from dynamics.backend import by_backend
 from dynamics.program.jaxpr import has, trace
 from dynamics.program.on_cpus import quick_loops
 from dynamics.program.one_matrix_at_a_time import MATRIX_AXES, of_several_matrices
+from dynamics.program.one_row_at_a_time import of_several_rows
 
 linalg = jax.lax.linalg
 FACTORISATIONS = {
@@ -53,6 +54,23 @@ def test_equals_all_at_once(name, matrices):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), *both(matrices))
         assert has(trace(call, matrices), of_several_matrices)
         assert not has(trace(quick, matrices), of_several_matrices)
+
+
+@pytest.mark.parametrize("length", [5, 6])
+@pytest.mark.parametrize("name", ["fft", "ifft", "rfft", "irfft", "fft2", "irfft2", "rfftn", "irfftn"])
+def test_transforms_equal_all_at_once(name, length, x64):
+    """And their derivatives; of one row as it is."""
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, length))
+    call = lambda x: getattr(jnp.fft, name)(x + 0.5j * x[::-1] if name.startswith("i") else x)  # noqa: E731
+    quick = quick_loops(call)
+    both = jax.jit(lambda x: (quick(x), call(x)))
+    np.testing.assert_allclose(*both(x), atol=1e-12)
+    assert has(trace(call, x), of_several_rows)
+    assert not has(trace(quick, x), of_several_rows)
+    found, expected = (jax.grad(lambda x, f=f: jnp.sum(jnp.abs(f(x)) ** 3))(x) for f in (quick, call))
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+    if name == "fft":
+        assert str(trace(quick, x[0, 0, 0])) == str(trace(call, x[0, 0, 0]))
 
 
 def test_no_factorisation_of_jax_is_unknown():
@@ -165,6 +183,12 @@ print("equal")
 def test_a_study_ends_where_the_pool_has_few_threads():
     """On two cores as two devices this one waited for itself for ever, each time."""
     run_on_devices(2, STUDY, timeout=120)
+
+
+def test_a_study_of_transforms_ends_where_the_pool_has_few_threads():
+    """On two cores this one, as two devices, waited for itself for ever with JAX 0.11."""
+    transforms = "sum(jnp.abs(f(a)).sum() for f, a in ((jnp.fft.fft, w), (jnp.fft.rfft, w.T), (jnp.fft.fft2, w @ w.T)))"
+    run_on_devices(2, STUDY.replace("jnp.linalg.eigvalsh(w.T @ w)[-1]", transforms), timeout=120)
 
 
 def test_the_default_device_decides_what_is_quick(monkeypatch):

@@ -1,4 +1,4 @@
-"""Programs as XLA on CPUs needs them: convolutions in loops as shifts, factorisations of matrices one at a time."""
+"""Programs as XLA on CPUs needs them: convolutions in loops as shifts, factorisations and transforms one at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from dynamics.backend import by_backend
 from dynamics.program import jaxpr
 from dynamics.program.one_matrix_at_a_time import in_turn, of_several_matrices
+from dynamics.program.one_row_at_a_time import of_several_rows, rows_in_turn
 from dynamics.program.shifted_convolutions import shiftable, shifted
 
 _F = TypeVar("_F", bound=Callable)
@@ -30,6 +31,7 @@ class Rule(NamedTuple):
 
 CONVOLUTIONS = Rule(shiftable, lambda equation, *values: [shifted(equation, *values)], True)
 FACTORISATIONS = Rule(of_several_matrices, in_turn, False)
+TRANSFORMS = Rule(of_several_rows, rows_in_turn, False)
 Rules = tuple[Rule, ...]
 
 
@@ -63,8 +65,9 @@ def quick_loops(function: _F, *, is_body: bool = False) -> _F:
     """``function`` as XLA on CPUs needs it, where JAX runs there; otherwise as it is.
 
     After differentiation and after ``vmap``: the convolutions in its loops are written as ``shifted_convolutions`` has
-    them, and factorisations of several matrices (those of the lanes of a vmap) take one at a time, for which see the
-    module ``one_matrix_at_a_time``. What stands in a ``custom_vmap`` or ``shard_map`` of the function stays as it is.
+    them, and factorisations of several matrices and Fourier transforms of several rows (those of the lanes of a vmap)
+    take one at a time: see the modules ``one_matrix_at_a_time`` and ``one_row_at_a_time``. What stands in a
+    ``custom_vmap`` or ``shard_map`` of the function stays as it is.
 
     Args:
         function: of arrays and trees of them alone.
@@ -76,7 +79,7 @@ def quick_loops(function: _F, *, is_body: bool = False) -> _F:
         outside = is_body and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
         if outside or by_backend(False, True):  # a loop's body meets traced values alone
             return function(*args)
-        return _rewritten(function, (CONVOLUTIONS, FACTORISATIONS), in_loop=is_body)(*args)
+        return _rewritten(function, (CONVOLUTIONS, FACTORISATIONS, TRANSFORMS), in_loop=is_body)(*args)
 
     return call  # pyright: ignore[reportReturnType]
 

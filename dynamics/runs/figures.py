@@ -261,6 +261,9 @@ def _colour_of(handle: Any) -> Any:
 def _settle(figure: Any) -> None:
     """Breaks axis labels longer than their axis, then takes away the minor tick labels that would touch others."""
     every_axis = [axis for axes in figure.axes if axes.axison for axis in (axes.xaxis, axes.yaxis)]
+    for axis in every_axis:
+        if axis.get_scale() == "log" and min(axis.get_view_interval()) <= 0 and not np.isfinite(axis.get_minpos()):
+            axis.axes.set(**{f"{axis.axis_name}lim": (1, 10)})  # nothing to show, which matplotlib refuses to draw
     figure.draw_without_rendering()
     for _ in range(2):  # onto two lines, then smaller
         if sum(_broken(axis) for axis in every_axis):

@@ -67,7 +67,9 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """The paper's MNIST; ``--dataset digits`` does without a download.
 
-        2e15 operations: for a GPU, half a day on two cores, and not run yet; on digits a tenth of it.
+        2e15 operations: ten minutes of an H100 that another run shared, half a day on two cores; on digits a tenth of
+        it. Not all claims hold: at alpha = .001 test accuracy .75 comes at twice the step of 99 % train accuracy, and
+        without weight decay not within 30,000 updates; with it the networks end at .919.
         """
         alpha = (0.001, 0.01, 0.1, 0.5)
         return cls(dataset="mnist", alpha=alpha, scale=150.0, samples=1000, weight_decay=0.03, steps=300_000)

@@ -69,7 +69,9 @@ class Config(config.Config):
     def paper(cls) -> Config:
         """Nanda's setting (p, width, rates, steps), at three of Kumar's output scales and five seeds.
 
-        10^16 operations: for a GPU, days on two cores; not run yet.
+        4 10^15 operations: ten minutes of an H100 that another run shared, a day on two cores. Not all claims hold: the
+        restricted loss leads the test loss by .05 to .09 decades (records are .04 apart), and at alpha = 1/20 one
+        network in five has not generalised after 40,000 updates.
         """
         return cls(
             seeds=5, modulus=113, train_fraction=0.3, width=128, alpha=(0.05, 0.25, 1.0), learning_rate=1e-3,
@@ -128,8 +130,9 @@ def read(config: Config, view: View):
     p = config.modulus
     a, b = (grid.ravel() for grid in jnp.meshgrid(jnp.arange(p), jnp.arange(p), indexing="ij"))
     logits = view.f("read")(params, jnp.stack([a, b, jnp.full_like(a, p)], axis=1)).reshape(p, p, p)
-    waves = jnp.abs(jnp.fft.fft2(logits, axes=(0, 1))[jnp.arange(1, p // 2 + 1), jnp.arange(1, p // 2 + 1)]) ** 2
-    keys = jax.lax.top_k(jnp.sum(waves, axis=1), config.key_frequencies)[1] + 1
+    row = jnp.arange(p)[:, None]
+    by_sum = jnp.sum(logits[row, (jnp.arange(p) - row) % p], axis=0)  # [a + b, p]
+    keys = jax.lax.top_k(jnp.sum(frequency_power(by_sum.T), axis=0), config.key_frequencies)[1] + 1
     restricted, excluded = sum_components(logits, keys)
     power = jnp.sum(frequency_power(params.embed[:p].T), axis=0)
     others = [sum_components(logits, frequencies)[1] for frequencies in jnp.asarray(random_frequencies(config))]
