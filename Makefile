@@ -87,8 +87,8 @@ newest-suite: $(NEWEST_VENV)/.test
 	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) $(NEWEST_TESTS) $(PYTEST_ARGS)
 	$(NEWEST_VENV)/bin/python -m pytest -m slow tests/test_experiments.py -k grokking.lazy_to_rich $(PYTEST_ARGS)
 
-# What depends on JAX's own interfaces: the structured NTK, operators, the loop, the models. All: NEWEST_TESTS=tests.
-NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,architecture empirical evolve models observe_rank on_cpus operators shifted))
+# What depends most on JAX itself: the structured NTK, programs rewritten, the loop, ranks. All: NEWEST_TESTS=tests.
+NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,empirical evolve observe_rank on_cpus shifted))
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)"

@@ -94,7 +94,7 @@ class Config(config.Config):
 
         Reads MNIST (downloaded once): half an hour on two cores.
         """
-        temperature, samples = _powers(range(-12, 6, 2)), tuple(2**p for p in range(8, 14))
+        temperature, samples = _powers([*range(-12, -2, 2), *range(-2, 3)]), tuple(2**p for p in range(8, 14))
         network = {"depth": 5, "activation": "relu", "hidden": 128, "samples": samples}
         return cls(seeds=4, dataset="mnist", temperature=temperature, updates=20_000, **network)
 
