@@ -7,9 +7,12 @@ from interleaved import ON_CPUS, spent
 
 from dynamics.evolve import gradient_descent, simulate
 from dynamics.evolve.study import planned
+from dynamics.experiments.grokking import lazy_to_rich
+from dynamics.experiments.grokking._lazy_to_rich import trained
 from dynamics.losses import mse
 from dynamics.models.scaling import scaled
 from dynamics.models.two_layer import committee, quadratic
+from dynamics.record import Record
 from dynamics.tasks.teachers import quadratic_teacher
 from dynamics.types import Objective, Observable
 
@@ -53,3 +56,29 @@ def test_a_lane_costs_no_more_than_the_single_run():
     print(f"\nCPU a lane / single run: {together / lanes_run / alone:.2f}")
     print(f"sweep: {flops / 1e9:.1f} GFLOP/s a core, matrix product {rate / 1e9:.1f}, share {flops / rate:.2f}")
     assert together / lanes_run < 1.1 * alone or not ON_CPUS  # noise of a shared machine
+
+
+@pytest.mark.benchmark
+@pytest.mark.gpu
+def test_what_the_flagships_readings_cost():
+    """In steps of its 27 networks: all readings, and the decompositions of 27 matrices that are among them."""
+    config, found = lazy_to_rich.Config(), {}
+
+    def timed(axes, draw, make, read, *, steps, record_at, key, label):
+        for name, readings in {"one": lambda lane: [last], "all": read}.items():
+            (piece,) = planned(axes, draw, make, readings, steps=steps, record_at=record_at, key=key).pieces()
+            arguments, _ = piece.call()
+            run = lambda arguments=arguments: jax.block_until_ready(simulate(**arguments)[1].values)  # noqa: E731
+            run()
+            found[name] = min(spent(run) for _ in range(3)), len(np.unique(record_at))
+        return Record(np.arange(1), np.arange(1.0), {})
+
+    last = Observable.of_view(lambda view: {"loss": view.state.loss})
+    axes = {"alpha": config.alpha, "seed": range(config.seeds)}
+    trained(config, timed, "network", axes, 400, kernel=True)
+    (one, count), (every, _) = found["one"], found["all"]
+    matrices = jax.random.normal(jax.random.key(0), (27, 60, 60))
+    values = jax.jit(jax.numpy.linalg.eigvalsh)
+    spent(values, matrices)
+    step, reading, spectra = one / 400, (every - one) / count, min(spent(values, matrices) for _ in range(3))
+    print(f"\na step {1e3 * step:.3f} ms, a reading {1e3 * reading:.1f} ms, of it eigenvalues {1e3 * spectra:.1f} ms")
