@@ -87,8 +87,8 @@ newest-suite: $(NEWEST_VENV)/.test
 	$(NEWEST_VENV)/bin/python -m pytest -n $(WORKERS) $(NEWEST_TESTS) $(PYTEST_ARGS)
 	$(NEWEST_VENV)/bin/python -m pytest -m slow tests/test_experiments.py -k grokking.lazy_to_rich $(PYTEST_ARGS)
 
-# What depends most on JAX itself: the structured NTK, programs rewritten, the loop, ranks. All: NEWEST_TESTS=tests.
-NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,empirical evolve observe_rank on_cpus shifted))
+# What depends most on JAX itself: programs that are read and rewritten; the flagship is the rest. All: NEWEST_TESTS=tests.
+NEWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,empirical on_cpus shifted))
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)"
