@@ -92,9 +92,10 @@ class Config(config.Config):
     def deep(cls) -> Config:
         """Five hidden ReLU layers of 128 units on MNIST, nearer to the paper's networks (which learn CIFAR-10 too).
 
-        Reads MNIST (downloaded once): half an hour on two cores.
+        Reads MNIST (downloaded once): half an hour on two cores. T_c and its exponent are not read: at T = 1 the
+        weights of few samples have moved by .06, and at T = 4, the next, nothing is fitted.
         """
-        temperature, samples = _powers([*range(-12, -2, 2), *range(-2, 3)]), tuple(2**p for p in range(8, 14))
+        temperature, samples = _powers(range(-12, 6, 2)), tuple(2**p for p in range(8, 14))
         network = {"depth": 5, "activation": "relu", "hidden": 128, "samples": samples}
         return cls(seeds=4, dataset="mnist", temperature=temperature, updates=20_000, **network)
 
