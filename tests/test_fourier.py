@@ -28,6 +28,25 @@ def test_share_and_frequency_ignore_shift_scale_and_constant(x64, key):
     assert int(top_frequency(wave)) == 4
 
 
+@pytest.mark.parametrize("p", [1, 2, 7, 8])
+def test_power_is_that_of_a_transform(p, x64, key):
+    weights = 3 + jax.random.normal(key, (2, 3, p))
+    expected = np.abs(np.fft.rfft(weights)[..., 1:]) ** 2
+    np.testing.assert_allclose(frequency_power(weights), expected, atol=1e-12)
+
+
+def test_power_on_a_large_mean_and_in_half_precision():
+    wave = jnp.cos(2 * jnp.pi * 3 * jnp.arange(113) / 113)
+    assert float(frequency_share(wave + 1e4)) == pytest.approx(1, abs=1e-6)
+    assert float(frequency_share(jnp.tile(wave, 6).astype(jnp.float16))) == pytest.approx(1, abs=1e-4)
+    assert np.isnan(frequency_share(jnp.full(113, 0.3)))
+
+
+def test_the_power_of_complex_weights_is_refused(as_users_meet_it):
+    with pytest.raises(ValueError, match=r"^weights: got complex64; allowed: real"):
+        frequency_power(jnp.ones(5) + 1j)
+
+
 def test_gini(precision):
     assert float(gini(jnp.ones(8))) == pytest.approx(0, abs=1e-6)
     assert float(gini(jnp.zeros(8).at[3].set(2.0))) == pytest.approx(1 - 1 / 8, rel=1e-6)

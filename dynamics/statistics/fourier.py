@@ -13,13 +13,20 @@ from dynamics.types import Array
 def frequency_power(weights: Float[Array, "*b p"]) -> Float[Array, "*b frequencies"]:
     """Power of each of the ``p // 2`` frequencies of ``weights`` along the last axis, without the constant.
 
-    ``|sum_a w_a exp(-2 pi i k a/p)|^2`` for ``k = 1, ..., p // 2``; entry ``k - 1`` belongs to frequency k.
+    ``|sum_a w_a exp(-2 pi i k a/p)|^2`` for ``k = 1, ..., p // 2``; entry ``k - 1`` belongs to frequency k. Half
+    precision is widened to float32.
+
+    Raises:
+        ValueError: for complex weights, whose power at k and -k is not the same.
 
     Cost: ``2 p^2`` FLOPs a row, as two matrix products, which at these p take a CPU no longer than transforms.
     """
-    p = weights.shape[-1]
+    if jnp.iscomplexobj(weights):
+        raise ValueError(f"weights: got {weights.dtype}; allowed: real numbers")
+    p, weights = weights.shape[-1], weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+    apart = weights - jnp.mean(weights, axis=-1, keepdims=True)  # no power of k >= 1, and much of the rounding
     waves = jnp.arange(1, p // 2 + 1)[:, None] * jnp.arange(p) % p * (2 * jnp.pi / p)  # [frequencies, p]
-    return (weights @ jnp.cos(waves).T) ** 2 + (weights @ jnp.sin(waves).T) ** 2
+    return (apart @ jnp.cos(waves).T) ** 2 + (apart @ jnp.sin(waves).T) ** 2
 
 
 def frequency_share(weights: Float[Array, "*b p"]) -> Float[Array, "*b"]:
