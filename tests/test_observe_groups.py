@@ -24,6 +24,19 @@ def test_cyclic_components_are_the_frequencies(x64, key):
     np.testing.assert_allclose(component_share(w, components), frequency_share(w), rtol=1e-9)
 
 
+def test_weights_of_any_real_type_and_a_constant(as_users_meet_it, key):
+    """Integers met a basis rounded to integers; half precision's squares overflow."""
+    components = irreducible_components(operation_table("add", 11))
+    w = jnp.round(100 * jax.random.normal(key, (4, 11)))
+    for dtype in (jnp.int32, jnp.float16, jnp.bfloat16):
+        exact = w.astype(dtype).astype(jnp.float32)
+        np.testing.assert_allclose(component_power(w.astype(dtype), components), component_power(exact, components))
+    assert np.isnan(component_share(jnp.full(11, 0.3), components))
+    assert float(component_share(1e4 + jnp.cos(2 * jnp.pi * jnp.arange(11) / 11), components)) == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"^weights: got complex64; allowed: real"):
+        component_power(w + 1j, components)
+
+
 def test_multiplication_is_sorted_by_the_discrete_logarithm(x64):
     p, generator = 13, 2
     powers = np.array([pow(generator, k, p) for k in range(p - 1)]) - 1  # element i stands for i + 1

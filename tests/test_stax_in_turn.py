@@ -36,9 +36,9 @@ NETWORKS = {
 @pytest.fixture
 def loops(monkeypatch):
     """How often a loop is made, from three copies on."""
-    made, again = [], in_turn._again
+    made, again = [], in_turn.again
     monkeypatch.setattr(in_turn, "FEWEST", 3)
-    monkeypatch.setattr(in_turn, "_again", lambda *args: made.append(args[-1]) or again(*args))
+    monkeypatch.setattr(in_turn, "again", lambda *args: made.append(args[-1]) or again(*args))
     return made
 
 

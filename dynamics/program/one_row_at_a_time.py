@@ -19,7 +19,7 @@ from dynamics.program import jaxpr
 
 
 def of_several_rows(equation: JaxprEqn) -> bool:
-    """Whether it is a Fourier transform that an XLA on CPUs would share among its threads."""
+    """Whether it is a Fourier transform that XLA on CPUs would share among its threads."""
     return equation.primitive.name == "fft" and math.prod(jaxpr.shape(equation.invars[0])[:-1]) > 1
 
 

@@ -9,22 +9,35 @@ from dynamics.precision import full_precision
 from dynamics.types import Array
 
 
+def centred(weights: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+    """Real ``weights`` less the mean of each row, whose rounding would show in what is orthogonal to it.
+
+    Half precision and integers are widened to float32.
+
+    Raises:
+        ValueError: for complex weights.
+    """
+    if jnp.iscomplexobj(weights):
+        raise ValueError(f"weights: got {weights.dtype}; allowed: real numbers")
+    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+    return weights - jnp.mean(weights, axis=-1, keepdims=True)
+
+
 @full_precision
 def frequency_power(weights: Float[Array, "*b p"]) -> Float[Array, "*b frequencies"]:
     """Power of each of the ``p // 2`` frequencies of ``weights`` along the last axis, without the constant.
 
-    ``|sum_a w_a exp(-2 pi i k a/p)|^2`` for ``k = 1, ..., p // 2``; entry ``k - 1`` belongs to frequency k. Half
-    precision is widened to float32.
+    ``|sum_a w_a exp(-2 pi i k a/p)|^2`` for ``k = 1, ..., p // 2``; entry ``k - 1`` belongs to frequency k.
+
+    Args:
+        weights: real, one row for each index before the last axis; half precision and integers are widened to float32.
 
     Raises:
         ValueError: for complex weights, whose power at k and -k is not the same.
 
     Cost: ``2 p^2`` FLOPs a row, as two matrix products, which at these p take a CPU no longer than transforms.
     """
-    if jnp.iscomplexobj(weights):
-        raise ValueError(f"weights: got {weights.dtype}; allowed: real numbers")
-    p, weights = weights.shape[-1], weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
-    apart = weights - jnp.mean(weights, axis=-1, keepdims=True)  # no power of k >= 1, and much of the rounding
+    p, apart = weights.shape[-1], centred(weights)
     waves = jnp.arange(1, p // 2 + 1)[:, None] * jnp.arange(p) % p * (2 * jnp.pi / p)  # [frequencies, p]
     return (apart @ jnp.cos(waves).T) ** 2 + (apart @ jnp.sin(waves).T) ** 2
 
@@ -64,6 +77,7 @@ def gini(values: Float[Array, "*b n"]) -> Float[Array, "*b"]:
     return jnp.sum((2 * rank - n - 1) * ordered, axis=-1) / (n * jnp.sum(ordered, axis=-1))
 
 
+@full_precision
 def sum_components(
     logits: Float[Array, "p p c"], frequencies: Int[Array, " K"]
 ) -> tuple[Float[Array, "p p c"], Float[Array, "p p c"]]:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from dynamics.precision import full_precision
+from dynamics.statistics.fourier import centred
 from dynamics.types import Array
 
 
@@ -77,11 +79,20 @@ def _checked_inverse(table: np.ndarray) -> np.ndarray:
     return np.argmax(table == identity[0], axis=1)
 
 
+@full_precision
 def component_power(weights: Float[Array, "*b n"], components: Components) -> Float[Array, "*b _"]:
     """Power of ``weights`` in each of the ``R - 1`` components but the trivial one.
 
     On a cyclic group these are, up to a factor, the powers of the frequencies (``fourier.frequency_power``).
+
+    Args:
+        weights: real, indexed by the group's elements; half precision and integers are widened to float32.
+        components: of the group.
+
+    Raises:
+        ValueError: for complex weights.
     """
+    weights = centred(weights)
     squares = (weights @ jnp.asarray(components.basis, weights.dtype)) ** 2
     belongs = np.eye(len(components.sizes))[components.component][:, 1:]
     return squares @ jnp.asarray(belongs, weights.dtype)

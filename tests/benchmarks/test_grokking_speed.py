@@ -61,8 +61,8 @@ def test_a_lane_costs_no_more_than_the_single_run():
 @pytest.mark.benchmark
 @pytest.mark.gpu
 def test_what_the_flagships_readings_cost():
-    """In steps of its 27 networks: all readings, and the decompositions of 27 matrices that are among them."""
-    config, found = lazy_to_rich.Config(), {}
+    """Milliseconds of a step of all its networks, of all their readings, and of the eigenvalues among these."""
+    config, found, steps = lazy_to_rich.Config(), {}, 400
 
     def timed(axes, draw, make, read, *, steps, record_at, key, label):
         for name, readings in {"one": lambda lane: [last], "all": read}.items():
@@ -75,10 +75,12 @@ def test_what_the_flagships_readings_cost():
 
     last = Observable.of_view(lambda view: {"loss": view.state.loss})
     axes = {"alpha": config.alpha, "seed": range(config.seeds)}
-    trained(config, timed, "network", axes, 400, kernel=True)
+    trained(config, timed, "network", axes, steps, kernel=True)
     (one, count), (every, _) = found["one"], found["all"]
-    matrices = jax.random.normal(jax.random.key(0), (27, 60, 60))
+    matrices = jax.random.normal(
+        jax.random.key(0), (len(config.alpha) * config.seeds, config.dimension, config.dimension)
+    )
     values = jax.jit(jax.numpy.linalg.eigvalsh)
     spent(values, matrices)
-    step, reading, spectra = one / 400, (every - one) / count, min(spent(values, matrices) for _ in range(3))
+    step, reading, spectra = one / steps, (every - one) / count, min(spent(values, matrices) for _ in range(3))
     print(f"\na step {1e3 * step:.3f} ms, a reading {1e3 * reading:.1f} ms, of it eigenvalues {1e3 * spectra:.1f} ms")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax
 from dynamics.arguments import check_counts
 from dynamics.stax.kernel.masks import any_masked
 from dynamics.stax.layers.checks import check_layers
-from dynamics.stax.layers.in_turn import in_turn, named
+from dynamics.stax.layers.in_turn import again, in_turn, named
 from dynamics.stax.layers.layer import Needs, composed, kernel_layer
 from dynamics.stax.layers.layer import layer as make_layer
 from dynamics.types import Model
@@ -158,8 +159,8 @@ def repeat(layer: Sequence, n: int) -> Model:
         if n == 0:
             return k
         # The first copy may change the kernel's flags (a raw input becomes Gaussian); after it they are fixed.
-        k = kernel.propagate(k, **kwargs)
-        return jax.lax.scan(lambda k, _: (kernel.propagate(k, **kwargs), None), k, None, n - 1)[0]
+        block = partial(kernel.propagate, **kwargs)
+        return again(block, block(k), n - 1)
 
     return composed(init, apply, propagate, kernel.needs)
 

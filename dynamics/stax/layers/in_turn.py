@@ -37,7 +37,7 @@ def in_turn(layers: Sequence[Callable[..., Any]], names: Sequence[int], kernel: 
         block = functools.partial(_through, layers[at : at + period], kwargs)
         kernel, at, copies = block(kernel), at + period, copies - 1  # the first may change flags and shapes
         if copies >= FEWEST - 1 and _form(kernel) == _form(jax.eval_shape(block, kernel)):
-            kernel, at = _again(block, kernel, copies), at + period * copies
+            kernel, at = again(block, kernel, copies), at + period * copies
     return kernel
 
 
@@ -45,7 +45,8 @@ def _through(layers: Sequence[Callable[..., Any]], kwargs: dict[str, Any], kerne
     return functools.reduce(lambda k, layer: layer(k, **kwargs), layers, kernel)
 
 
-def _again(block: Callable[[Any], Any], kernel: Any, copies: int) -> Any:
+def again(block: Callable[[Any], Any], kernel: Any, copies: int) -> Any:
+    """``block`` so many times, a loop: it must keep the Kernel's form."""
     return jax.lax.scan(lambda k, _: (block(k), None), kernel, None, copies)[0]
 
 
