@@ -1,6 +1,8 @@
 # Two commands: `make run` (set up, run the flagship) and `make test` (set up, run the quick suite).
 # uv is used when present, venv and pip otherwise; a stamp file makes the second call instant.
 SHELL := /bin/bash
+# uv compiles no Python: what is imported once is kept, or each process takes five seconds longer
+export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= python3
 VENV ?= .venv
 NEWEST_VENV ?= .venv-newest
