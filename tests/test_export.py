@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import pathlib
+import py_compile
 import re
 import shutil
 import sys
@@ -17,6 +19,7 @@ from dynamics.runs import LoadedRun, Unusable, cli, load, open_run, result
 from dynamics.runs.command.export import _netcdf
 from dynamics.runs.command.folder import run_main
 from dynamics.runs.durable.journal import Journal
+from dynamics.runs.durable.modules import module_in
 from dynamics.runs.report.overlay import shared_readings, side_by_side
 from dynamics.types import Record
 
@@ -232,6 +235,20 @@ def test_a_stored_result_is_that_of_the_run_without_computing(theory, monkeypatc
     monkeypatch.chdir(theory)
     with pytest.raises(Unusable, match="outside the current folder; if you trust it, add --trust"):
         result(theory)
+
+
+def test_a_file_is_run_as_it_is_written_now(tmp_path):
+    """Python takes bytecode for the source's where size and second agree; that of an edit may."""
+    file = tmp_path / "edited.py"
+    for value in (1, 2):
+        file.write_text(f"value = {value}")
+        os.utime(file, (1e9, 1e9))
+        py_compile.compile(file)
+        file.write_text(f"value = {value + 5}")
+        os.utime(file, (1e9, 1e9))
+        held = module_in(str(file))
+        assert held.value == value + 5
+        assert held.__file__ == str(file)
 
 
 def test_code_that_has_changed_since_is_said_and_refused_where_it_fails(theory, tmp_path, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import inspect
 import sys
 import typing
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 from dynamics.config import field_help
 from dynamics.runs.command.ending import ended
 from dynamics.runs.durable.errors import CLAIM_FAILS, HOLDS, BadInput
-from dynamics.runs.durable.modules import like
+from dynamics.runs.durable.modules import like, module_in
 from dynamics.runs.figures import drawn
 from dynamics.theory.coordinates import SCHEMES
 from dynamics.tools.coordinates import coordinate_check
@@ -130,12 +129,7 @@ def loaded(target: str) -> Callable[..., Any]:
     if module.endswith(".py"):
         if not Path(module).is_file():
             raise BadInput(f"target: got {module!r}, which is no file; allowed: FILE.py:FUNCTION")
-        spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-        assert spec is not None
-        assert spec.loader is not None
-        held = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = held
-        spec.loader.exec_module(held)
+        held = module_in(module)
     else:
         sys.path.insert(0, str(Path.cwd()))
         try:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import CodeType, ModuleType
 
 from dynamics.runs.durable.errors import BadInput
 
@@ -32,6 +34,29 @@ def own_name(name: str) -> str:
         return name
     file = file_of(name)
     return f"dynamics.{name}" if file is None or _folder() in Path(file).resolve().parents else name
+
+
+class _AsWritten(importlib.machinery.SourceFileLoader):
+    """Python trusts bytecode by the source's size and the second of its time; an edit may change neither."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def module_in(file: str) -> ModuleType:
+    """What a Python file now says, run as the module of the file's name.
+
+    Raises:
+        OSError: where it cannot be read.
+    """
+    name = Path(file).stem
+    spec = importlib.util.spec_from_loader(name, _AsWritten(name, str(Path(file).absolute())))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def package_of(name: str) -> tuple[str, list[str]]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib
-import importlib.util
 import os
 import re
 import resource
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +15,7 @@ import jax
 
 from dynamics.compiled import keep_compiled
 from dynamics.runs.durable.errors import BadInput, Unusable
-from dynamics.runs.durable.modules import EXPERIMENTS, file_of, own_name
+from dynamics.runs.durable.modules import EXPERIMENTS, file_of, module_in, own_name
 
 DEVICE = re.compile(r"(cpu|gpu|tpu|cuda|rocm|METAL)(:\d{1,4})?")
 ADDRESSES = 2**32
@@ -53,12 +51,9 @@ def module_named(name: str) -> ModuleType:
     """
     try:
         if name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-            if spec is None or spec.loader is None or not Path(name).is_file():
+            if not Path(name).is_file():
                 raise BadInput(f"experiment: got {name!r}; allowed: a Python file")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module.__name__] = module
-            spec.loader.exec_module(module)
+            module = module_in(name)
         else:
             module = importlib.import_module(name)
     except ModuleNotFoundError as error:
