@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from matrices import dense, dense_of
 
 from dynamics import operators
 from dynamics.losses import half_mse
@@ -32,10 +33,6 @@ def trees(f, y):
     return half_mse(f["a"], y[0]) + masked(f["b"], y)
 
 
-def dense(operator):
-    return np.asarray(jax.vmap(operator.matvec)(jnp.eye(operator.size)))
-
-
 CASES = {
     "mean": (Objective(f, half_mse), Y),
     "penalty": (Objective(f, half_mse, lambda p: 0.1 * jnp.sum(p["w"] ** 4)), Y),
@@ -50,20 +47,20 @@ def test_pieces_are_the_whole(name, x64):
     L, y = CASES[name]
     p, batch = jax.tree.map(jnp.asarray, (P, Batch(X, y)))
     theta, unravel = ravel_pytree(p)
-    hessian = jax.hessian(lambda v: L(unravel(v), batch))(theta)
-    shares = jax.jacrev(lambda v: jax.tree.leaves(L.apply(unravel(v), batch.x)))(theta)
+    hessian = jax.jit(jax.hessian(lambda v: L(unravel(v), batch)))(theta)
+    shares = jax.jit(jax.jacrev(lambda v: jax.tree.leaves(L.apply(unravel(v), batch.x))))(theta)
     slopes = jax.tree.leaves(jax.grad(lambda f: L.loss(f, batch.y))(L.apply(p, batch.x)))
     g = 8 * sum(jnp.einsum("nc,ncp->np", s, j) for s, j in zip(slopes, shares, strict=True))
     if L.penalty is not None:
         g = g + jax.grad(lambda v: L.penalty(unravel(v)))(theta)
     np.testing.assert_allclose(g.mean(0), jax.grad(lambda v: L(unravel(v), batch))(theta), atol=1e-12)
     for size in (None, 2, 8):
-        np.testing.assert_allclose(dense(operators.hessian(L, p, batch, batch_size=size)), hessian, atol=1e-10)
+        np.testing.assert_allclose(dense_of(operators.hessian, L, p, batch, batch_size=size), hessian, atol=1e-10)
         for centred in (True, False):
-            found = dense(operators.gradient_covariance(L, p, batch, batch_size=size, centred=centred))
+            found = dense_of(operators.gradient_covariance, L, p, batch, batch_size=size, centred=centred)
             mean = g.mean(0) if centred else 0 * g.mean(0)
             np.testing.assert_allclose(found, g.T @ g / 8 - jnp.outer(mean, mean), atol=1e-10)
-    whole, pieces = (dense(operators.gauss_newton(L, p, batch, batch_size=size)) for size in (None, 2))
+    whole, pieces = (dense_of(operators.gauss_newton, L, p, batch, batch_size=size) for size in (None, 2))
     np.testing.assert_allclose(pieces, whole, atol=1e-10)
 
 
@@ -71,8 +68,8 @@ def test_batch_statistics_are_refused_in_pieces_and_exact_whole(x64):
     p, batch = jax.tree.map(jnp.asarray, (P, Batch(X, Y)))
     L = Objective(normed, half_mse)
     theta, unravel = ravel_pytree(p)
-    hessian = jax.hessian(lambda v: L(unravel(v), batch))(theta)
-    np.testing.assert_allclose(dense(operators.hessian(L, p, batch)), hessian, atol=1e-10)
+    hessian = jax.jit(jax.hessian(lambda v: L(unravel(v), batch)))(theta)
+    np.testing.assert_allclose(dense_of(operators.hessian, L, p, batch), hessian, atol=1e-10)
     for make in (operators.hessian, operators.gauss_newton, operators.fisher, operators.gradient_covariance):
         with pytest.raises(ValueError, match=r"^batch_size: got 4 for an f that mixes"):
             make(L, p, batch, batch_size=4)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matrices import dense, dense_of
 
 from dynamics import linalg, observe, operators
 from dynamics.losses import half_mse
@@ -131,10 +132,6 @@ def test_a_linear_network_has_a_copy_for_every_output():
     np.testing.assert_allclose(found["hessian_eigenvalues"], expected, rtol=1e-3)
 
 
-def dense(operator):
-    return np.asarray(jax.vmap(operator.matvec)(jnp.eye(operator.size, dtype=operator.dtype)))
-
-
 def test_complex_parameters_are_two_real_ones(x64):
     x, y = jax.random.normal(jax.random.key(0), (5, 3)), jnp.ones((5, 1))
     w = jax.random.normal(jax.random.key(1), (3, 1)) * (1 + 2j)
@@ -144,7 +141,7 @@ def test_complex_parameters_are_two_real_ones(x64):
     def loss(v):
         return L((v[:3] + 1j * v[3:])[:, None], Batch(x, y))
 
-    h = dense(operators.hessian(L, w, Batch(x, y)))
+    h = dense_of(operators.hessian, L, w, Batch(x, y))
     np.testing.assert_allclose(h, jax.hessian(loss)(parts), atol=1e-12)
     vector, unravel = operators.real_view(w)
     np.testing.assert_array_equal(vector, parts)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from matrices import dense_of
 from test_properties import OBSERVABLES
 
 from dynamics import observe, operators
@@ -32,14 +33,10 @@ def problem(x64):
     return params, Batch(jax.random.normal(keys[2], (6, 3)), jax.random.normal(keys[3], (6, 2)))
 
 
-def dense(operator):
-    return np.asarray(jax.jit(jax.vmap(operator.matvec))(jnp.eye(operator.size)))
-
-
 def hessian_of(function, params):
     """The dense Hessian of ``function(params)``."""
     theta, unravel = ravel_pytree(params)
-    return np.asarray(jax.hessian(lambda v: function(unravel(v)))(theta))
+    return np.asarray(jax.jit(jax.hessian(lambda v: function(unravel(v))))(theta))
 
 
 def read(observable, params, batch, objective, **view):
@@ -58,7 +55,9 @@ def test_a_penalty_is_in_the_loss_and_its_hessian(problem):
     np.testing.assert_allclose(read(observe.loss(), params, batch, PENALISED)["loss"], expected, rtol=1e-12)
     h = hessian_of(lambda p: half_mse(network(p, batch.x), batch.y), params) + hessian_of(ridge, params)
     for size in (None, 2):
-        np.testing.assert_allclose(dense(operators.hessian(PENALISED, params, batch, batch_size=size)), h, atol=1e-12)
+        np.testing.assert_allclose(
+            dense_of(operators.hessian, PENALISED, params, batch, batch_size=size), h, atol=1e-12
+        )
     found = read(observe.sharpness(**EXACT), params, batch, PENALISED)["sharpness"]
     np.testing.assert_allclose(found, np.linalg.eigvalsh(h)[-1], rtol=1e-9)
 
@@ -66,7 +65,7 @@ def test_a_penalty_is_in_the_loss_and_its_hessian(problem):
 def test_a_penalty_is_in_no_kernel_and_no_gauss_newton_matrix(problem):
     params, batch = problem
     for operator in (operators.ntk, operators.gauss_newton, operators.fisher):
-        with_penalty, without = (dense(operator(L, params, batch)) for L in (PENALISED, PLAIN))
+        with_penalty, without = (dense_of(operator, L, params, batch) for L in (PENALISED, PLAIN))
         np.testing.assert_array_equal(with_penalty, without)
     for observable in (observe.ntk(gram=True), observe.ntk_density(probes=2, steps=4), observe.end_to_end()):
         with_penalty, without = (read(observable, params, batch, L) for L in (PENALISED, PLAIN))
@@ -76,10 +75,10 @@ def test_a_penalty_is_in_no_kernel_and_no_gauss_newton_matrix(problem):
 def test_a_penalty_shifts_every_samples_gradient(problem):
     """So it is not in their covariance, and is in their second moment."""
     params, batch = problem
-    centred = [dense(operators.gradient_covariance(L, params, batch)) for L in (PENALISED, PLAIN)]
+    centred = [dense_of(operators.gradient_covariance, L, params, batch) for L in (PENALISED, PLAIN)]
     np.testing.assert_allclose(*centred, atol=1e-12)
     g = ravel_pytree(jax.grad(PENALISED)(params, batch))[0]
-    second = dense(operators.gradient_covariance(PENALISED, params, batch, centred=False))
+    second = dense_of(operators.gradient_covariance, PENALISED, params, batch, centred=False)
     np.testing.assert_allclose(second, centred[1] + np.outer(g, g), atol=1e-12)
 
 
@@ -156,8 +155,10 @@ def test_any_scalar_of_any_batch_is_a_landscape(x64, name, penalty):
     h, slope = np.asarray(jax.jit(jax.hessian(whole))(theta, batch)), jax.jit(jax.grad(whole))
     g = np.stack([slope(theta, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], batch)) for i in range(6)])
     sigma = np.cov(g.T, ddof=0)
-    np.testing.assert_allclose(dense(operators.hessian(L, params, batch, batch_size=3)), h, atol=1e-10)
-    np.testing.assert_allclose(dense(operators.gradient_covariance(L, params, batch, batch_size=3)), sigma, atol=1e-10)
+    np.testing.assert_allclose(dense_of(operators.hessian, L, params, batch, batch_size=3), h, atol=1e-10)
+    np.testing.assert_allclose(
+        dense_of(operators.gradient_covariance, L, params, batch, batch_size=3), sigma, atol=1e-10
+    )
     observed = observe.joined(
         observe.sharpness(**EXACT),
         observe.hessian_trace(probes=100),

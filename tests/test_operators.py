@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from matrices import dense, dense_of
 
 from dynamics import operators, stability
 from dynamics.empirical.matrix_free import ntk_operator
@@ -31,10 +32,6 @@ def problem(x64):
     return params, batch
 
 
-def dense(operator):
-    return np.asarray(jax.vmap(operator.matvec)(jnp.eye(operator.size)))
-
-
 def flat_loss(params, batch, loss):
     theta, unravel = ravel_pytree(params)
     return theta, lambda v: loss(apply(unravel(v), batch.x), batch.y), lambda v: apply(unravel(v), batch.x)
@@ -44,25 +41,25 @@ def flat_loss(params, batch, loss):
 def test_hessian_and_gauss_newton(problem, loss):
     params, batch = problem
     theta, objective, outputs = flat_loss(params, batch, loss)
-    expected = jax.hessian(objective)(theta)
-    np.testing.assert_allclose(dense(operators.hessian(Objective(apply, loss), params, batch)), expected, atol=1e-12)
-    split = operators.hessian(Objective(apply, loss), params, batch, batch_size=2)
-    np.testing.assert_allclose(dense(split), expected, atol=1e-12)
-    jacobian = np.asarray(jax.jacobian(outputs)(theta)).reshape(12, -1)
+    expected = jax.jit(jax.hessian(objective))(theta)
+    np.testing.assert_allclose(dense_of(operators.hessian, Objective(apply, loss), params, batch), expected, atol=1e-12)
+    split = dense_of(operators.hessian, Objective(apply, loss), params, batch, batch_size=2)
+    np.testing.assert_allclose(split, expected, atol=1e-12)
+    jacobian = np.asarray(jax.jit(jax.jacobian(outputs))(theta)).reshape(12, -1)
     f = outputs(theta)
-    inner = np.asarray(jax.hessian(lambda f: loss(f, batch.y))(f)).reshape(12, 12)
+    inner = np.asarray(jax.jit(jax.hessian(lambda f: loss(f, batch.y)))(f)).reshape(12, 12)
     expected = jacobian.T @ inner @ jacobian
     for size in (None, 3):
-        found = dense(operators.gauss_newton(Objective(apply, loss), params, batch, batch_size=size))
+        found = dense_of(operators.gauss_newton, Objective(apply, loss), params, batch, batch_size=size)
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(("output", "loss"), [("categorical", cross_entropy), ("gaussian", half_mse)])
 def test_fisher_is_the_gauss_newton_of_its_likelihood(problem, output, loss):
     params, batch = problem
-    expected = dense(operators.gauss_newton(Objective(apply, loss), params, batch))
+    expected = dense_of(operators.gauss_newton, Objective(apply, loss), params, batch)
     for size in (None, 3):
-        found = dense(operators.fisher(L, params, batch, output=output, batch_size=size))
+        found = dense_of(operators.fisher, L, params, batch, output=output, batch_size=size)
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
@@ -80,7 +77,7 @@ def test_bernoulli_fisher_is_the_expected_score_product(problem):
             for label in (1.0, -1.0):
                 score = np.asarray(jax.grad(log_p)(theta, label=label))
                 expected = expected + np.exp(float(log_p(theta, label=label))) * np.outer(score, score) / 6
-    found = dense(operators.fisher(L, params, batch, output="bernoulli"))
+    found = dense_of(operators.fisher, L, params, batch, output="bernoulli")
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
@@ -91,29 +88,29 @@ def test_gradient_covariance(problem):
     def one(v, x, y):
         return half_mse(apply(unravel(v), x[None]), y[None])
 
-    g = np.asarray(jax.vmap(jax.grad(one), (None, 0, 0))(theta, *batch))
+    g = np.asarray(jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(theta, *batch))
     second = g.T @ g / len(g)
     mean = g.mean(0)
     for size in (None, 2):
         for centred, expected in ((True, second - np.outer(mean, mean)), (False, second)):
-            found = operators.gradient_covariance(L, params, batch, centred=centred, batch_size=size)
-            np.testing.assert_allclose(dense(found), expected, atol=1e-12)
+            found = dense_of(operators.gradient_covariance, L, params, batch, centred=centred, batch_size=size)
+            np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_ntk(problem):
     params, batch = problem
     theta, _, outputs = flat_loss(params, batch, half_mse)
-    jacobian = np.asarray(jax.jacobian(outputs)(theta)).reshape(12, -1)
-    np.testing.assert_allclose(dense(operators.ntk(L, params, batch)), jacobian @ jacobian.T, atol=1e-12)
+    jacobian = np.asarray(jax.jit(jax.jacobian(outputs))(theta)).reshape(12, -1)
+    np.testing.assert_allclose(dense_of(operators.ntk, L, params, batch), jacobian @ jacobian.T, atol=1e-12)
 
 
 def test_blocks_are_the_diagonal_blocks(problem):
     params, batch = problem
-    whole = dense(operators.hessian(L, params, batch))
+    whole = dense_of(operators.hessian, L, params, batch)
     groups = operators.blocks(params)
     assert list(groups) == ["first", "second"]
-    first = dense(operators.hessian(L, params, batch, where=groups["first"]))
-    second = dense(operators.hessian(L, params, batch, where=groups["second"]))
+    first = dense_of(operators.hessian, L, params, batch, where=groups["first"])
+    second = dense_of(operators.hessian, L, params, batch, where=groups["second"])
     np.testing.assert_allclose(first, whole[:16, :16], atol=1e-12)
     np.testing.assert_allclose(second, whole[16:, 16:], atol=1e-12)
     assert list(operators.blocks(params, 2)) == ["first/b", "first/w", "second/w"]
@@ -186,7 +183,7 @@ def test_pieces_need_not_divide_the_samples(x64):
     for name in ("hessian", "gauss_newton", "fisher", "gradient_covariance", "ntk"):
         make = getattr(operators, name)
         np.testing.assert_allclose(
-            dense(make(L, params, batch, batch_size=4)), dense(make(L, params, batch)), atol=1e-12
+            dense_of(make, L, params, batch, batch_size=4), dense_of(make, L, params, batch), atol=1e-12
         )
     with pytest.raises(ValueError, match="batch_size: got 4; allowed: a divisor of the 6 samples"):
         operators.hessian(Objective.of(lambda p, b: jnp.mean((b.x @ p["w"] - b.y) ** 2)), params, batch, batch_size=4)
