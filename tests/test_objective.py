@@ -40,8 +40,12 @@ def hessian_of(function, params):
 
 
 def read(observable, params, batch, objective, **view):
-    view = View(params, batch, objective, **view)
-    return observable.update(observable.init(view), view)[1]
+    @jax.jit
+    def values(params, batch):
+        now = View(params, batch, objective, **view)
+        return observable.update(observable.init(now), now)[1]
+
+    return values(params, batch)
 
 
 EXACT = {"num_matvecs": 30, "certified_matvecs": 30}

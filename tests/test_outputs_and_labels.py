@@ -34,10 +34,15 @@ def flat(p, x):
 def read(f, y, p=P, **options):
     x = inputs((4,), N)
     observable = ntk(**options)
-    start = View(p, Batch(x, y), Objective(f, lambda f, y: jnp.zeros(())))
-    moved = start._replace(params=jax.tree.map(lambda leaf: 1.2 * leaf, p))
-    memory, _ = observable.update(observable.init(start), start)
-    return observable.update(memory, moved)[1]
+
+    @jax.jit
+    def values(p, batch):
+        start = View(p, batch, Objective(f, lambda f, y: jnp.zeros(())))
+        moved = start._replace(params=jax.tree.map(lambda leaf: 1.2 * leaf, p))
+        memory, _ = observable.update(observable.init(start), start)
+        return observable.update(memory, moved)[1]
+
+    return values(p, Batch(x, y))
 
 
 @pytest.mark.parametrize("outputs", ["mean", pytest.param("full", marks=pytest.mark.slow)])

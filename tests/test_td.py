@@ -264,7 +264,8 @@ def test_jacobian_reads_every_sample(key):
         return jnp.tanh(x.reshape(len(x), -1) @ W).reshape(len(x), *([2, 2, 1] if W.shape[1] == 4 else [-1]))
 
     def read(f, W, x, **options):
-        return observe.jacobian(**options).update((), View(W, Batch(x, None), Objective(f, half_mse)))[1]
+        jacobian = observe.jacobian(**options)
+        return jax.jit(lambda W, x: jacobian.update((), View(W, Batch(x, None), Objective(f, half_mse)))[1])(W, x)
 
     W = jax.random.normal(key, (4, 4))
     found = read(net, W, x, matrix=True, batch_size=2)
