@@ -174,6 +174,20 @@ def test_the_loss_before_any_update_is_no_divergence(key, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+def test_a_fork_draws_again_what_has_taken_no_step(tmp_path, workers, capsys):
+    """What was drawn for 2 is no reading at 3."""
+
+    def drawn(name, sizes, source=None):
+        with open_run(tmp_path / name, {"sizes": sizes}, fork_of=source, workers=workers) as held:
+            read, start = Observable.of_view(lambda view: view.params), lambda lane: {"x": 10.0 * lane.size}
+            return held.study({"size": sizes}, start, None, read, steps=0, data=(), label="a").values["x"][-1]
+
+    np.testing.assert_array_equal(drawn("old", [1.0, 2.0]), [10, 20])
+    np.testing.assert_array_equal(drawn("new", [1.0, 3.0], tmp_path / "old"), [10, 30])
+    assert "starts afresh in the fork: it had taken no step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_fork_of_lanes_goes_on_under_their_new_settings(tmp_path, workers, capsys):
     """A linear decay: what ten steps do under the first settings, times what ten do under the others; also in pieces.
 

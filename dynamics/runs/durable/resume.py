@@ -165,6 +165,8 @@ def _fork(run: Directory, label: str, header: dict[str, Any], template: Carry, h
             why = str(error)
     if arrays is not None and arrays[".step"] > header["steps"]:
         arrays, why = None, f"it had passed step {header['steps']}"
+    elif arrays is not None and arrays[".step"] == 0:  # a start that was drawn under the old settings is not kept
+        arrays, why = None, "it had taken no step"
     with run.journal.transaction():
         run.begin(label, header)
         run.disinherit(label)
