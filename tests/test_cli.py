@@ -221,6 +221,9 @@ def test_other_settings_under_a_name_exit_4_and_resume_takes_the_stored_ones(com
     assert "steps: 30 -> 40" in errors
     assert errors.count("\n") == 1
     assert command("--name", "a", "--resume")[0] == 0
+    code, _, errors = command("--name", "a", "--fork", "b", "--preset", "quick")  # which would not be taken
+    assert code == 2
+    assert "--preset: got it with --fork; allowed: without it" in errors
     code, _, errors = command("--name", "a", "--fork", "b", "--steps", "40")
     assert code == 0
     assert "'decay' continues in the fork from step 30" in errors
