@@ -67,7 +67,6 @@ def test_densities_of_operators_and_layers_against_dense_spectra(problem):
     )
 
     @jax.jit
-    @jax.jit
     def read(params, batch):
         return [observable.update((), View(params, batch, L))[1] for observable in observed]
 

@@ -104,7 +104,7 @@ def _check(options: Any, swept: dict[str, list], argv: list[str]) -> None:
     for name in ("fork", "resume"):
         if getattr(options, name) not in (None, False) and options.name is None:
             raise BadInput(f"--{name}: got it without a run; allowed: with --name, the run to continue from")
-        elif getattr(options, name) and early(argv, "preset") is not None:
+        if getattr(options, name) and early(argv, "preset") is not None:
             raise BadInput(f"--preset: got it with --{name}; allowed: without it, since settings are those of the run")
     if options.fork is not None and options.fork == options.name:
         raise BadInput(f"--fork: got {options.fork!r}, the run itself; allowed: a new name")
