@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,20 +61,24 @@ def random_direction(key: PRNGKeyArray, params: Params, *, scale: str = "filter"
                 f"output_axis: got {output_axis} for {path_name(path)} {list(leaf.shape)}, whose bias has "
                 f"{leaf.shape[axes.pop()]}; allowed: the axis of outputs"
             )
+    moves = tuple(path in moving for path, _ in leaves)
+    return jax.tree.unflatten(structure, _drawn(key, [leaf for _, leaf in leaves], moves, scale, output_axis))
 
+
+@partial(jax.jit, static_argnames=("moves", "scale", "output_axis"))
+def _drawn(key: PRNGKeyArray, leaves: list[Any], moves: tuple[bool, ...], scale: str, output_axis: int) -> list[Array]:
     def size(array: Array) -> Array:
         axes = tuple(range(array.ndim - 1)) if output_axis else tuple(range(1, array.ndim))
         return jnp.sqrt(jnp.sum(jnp.abs(array) ** 2, axes, keepdims=True))
 
-    def draw(key, path, leaf):
-        if path not in moving:
+    def draw(key, leaf, moving):
+        if not moving:
             return jnp.zeros_like(leaf)
         leaf = wide(jnp.asarray(leaf))
         z = jax.random.normal(key, leaf.shape, leaf.dtype)
         return z if scale == "none" else z * (jnp.abs(leaf) if scale == "weight" else size(leaf) / size(z))
 
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, [draw(k, path, leaf) for k, (path, leaf) in zip(keys, leaves)])
+    return [draw(*one) for one in zip(jax.random.split(key, len(leaves)), leaves, moves)]
 
 
 def weights(params: Params) -> list[Any]:

@@ -83,14 +83,19 @@ def functional_dimension(
         if dtype not in (jnp.float64, jnp.complex128):
             raise TypeError(f"apply: got {dtype} of float64; allowed: a function that does not round, or rank is noise")
         theta, _, merge = flat(params)
-        triangle = _triangle(apply, merge, theta, x, batch_size)
-        length = jnp.sqrt(jnp.sum(triangle**2, 0))
-        values = jnp.linalg.svd(triangle / jnp.where(length > 0, length, 1), compute_uv=False)
-        above = values > cut * values[0]
-        rank = jnp.sum(above)
-        least = jnp.min(jnp.where(above, values, jnp.inf))
-        most = jnp.max(jnp.where(above, 0.0, values))
-        found = FunctionalDimension(rank, jnp.log10(least / most), theta.size, values)
+
+        @jax.jit
+        def read(theta, x):
+            triangle = _triangle(apply, merge, theta, x, batch_size)
+            length = jnp.sqrt(jnp.sum(triangle**2, 0))
+            values = jnp.linalg.svd(triangle / jnp.where(length > 0, length, 1), compute_uv=False)
+            above = values > cut * values[0]
+            least = jnp.min(jnp.where(above, values, jnp.inf))
+            most = jnp.max(jnp.where(above, 0.0, values))
+            return jnp.sum(above), jnp.log10(least / most), values
+
+        rank, gap, values = read(theta, x)
+        found = FunctionalDimension(rank, gap, theta.size, values)
     if not isinstance(rank, Tracer) and not jnp.all(jnp.isfinite(values)):
         raise ValueError("apply: got a Jacobian with NaN or infinity; allowed: a finite one")
     return found if isinstance(rank, Tracer) else jax.device_get(found)  # float64 that lives on outside of x64

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -11,6 +13,7 @@ from jaxtyping import Float, Shaped
 from dynamics.types import Array, Estimate
 
 
+@partial(jax.jit, static_argnames="debiased")
 def centred(kernel: Float[Array, "*l n n"], *, debiased: bool = False) -> Float[Array, "*l n n"]:
     """``H K H`` with ``H = I - 1 1^T / n``: the kernel of the features after their mean is taken off.
 
@@ -40,6 +43,7 @@ def centred(kernel: Float[Array, "*l n n"], *, debiased: bool = False) -> Float[
     return kernel - rows - columns + jnp.mean(rows, -2, keepdims=True)
 
 
+@partial(jax.jit, static_argnames="centre")
 def kernel_alignment(
     kernel1: Float[Array, "*l n n"], kernel2: Float[Array, "*l n n"], *, centre: bool = True
 ) -> Float[Array, "*l"]:
@@ -65,6 +69,7 @@ def kernel_alignment(
     return jnp.sum(_unit(kernel1) * _unit(kernel2), (-2, -1))
 
 
+@partial(jax.jit, static_argnames="centre")
 def label_alignment(
     kernel: Float[Array, "*l n n"], y: Shaped[Array | np.ndarray, ...], *, centre: bool = True
 ) -> Float[Array, "*l"]:
@@ -132,6 +137,13 @@ def debiased_alignment(kernel1: Float[Array, "*l n n"], kernel2: Float[Array, "*
     n = kernel1.shape[-1]
     if n < 5:
         raise ValueError(f"kernel: got {n} samples; allowed: at least 5, for an unbiased value and its error")
+    return Estimate(*_debiased(kernel1, kernel2), n)
+
+
+@jax.jit
+def _debiased(kernel1: Array, kernel2: Array) -> tuple[Array, Array]:
+    """Value and error."""
+    n = kernel1.shape[-1]
     one, two = (_unit(_without_rounding(centred(k, debiased=True), k)) for k in (kernel1, kernel2))
     whole = jnp.stack(jnp.broadcast_arrays(*(jnp.sum(k, -1) for k in (one * two, one * one, two * two))))  # [3, ..., n]
     total = jnp.sum(whole, -1, keepdims=True)
@@ -139,7 +151,7 @@ def debiased_alignment(kernel1: Float[Array, "*l n n"], kernel2: Float[Array, "*
     # What one sample holds alone is gone without it, but for rounding.
     gone = (left[1:] <= n * jnp.finfo(left.dtype).eps).any(0)
     ratios = jnp.where(gone, 0, left[0] / jnp.where(gone, 1, jnp.sqrt(jnp.where(gone, 1, left[1] * left[2]))))
-    return Estimate(total[0, ..., 0], jnp.sqrt((n - 1) * jnp.var(ratios, -1)), n)
+    return total[0, ..., 0], jnp.sqrt((n - 1) * jnp.var(ratios, -1))
 
 
 def cka(x: Shaped[Array | np.ndarray, "n ..."], y: Shaped[Array | np.ndarray, "n ..."]) -> Estimate:
@@ -174,6 +186,7 @@ def cka(x: Shaped[Array | np.ndarray, "n ..."], y: Shaped[Array | np.ndarray, "n
     return debiased_alignment(_gram(x), _gram(y))
 
 
+@jax.jit
 def _gram(features: Any) -> Array:
     """``x x^T`` of the features after their mean is taken off, lest a large mean costs digits."""
     x = jnp.reshape(jnp.asarray(features), (features.shape[0], -1))
@@ -196,6 +209,7 @@ def _unit(kernel: Array) -> Array:
     return scaled / jnp.where(size == 0, 1, size)
 
 
+@jax.jit
 def kernel_distance(kernel: Float[Array, "*l n m"], start: Float[Array, "*s n m"]) -> Float[Array, "*_"]:
     """``|K - K_0|_F / |K_0|_F``; infinite where ``K_0`` vanishes and ``K`` does not.
 

@@ -23,6 +23,7 @@ class ChainMean(NamedTuple):
     r_hat: Float[Array, ""]
 
 
+@jax.jit
 def chain_mean(trace: Float[Array, "chains draws"]) -> ChainMean:
     """The mean of a quantity along Markov chains. With W the variance within and B/d that between means of d draws,
 

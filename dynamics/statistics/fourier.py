@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
@@ -9,6 +10,7 @@ from dynamics.precision import full_precision
 from dynamics.types import Array
 
 
+@jax.jit
 def centred(weights: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
     """Real ``weights`` less the mean of each row, whose rounding would show in what is orthogonal to it.
 
@@ -24,6 +26,7 @@ def centred(weights: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
 
 
 @full_precision
+@jax.jit
 def frequency_power(weights: Float[Array, "*b p"]) -> Float[Array, "*b frequencies"]:
     """Power of each of the ``p // 2`` frequencies of ``weights`` along the last axis, without the constant.
 
@@ -42,6 +45,7 @@ def frequency_power(weights: Float[Array, "*b p"]) -> Float[Array, "*b frequenci
     return (apart @ jnp.cos(waves).T) ** 2 + (apart @ jnp.sin(waves).T) ** 2
 
 
+@jax.jit
 def frequency_share(weights: Float[Array, "*b p"]) -> Float[Array, "*b"]:
     """The share of each neuron's power that lies in its largest frequency, constant left out.
 
@@ -66,6 +70,7 @@ def top_frequency(weights: Float[Array, "*b p"]) -> Int[Array, "*b"]:
     return jnp.argmax(frequency_power(weights), axis=-1) + 1
 
 
+@jax.jit
 def gini(values: Float[Array, "*b n"]) -> Float[Array, "*b"]:
     """The Gini coefficient of non-negative ``values``: 0 when all are equal, ``1 - 1/n`` when one has all.
 
@@ -78,6 +83,7 @@ def gini(values: Float[Array, "*b n"]) -> Float[Array, "*b"]:
 
 
 @full_precision
+@jax.jit
 def sum_components(
     logits: Float[Array, "p p c"], frequencies: Int[Array, " K"]
 ) -> tuple[Float[Array, "p p c"], Float[Array, "p p c"]]:

@@ -87,6 +87,14 @@ def critical_batch(
     if hessian is not None:
         flat = [jnp.concatenate(flat, -1)]
         images = [jax.lax.map(hessian, flat[0])]
+    z2 = float(stdtrit(n - 1, 0.5 + share / 2)) ** 2
+    return CriticalBatch(*_scale(flat, images, batch_size, z2), n)
+
+
+@jax.jit
+def _scale(flat: list[Array], images: list[Array], batch_size: Array, z2: Array) -> tuple[Array, ...]:
+    """Value, ends ``sqrt(z2)`` errors away, noise and signal; of gradients ``[n, ...]`` and their images under H."""
+    n = flat[0].shape[0]
     means, turned = ([jnp.mean(leaf, 0) for leaf in part] for part in (flat, images))  # g, Hg
     square = sum(jnp.real(jnp.vdot(mean, image)) for mean, image in zip(means, turned))  # g.Hg
     parts = [*zip(flat, means, images, turned)]
@@ -102,7 +110,6 @@ def critical_batch(
     left = moments(square - 2 * along / (n - 1) + apart / (n - 1) ** 2, jnp.sum(apart) - apart * n / (n - 1), n - 1)
     one, two = (value - jnp.mean(value) for value in left)
     var_n, var_s, cov = ((n - 1) / n * jnp.sum(product) for product in (one * one, two * two, one * two))
-    z2 = float(stdtrit(n - 1, 0.5 + share / 2)) ** 2
     a, b, c = signal**2 - z2 * var_s, noise * signal - z2 * cov, noise**2 - z2 * var_n
     root = jnp.sqrt(jnp.maximum(b**2 - a * c, 0))
     finite = jnp.isfinite(noise) & jnp.isfinite(signal)
@@ -111,4 +118,4 @@ def critical_batch(
     high = jnp.where((a > 0) & (signal > 0), (b + root) / jnp.where(a > 0, a, 1), jnp.inf)
     value = jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1), jnp.inf)
     value, low, high = (jnp.where(finite, batch_size * x, jnp.nan) for x in (value, low, high))
-    return CriticalBatch(value, low, high, batch_size * noise, signal, n)
+    return value, low, high, batch_size * noise, signal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -51,10 +52,7 @@ def chain(transition: Real[ArrayLike, "n n"]) -> Chain:
     P = jnp.asarray(transition, jnp.result_type(float, jnp.asarray(transition).dtype))
     if P.ndim != 2 or P.shape[0] != P.shape[1] or not P.size:
         raise ValueError(f"transition: got shape {P.shape}; allowed: [n, n]")
-    off = jnp.max(jnp.abs(jnp.sum(P, 1) - 1))
-    proper = jnp.all(P >= 0) & (off <= 100 * len(P) * jnp.finfo(P.dtype).eps)
-    d = _stationary(P)
-    together = jnp.all(jnp.isfinite(d) & (d > 0))
+    d, off, proper, together = _stationary(P)
     if isinstance(d, Tracer):
         return Chain(jnp.where(proper, P, jnp.nan), jnp.where(proper & together, d, jnp.nan))
     if not proper:
@@ -67,7 +65,8 @@ def chain(transition: Real[ArrayLike, "n n"]) -> Chain:
 
 
 @jax.jit
-def _stationary(P: Array) -> Array:
+def _stationary(P: Array) -> tuple[Array, Array, Array, Array]:
+    """The law; how far a row's sum is from 1, whether rows are distributions, whether all states reach each other."""
     n, at = P.shape[0], jnp.arange(P.shape[0])
 
     def eliminate(i, A):
@@ -80,7 +79,10 @@ def _stationary(P: Array) -> Array:
 
     A = jax.lax.fori_loop(0, n - 1, eliminate, P)
     d = jax.lax.fori_loop(1, n, lambda k, d: d.at[k].set(d @ A[:, k]), jnp.zeros(n, P.dtype).at[0].set(1))
-    return d / jnp.sum(d)
+    d = d / jnp.sum(d)
+    off = jnp.max(jnp.abs(jnp.sum(P, 1) - 1))
+    proper = jnp.all(P >= 0) & (off <= 100 * n * jnp.finfo(P.dtype).eps)
+    return d, off, proper, jnp.all(jnp.isfinite(d) & (d > 0))
 
 
 def reversible(key: PRNGKeyArray, states: int) -> Chain:
@@ -96,9 +98,7 @@ def reversible(key: PRNGKeyArray, states: int) -> Chain:
         True
     """
     check_counts(2, states=states)
-    c = jax.random.exponential(key, (states, states))
-    c = c + c.T
-    return chain(c / jnp.sum(c, 1, keepdims=True))
+    return chain(_walk(key, states, symmetric=True))
 
 
 def general(key: PRNGKeyArray, states: int) -> Chain:
@@ -108,8 +108,14 @@ def general(key: PRNGKeyArray, states: int) -> Chain:
         ValueError: for fewer than 2 states.
     """
     check_counts(2, states=states)
+    return chain(_walk(key, states, symmetric=False))
+
+
+@partial(jax.jit, static_argnames=("states", "symmetric"))
+def _walk(key: PRNGKeyArray, states: int, symmetric: bool) -> Array:
     c = jax.random.exponential(key, (states, states))
-    return chain(c / jnp.sum(c, 1, keepdims=True))
+    c = c + c.T if symmetric else c
+    return c / jnp.sum(c, 1, keepdims=True)
 
 
 def ring(states: int, forward: Real[ArrayLike, ""] = 0.5) -> Chain:
@@ -124,8 +130,13 @@ def ring(states: int, forward: Real[ArrayLike, ""] = 0.5) -> Chain:
     """
     check_counts(3, states=states)
     check_numbers(forward=(forward, PROBABILITY))
+    return chain(_ring(states, forward))
+
+
+@partial(jax.jit, static_argnames="states")
+def _ring(states: int, forward: ArrayLike) -> Array:
     right = jnp.roll(jnp.eye(states), 1, axis=1)
-    return chain(forward * right + (1 - forward) * right.T)
+    return forward * right + (1 - forward) * right.T
 
 
 def value(chain: Chain, reward: Shaped[ArrayLike, " n *k"], discount: Real[ArrayLike, ""]) -> Float[Array, " n *k"]:
@@ -151,6 +162,7 @@ def value(chain: Chain, reward: Shaped[ArrayLike, " n *k"], discount: Real[Array
     return jnp.linalg.solve(jnp.eye(len(P), dtype=P.dtype) - discount * P, reward)
 
 
+@jax.jit
 def irreversibility(chain: Chain) -> Float[Array, ""]:
     """``1/2 sum_ij |d_i P_ij - d_j P_ji|``, the share of steps that no step back makes up for: 0 where the chain is
     reversible (detailed balance, Kolmogorov), ``|2 p - 1|`` on a ring, at most 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -48,6 +49,11 @@ def xor_clusters(
     check_counts(2, dim=dim)
     less_than_half = lambda v: (v >= 0) & (v < 0.5), "a number >= 0 and < 1/2"
     check_numbers(separation=(separation, POSITIVE), flips=(flips, less_than_half))
+    return _drawn(key, samples, test_samples, dim, separation, flips)
+
+
+@partial(jax.jit, static_argnames=("samples", "test_samples", "dim"))
+def _drawn(key: PRNGKeyArray, samples: int, test_samples: int, dim: int, separation, flips) -> Clusters:
     centre_key, train_key, test_key = jax.random.split(key, 3)
     means = separation * jnp.linalg.qr(jax.random.normal(centre_key, (dim, 2)))[0].T  # [2, p]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Literal
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Int, PRNGKeyArray
 
 from dynamics.arguments import INSIDE, check_numbers
-from dynamics.types import Batch, Data
+from dynamics.types import Array, Batch, Data
 
 Operation = Literal["add", "subtract", "multiply", "permute"]
 
@@ -76,14 +77,19 @@ def table_task(
         ValueError: unless ``0 < train_fraction < 1``.
     """
     check_numbers(train_fraction=(train_fraction, INSIDE))
-    n = table.shape[0]
-    cells = n * n
+    cells = table.shape[0] ** 2
     training = min(max(round(train_fraction * cells), 1), cells - 1)
-    order = jax.random.permutation(key, cells)
+    return _split(key, jnp.asarray(table), training, tokens)
+
+
+@partial(jax.jit, static_argnames=("training", "tokens"))
+def _split(key: PRNGKeyArray, table: Array, training: int, tokens: bool) -> Data:
+    n = table.shape[0]
+    order = jax.random.permutation(key, n * n)
 
     def part(chosen):
         a, b = chosen // n, chosen % n
-        hot_a, hot_b, hot_c = (jax.nn.one_hot(i, n) for i in (a, b, jnp.asarray(table)[a, b]))
+        hot_a, hot_b, hot_c = (jax.nn.one_hot(i, n) for i in (a, b, table[a, b]))
         x = jnp.stack([a, b, jnp.full_like(a, n)], axis=1) if tokens else jnp.concatenate([hot_a, hot_b], axis=1)
         return Batch(x, hot_c)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,16 +54,23 @@ def regression_sequences(
         check_counts(tasks=tasks)
     elif len(shape) != 2 or 0 in shape:
         raise ValueError(f"tasks: got shape {shape}; allowed: an integer d, or an array [K, d]")
+    known = jnp.asarray(tasks, jnp.result_type(float, jnp.asarray(tasks).dtype)) if shape else None
+    d = shape[1] if shape else int(np.asarray(tasks))
+    root = None if covariance is None else _root(covariance, d, jnp.result_type(float if known is None else known))
+    return _drawn(key, samples, length, d, known, noise, root)
+
+
+@partial(jax.jit, static_argnames=("samples", "length", "d"))
+def _drawn(key: PRNGKeyArray, samples: int, length: int, d: int, known, noise, root) -> Batch:
+    """With tasks that are drawn from ``known`` or new, and inputs of covariance ``root root^T``."""
     task_key, input_key, noise_key = jax.random.split(key, 3)
-    if shape:
-        w = jnp.asarray(tasks, jnp.result_type(float, jnp.asarray(tasks).dtype))
-        w = w[jax.random.randint(task_key, (samples,), 0, shape[0])]
-    else:
-        d = int(np.asarray(tasks))
+    if known is None:
         w = jax.random.normal(task_key, (samples, d)) / d**0.5
-    x = jax.random.normal(input_key, (samples, length + 1, w.shape[1]), w.dtype)
-    if covariance is not None:
-        x = x @ _root(jnp.asarray(covariance, w.dtype), w.shape[1]).T
+    else:
+        w = known[jax.random.randint(task_key, (samples,), 0, len(known))]
+    x = jax.random.normal(input_key, (samples, length + 1, d), w.dtype)
+    if root is not None:
+        x = x @ root.T
     y = jnp.einsum("snd,sd->sn", x, w)
     shaken = y[:, :-1] + jnp.sqrt(jnp.asarray(noise, w.dtype)) * jax.random.normal(
         noise_key, (samples, length), w.dtype
@@ -70,8 +79,9 @@ def regression_sequences(
     return Batch(jnp.concatenate([x, labels[..., None]], -1), y[:, -1:])
 
 
-def _root(covariance: Array, d: int) -> Array:
+def _root(covariance: ArrayLike, d: int, dtype) -> Array:
     """Its Cholesky factor."""
+    covariance = jnp.asarray(covariance, dtype)
     if covariance.shape != (d, d):
         raise ValueError(f"covariance: got shape {covariance.shape}; allowed: {(d, d)}, of the inputs")
     root = jnp.linalg.cholesky(covariance)

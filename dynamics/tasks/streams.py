@@ -104,7 +104,7 @@ def slow_bits(
         drawn = jax.random.randint(jax.random.fold_in(of_steps, task), (steps, 1), 0, 2**random)
         return Batch(inputs(held(task), drawn), table(task).y[drawn])
 
-    return SlowBits(Stream(data, steps), table)
+    return SlowBits(Stream(jax.jit(data), steps), jax.jit(table))
 
 
 def label_flips(batch: Any) -> Stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -37,6 +38,11 @@ def quadratic_teacher(key: PRNGKeyArray, samples: int, test_samples: int, dim: i
     Reference: Kumar, Bordelon, Gershman & Pehlevan 2023, section 4.
     """
     check_counts(samples=samples, test_samples=test_samples, dim=dim)
+    return _quadratic(key, samples, test_samples, dim)
+
+
+@partial(jax.jit, static_argnames=("samples", "test_samples", "dim"))
+def _quadratic(key: PRNGKeyArray, samples: int, test_samples: int, dim: int) -> QuadraticTask:
     beta_key, train_key, test_key = jax.random.split(key, 3)
     direction = jax.random.normal(beta_key, (dim,))
     beta = direction * jnp.sqrt(dim) / jnp.linalg.norm(direction)

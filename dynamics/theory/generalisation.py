@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -18,6 +20,7 @@ class Errors(NamedTuple):
     test: Float[Array, "*shape"]
 
 
+@partial(jax.jit, static_argnames="nodes")
 def linear_student(
     times: ArrayLike,
     aspect: ArrayLike,
@@ -71,6 +74,7 @@ def linear_student(
     return Errors(train, test)
 
 
+@jax.jit
 def final_error(
     aspect: ArrayLike, *, signal: ArrayLike = 1.0, start: ArrayLike = 0.0, noise: ArrayLike = 0.0
 ) -> Float[Array, "*shape"]:

@@ -237,10 +237,15 @@ def law_of(
     p = np.full(w0.shape, 1.0) if probability is None else np.asarray(probability, float)
     h, ph = gaussian_nodes()
     with jax.enable_x64(True):
-        column = jnp.asarray(w0)[:, None]
-        shifted = potential.gradient(column) + b * jnp.asarray(h)
-        w = proximal(potential, shifted, c, jnp.broadcast_to(column, shifted.shape))
+        w = _moved(potential, b, c, jnp.asarray(w0)[:, None], jnp.asarray(h))
     return WeightLaw(float(b), float(c), w0[:, None], h, np.asarray(w), np.outer(p / p.sum(), ph))
+
+
+@functools.partial(jax.jit, static_argnames="potential")
+def _moved(potential: Potential, b: Array, c: Array, start: Array, h: Array) -> Array:
+    """The w of each start ``[n, 1]`` and h ``[m]``."""
+    shifted = potential.gradient(start) + b * h
+    return proximal(potential, shifted, c, jnp.broadcast_to(start, shifted.shape))
 
 
 def weight_law(

@@ -99,6 +99,7 @@ def max_margin_network(p: int) -> tuple[Float[Array, "H 2*{p}"], Float[Array, "{
     return jnp.concatenate([wave(u), wave(v)], axis=1), wave(u + v).T
 
 
+@jax.jit
 def normalised_margin(
     first: Float[Array, "H inputs"], second: Float[Array, "n H"], table: Int[Array, "n n"]
 ) -> Float[Array, ""]:
@@ -117,6 +118,7 @@ def normalised_margin(
     return output_margins(f, table)[0] / scale
 
 
+@jax.jit
 def softmax_margin(
     first: Float[Array, "H inputs"], second: Float[Array, "n H"], table: Int[Array, "n n"]
 ) -> Float[Array, ""]:
@@ -135,6 +137,7 @@ def softmax_margin(
     return output_margins(f, table)[1] / scale
 
 
+@jax.jit
 def output_margins(
     f: Float[Array, "*points n"], answers: Int[Array, "*points"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

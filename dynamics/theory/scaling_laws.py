@@ -216,6 +216,7 @@ class Frontier(NamedTuple):
     size: Float[Array, " C"]
 
 
+@jax.jit
 def compute_frontier(
     times: Real[ArrayLike, " T"],
     features: Real[ArrayLike, " S"],

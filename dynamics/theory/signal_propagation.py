@@ -95,13 +95,12 @@ def length_map(activation: Activation, W_std: ArrayLike, b_std: ArrayLike = 0.0)
         >>> float(length_map(stax.Relu(), 1.0, 0.5)(2.0))
         1.25
     """
-    moments = moments_of(activation)
+    return lambda q: _length_step(activation, W_std, b_std, jnp.asarray(q, jnp.result_type(float)))
 
-    def step(q):
-        q = jnp.asarray(q, jnp.result_type(float))
-        return jnp.square(W_std) * moments(q, jnp.zeros_like(q))[0] + jnp.square(b_std)
 
-    return step
+@partial(jax.jit, static_argnames="activation")
+def _length_step(activation: Activation, W_std: ArrayLike, b_std: ArrayLike, q: Array) -> Array:
+    return jnp.square(W_std) * moments_of(activation)(q, jnp.zeros_like(q))[0] + jnp.square(b_std)
 
 
 def correlation_map(
@@ -124,16 +123,16 @@ def correlation_map(
         >>> round(float(c), 5)
         0.31831
     """
-    moments = moments_of(activation)
     q = _usable(_length_fixed_point(activation, W_std, b_std, 1.0), 1.0) if q is None else q
     q = jnp.asarray(q, jnp.result_type(float))
+    return lambda c: _correlation_step(activation, W_std, b_std, q, jnp.asarray(c, q.dtype))
 
-    def step(c):
-        variance, gap, _ = moments(q, (1 - jnp.asarray(c, q.dtype)) * q)
-        weight = jnp.square(W_std)
-        return 1 - weight * gap / (weight * variance + jnp.square(b_std))
 
-    return step
+@partial(jax.jit, static_argnames="activation")
+def _correlation_step(activation: Activation, W_std: ArrayLike, b_std: ArrayLike, q: Array, c: Array) -> Array:
+    variance, gap, _ = moments_of(activation)(q, (1 - c) * q)
+    weight = jnp.square(W_std)
+    return 1 - weight * gap / (weight * variance + jnp.square(b_std))
 
 
 def signal_propagation(
@@ -230,7 +229,11 @@ def critical_line(activation: Activation, q: ArrayLike) -> Critical:
     """
     if not isinstance(q, Tracer) and not np.all(np.asarray(q) > 0):
         raise ValueError(f"q: got {q}; allowed: numbers > 0")
-    q = jnp.asarray(q, jnp.result_type(float))
+    return _critical_line(activation, jnp.asarray(q, jnp.result_type(float)))
+
+
+@partial(jax.jit, static_argnames="activation")
+def _critical_line(activation: Activation, q: Array) -> Critical:
     weight, bias = _critical(activation, q)
     small = 64 * jnp.finfo(q.dtype).eps * q
     positive = bias > small

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Real
@@ -29,6 +31,7 @@ class Spectrum(NamedTuple):
         return self.zero * jnp.asarray(at_zero) + jnp.sum(self.weights * values, axis=-1)
 
 
+@jax.jit
 def marchenko_pastur_density(eigenvalue: ArrayLike, aspect: ArrayLike) -> Float[Array, "*shape"]:
     """``rho(l) = sqrt((l_+ - l)(l - l_-)) / (2 pi l)`` with ``l_+- = (sqrt(a) +- 1)^2``, zero outside.
 
@@ -52,6 +55,7 @@ def marchenko_pastur_density(eigenvalue: ArrayLike, aspect: ArrayLike) -> Float[
     return jnp.where(positive, root, 0.0)
 
 
+@partial(jax.jit, static_argnames="nodes")
 def marchenko_pastur(aspect: Real[ArrayLike, ""], nodes: int = 1000) -> Spectrum:
     """The Marchenko-Pastur law as a quadrature that keeps its square-root edges exact.
 

@@ -118,6 +118,7 @@ def check_rate(learning_rate: ArrayLike) -> None:
     check_numbers(many=True, learning_rate=(learning_rate, POSITIVE))
 
 
+@functools.partial(jax.jit, static_argnames="absolute")
 def regularised(k: Float[Array, "P P"], diag_reg: ArrayLike, absolute: bool) -> Float[Array, "P P"]:
     """``k + diag_reg I``, in units of the mean of the diagonal unless ``absolute``."""
     scale = 1.0 if absolute else jnp.trace(k) / k.shape[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,14 +46,17 @@ class Spectrum(NamedTuple):
     rates: Array
     vectors: Array
 
+    @jax.jit
     def decay(self, t: Array) -> Array:
         """``[T, P]`` ``exp(-t lambda)``."""
         return jnp.exp(-self._passed(t))
 
+    @jax.jit
     def moved(self, t: Array) -> Array:
         """``[T, P]`` ``1 - exp(-t lambda)``."""
         return -jnp.expm1(-self._passed(t))
 
+    @jax.jit
     def work(self, t: Array) -> Array:
         """``[T, P]`` ``(1 - exp(-t lambda)) / lambda``, 0 where ``lambda`` is 0."""
         return self.moved(t) / jnp.where(self.rates > 0, self.rates, 1)
@@ -62,15 +66,18 @@ class Spectrum(NamedTuple):
         positive = self.rates > 0
         return jnp.where(positive, t[:, None] * jnp.where(positive, self.rates, 1), 0)
 
+    @jax.jit
     def apply(self, weights: Array, rhs: Array) -> Array:
         """``[T, P, C]`` ``V diag(weights[t]) V^T rhs``."""
         return jnp.einsum("pi,ti,ic->tpc", self.vectors, weights, self.vectors.T @ rhs)
 
+    @jax.jit
     def operator(self, weights: Array) -> Array:
         """``[T, P, P]`` ``V diag(weights[t]) V^T``."""
         return jnp.einsum("pi,ti,qi->tpq", self.vectors, weights, self.vectors)
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def spectrum_of(k: Float[Array, "P P"], size: int) -> Spectrum:
     values, vectors = jnp.linalg.eigh(k)
     return Spectrum(jnp.where(values > rounding(k) * values[-1], values, 0) / size, vectors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
@@ -131,12 +132,14 @@ def _prior(k_train_train, k_test_train, k_test_test) -> tuple[Array, ...]:
     return tuple(matrix(named(k, "nngp")) for k in (k_train_train, k_test_train, k_test_test))
 
 
+@jax.jit
 def bounded(covariance: Float[Array, "*l P P"], prior: Any = None) -> Float[Array, "*l P P"]:
     """``[..., P, P]`` with the rounding taken off its variances: none below 0 or above the ``prior``."""
     variances = jnp.clip(jnp.diagonal(covariance, axis1=-2, axis2=-1), 0, prior)
     return jnp.where(jnp.eye(covariance.shape[-1], dtype=bool), variances[..., None], covariance)
 
 
+@jax.jit
 def carried(
     weights: Float[Array, "*l t d"], k_dd: Float[Array, "d d"], k_td: Float[Array, "t d"], k_tt: Float[Array, "t t"]
 ) -> Float[Array, "*l t t"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,11 +87,16 @@ def step_gain(rate: Float[Array, " P"], t: Int[Array, " T"], momentum: ArrayLike
     Returns:
         ``[T, P]``.
     """
-    m = jnp.asarray(0.0 if momentum is None else momentum, rate.dtype) * jnp.ones_like(rate)
+    bits = 31 if isinstance(t, Tracer) else max(int(np.max(np.asarray(t), initial=0)).bit_length(), 1)
+    return _gain(rate, t, jnp.asarray(0.0 if momentum is None else momentum, rate.dtype), bits)
+
+
+@partial(jax.jit, static_argnames="bits")
+def _gain(rate: Array, t: Array, momentum: Array, bits: int) -> Array:
+    m = momentum * jnp.ones_like(rate)
     one, zero = jnp.ones_like(rate), jnp.zeros_like(rate)
     rows = [[-rate, m, one], [-rate, m - 1, one], [zero, zero, zero]]
     step = jnp.stack([jnp.stack(row, -1) for row in rows], -2)  # [P, 3, 3]
-    bits = 31 if isinstance(t, Tracer) else max(int(np.max(np.asarray(t), initial=0)).bit_length(), 1)
 
     def double(i, carry):
         total, power = carry
