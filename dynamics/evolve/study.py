@@ -89,10 +89,15 @@ class Piece(NamedTuple):
         used, rows = np.unique(plan.which[cells], return_inverse=True)
         drawn = [plan.draws[place] for place in used]
 
-        def taken(trees: list[Any]) -> Any:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+        def stacked(*leaves: Any) -> Array:
+            if jnp.issubdtype(jnp.result_type(leaves[0]), jax.dtypes.prng_key):
+                return jnp.stack(leaves)[rows]
+            held = np.stack([np.asarray(jnp.asarray(leaf)) for leaf in leaves])  # no program for each shape
             whole = len(used) == len(rows) and np.all(np.diff(rows) == 1)
-            return stacked if whole else jax.tree.map(lambda leaf: leaf[rows], stacked)
+            return jnp.asarray(held if whole else held[rows])
+
+        def taken(trees: list[Any]) -> Any:
+            return jax.tree.map(stacked, *trees)
 
         hyper = {name: jnp.asarray([plan.cell(i)[name] for i in cells.tolist()]) for name in group.traced}
         hyper |= taken([dict(one.values) for one in drawn])
