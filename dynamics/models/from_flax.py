@@ -80,7 +80,8 @@ def _from_linen(module, dtype, call):
 
     def variables_of(key, input_shape):
         streams = dict(zip(("params", "dropout"), jax.random.split(key)))
-        return module.init(streams, _dummy(input_shape, dtype), **modes(False))
+        x = _dummy(input_shape, dtype)
+        return jax.jit(lambda streams: module.init(streams, x, **modes(False)))(streams)
 
     def split(variables):
         variables = dict(variables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ def where_kept(fn: Callable[..., Any], *arrays: Any) -> Any:
     return None if arrays[0] is None else fn(*arrays)
 
 
+@partial(jax.jit, inline=True)
 def safe_sqrt(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """``sqrt(max(x, 0))`` whose derivative at 0 is 0, so that gradients at coincident points stay finite.
 
@@ -28,6 +30,7 @@ def safe_sqrt(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     return jnp.where(x > 0, jnp.sqrt(jnp.maximum(x, negligible)), 0)
 
 
+@partial(jax.jit, inline=True)
 def safe_reciprocal(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """``1 / x``, and 0 where ``x`` is 0."""
     nonzero = x != 0
@@ -83,12 +86,14 @@ class Rapidity(NamedTuple):
     minus: Array
 
 
+@partial(jax.jit, inline=True)
 def rapidity(var: Array, after: Array, scale: Any) -> Rapidity:
     """The rapidity of variances ``var`` that the map ``A q + B`` (``A = scale``) takes to deviations ``after``."""
     plus = root(after + root(scale * var))
     return Rapidity(plus, 1 / jnp.maximum(plus, 1e-9))
 
 
+@partial(jax.jit, inline=True)
 def affine_gap(gap: Array, scale: Any, shift: Any, plus: Sequence[Array], minus: Sequence[Array]) -> Array:
     """Gap of ``A k + B`` (``A = scale, B = shift >= 0``) without cancellation, from the sides' rapidities.
 

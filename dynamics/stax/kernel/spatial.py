@@ -7,8 +7,10 @@ vanish where two positions agree. Sums over a window are sums of shifted slices:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -60,7 +62,8 @@ def transposed_windows(sizes: Sequence[int], strides: Sequence[int], padding: st
     return found
 
 
-def pad(x: Array, axes: Sequence[int], window: Window) -> Array:
+@partial(jax.jit, static_argnames=("axes", "window"), inline=True)
+def pad(x: Array, axes: tuple[int, ...], window: Window) -> Array:
     """Dilates and pads ``axes`` of ``x`` as ``window`` says."""
     config = [(0, 0, 0)] * x.ndim
     for axis in axes:
@@ -103,7 +106,8 @@ def mask_at_centres(mask: Array, axes: Sequence[int], found: Sequence[Window]) -
     return mask[tuple(index)]
 
 
-def shifted_sum(x: Array, axes: Sequence[int], window: Window) -> Array:
+@partial(jax.jit, static_argnames=("axes", "window"), inline=True)
+def shifted_sum(x: Array, axes: tuple[int, ...], window: Window) -> Array:
     """``sum_d x[stride p + d, ...]`` with the same shift ``d`` along all ``axes``."""
 
     def shifted(d):
@@ -137,7 +141,8 @@ def pad_all(x: Array, start: int, shape: Sequence[Window], full: bool) -> Array:
     return x
 
 
-def sum_shared(x: Array, start: int, shape: Sequence[Window], full: bool) -> Array:
+@partial(jax.jit, static_argnames=("start", "shape", "full"), inline=True)
+def sum_shared(x: Array, start: int, shape: tuple[Window, ...], full: bool) -> Array:
     """Sums ``x``, padded with zeros, over windows that move together in both positions (shared weights).
 
     Each axis is padded when its turn comes, so that no array is larger than one axis's padding makes it.
@@ -147,7 +152,8 @@ def sum_shared(x: Array, start: int, shape: Sequence[Window], full: bool) -> Arr
     return _fence(x)
 
 
-def sum_shared_distances(distance: Array, var1: Array, var2: Array, start: int, shape: Sequence[Window]) -> Array:
+@partial(jax.jit, static_argnames=("start", "shape"), inline=True)
+def sum_shared_distances(distance: Array, var1: Array, var2: Array, start: int, shape: tuple[Window, ...]) -> Array:
     """Sums half squared distances ``D [..., h, h, w, w, ...]`` over windows that move together in both positions.
 
     ``var1 [..., h, 1, w, 1, ...]`` and ``var2 [..., 1, h, 1, w, ...]`` are the variances. Where one position is padding
@@ -183,11 +189,13 @@ def sum_independent(x: Array, start: int, shape: Sequence[Window], full: bool) -
     return x
 
 
+@partial(jax.jit, inline=True)
 def half_distance(gap: Array, row: Array, column: Array) -> Array:
     """``D = g + (s1 - s2)^2 / 2``."""
     return gap + 0.5 * (row - column) ** 2
 
 
+@partial(jax.jit, inline=True)
 def gap_of(distance: Array, row: Array, column: Array) -> Array:
     """``g = D - (s1 - s2)^2 / 2``."""
     return jnp.maximum(distance - 0.5 * (row - column) ** 2, 0)
@@ -195,6 +203,7 @@ def gap_of(distance: Array, row: Array, column: Array) -> Array:
 
 def map_shared(k: Kernel, shape: Sequence[Window], scale, shift) -> Kernel:
     """Covariances ``scale * (window sum of k) + shift`` for shared weights; the NTK without ``shift``."""
+    shape = tuple(shape)
     full = not k.diagonal_spatial
     before, variances = deviations(k), (k.var1, k.other(k.var1, k.var2))
 
