@@ -376,9 +376,9 @@ def test_a_neuron_that_decayed_to_nothing_has_no_frequency(key):
     first, second = jax.random.normal(keys[0], (6, 2 * p)), jax.random.normal(keys[1], (p, 6))
     dead = jnp.concatenate([first, jnp.zeros((1, 2 * p))]), jnp.concatenate([second, jnp.ones((p, 1))], 1)
     batch = Batch(jax.nn.one_hot(jnp.arange(p), 2 * p), jnp.eye(p))
-    share = [feature_emergence.features(params, batch)["share"] for params in ((first, second), dead)]
+    share = [jax.jit(feature_emergence.features)(params, batch)["share"] for params in ((first, second), dead)]
     np.testing.assert_allclose(*share, rtol=1e-6)
     table = operation_table("add", p)
-    read = partial(modular_addition.read, jnp.asarray(table), irreducible_components(table))
+    read = jax.jit(partial(modular_addition.read, jnp.asarray(table), irreducible_components(table)))
     share = [read(params, batch)["frequency_share"] for params in ((first, second), dead)]
     np.testing.assert_allclose(*share, rtol=1e-6)

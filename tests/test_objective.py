@@ -256,28 +256,36 @@ def test_curvature_of_a_stateful_model_is_that_at_the_statistics_of_the_moment(p
     _, record = simulate(gradient_descent(L, 0.05), start, batch, train=observed, steps=4, record_at=[0, 1, 4])
     state = {"mean": jnp.zeros(4)}
     theta, unravel = ravel_pytree(params)
+
+    def penalised(f, v):
+        return half_mse(f, batch.y) + (0.0 if penalty is None else penalty(unravel(v)))
+
+    @jax.jit
+    def dense(theta, state):
+        def f(v):
+            return model.evaluate(unravel(v), state, batch.x)
+
+        h = jax.hessian(lambda v: penalised(f(v), v))(theta)
+        return penalised(f(theta), theta), half_mse(f(theta), batch.y), h, jax.jacobian(f)(theta).reshape(12, -1)
+
+    @jax.jit
+    def slope_and_state(theta, state):
+        def training(v):
+            f, after = model.apply(unravel(v), state, batch.x, None)
+            return penalised(f, v), after
+
+        return jax.grad(training, has_aux=True)(theta)
+
     for step in range(5):
         if step in record.step:
             now = {name: value[list(record.step).index(step)] for name, value in record.values.items()}
             np.testing.assert_allclose(now["theta"], theta, rtol=1e-9)
-
-            def f(v, state=state):
-                return model.evaluate(unravel(v), state, batch.x)
-
-            def loss(v, f=f):
-                return half_mse(f(v), batch.y) + (0.0 if penalty is None else penalty(unravel(v)))
-
-            h, jacobian = np.asarray(jax.hessian(loss)(theta)), np.asarray(jax.jacobian(f)(theta)).reshape(12, -1)
+            loss, error, h, jacobian = dense(theta, state)
             np.testing.assert_allclose(now["sharpness"], np.linalg.eigvalsh(h)[-1], rtol=1e-8)
-            np.testing.assert_allclose(now["loss"], loss(theta), rtol=1e-9)
-            np.testing.assert_allclose(now["error"], half_mse(f(theta), batch.y), rtol=1e-9)
+            np.testing.assert_allclose(now["loss"], loss, rtol=1e-9)
+            np.testing.assert_allclose(now["error"], error, rtol=1e-9)
             np.testing.assert_allclose(now["ntk"], jacobian @ jacobian.T, rtol=1e-8, atol=1e-10)
-
-        def training(v, state=state):
-            f, after = model.apply(unravel(v), state, batch.x, None)
-            return half_mse(f, batch.y) + (0.0 if penalty is None else penalty(unravel(v))), after
-
-        slope, state = jax.grad(training, has_aux=True)(theta)
+        slope, state = slope_and_state(theta, state)
         theta = theta - 0.05 * slope
 
 

@@ -39,8 +39,8 @@ def problem(x64):
 def dense(params, batch):
     """``(H, G, K)``."""
     theta, unravel = ravel_pytree(params)
-    jacobian = np.asarray(jax.jacobian(lambda v: apply(unravel(v), batch.x).ravel())(theta))
-    hessian = jax.hessian(lambda v: half_mse(apply(unravel(v), batch.x), batch.y))(theta)
+    jacobian = np.asarray(jax.jit(jax.jacobian(lambda v: apply(unravel(v), batch.x).ravel()))(theta))
+    hessian = jax.jit(jax.hessian(lambda v: half_mse(apply(unravel(v), batch.x), batch.y)))(theta)
     return np.asarray(hessian), jacobian.T @ jacobian / len(batch.x), jacobian @ jacobian.T
 
 

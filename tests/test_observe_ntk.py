@@ -114,7 +114,7 @@ def test_parts_sum_to_the_whole_and_weights_act_in_parameter_space(task):
     parts = fast_jit(empirical_ntk_parts_fn(f, trace_axes=()))(batch.x, None, params)
     assert set(parts) == {"w/0", "w/1", "w/2", "b/0", "b/1"}
     np.testing.assert_allclose(sum(parts.values()), whole, rtol=1e-11, atol=1e-13)
-    biases = empirical_ntk_parts_fn(f, lambda path: "bias" if path[0] == "b" else None, trace_axes=())
+    biases = fast_jit(empirical_ntk_parts_fn(f, lambda path: "bias" if path[0] == "b" else None, trace_axes=()))
     np.testing.assert_allclose(
         biases(batch.x, None, params)["bias"], parts["b/0"] + parts["b/1"], rtol=1e-12, atol=1e-14
     )
@@ -125,7 +125,8 @@ def test_parts_sum_to_the_whole_and_weights_act_in_parameter_space(task):
     def rescaled(q, x):
         return f(jax.tree.map(lambda a, r, p: p + r * (a - p), q, root, params), x)
 
-    weighted = empirical_ntk_parts_fn(f, lambda path: "all", trace_axes=(), weights=weights)(batch.x, None, params)
+    of_all = fast_jit(empirical_ntk_parts_fn(f, lambda path: "all", trace_axes=(), weights=weights))
+    weighted = of_all(batch.x, None, params)
     np.testing.assert_allclose(weighted["all"], dense_once(rescaled, params, batch.x), rtol=1e-10, atol=1e-12)
     with pytest.raises(ValueError, match="weights"):
         empirical_ntk_parts_fn(f, weights=params["w"])(batch.x, None, params)

@@ -45,10 +45,15 @@ def trained(apply_fn, params, x, y, eta, momentum, steps):
 @pytest.mark.parametrize("momentum", [pytest.param(None, marks=pytest.mark.slow), 0.9])
 def test_steps_are_those_of_the_linearised_network(momentum, network):
     x, x_test, y, params, eta = network
-    linear, both = linearize(MODEL.apply, params), jnp.concatenate([x, x_test])
-    path = trained(linear, params, x, y, eta, momentum or 0.0, 60)
-    exact = jax.vmap(lambda p: linear(p, both))(path)
-    k = empirical_ntk_fn(MODEL.apply, trace_axes=())(both, x, params)
+    both = jnp.concatenate([x, x_test])
+
+    @jax.jit
+    def linearized(params, x, both):
+        linear = linearize(MODEL.apply, params)
+        path = trained(linear, params, x, y, eta, momentum or 0.0, 60)
+        return jax.vmap(lambda p: linear(p, both))(path), empirical_ntk_fn(MODEL.apply, trace_axes=())(both, x, params)
+
+    exact, k = linearized(params, x, both)
     predict_fn = predict.gradient_descent_mse_steps(k[:5], y, eta, momentum, trace_axes=())
     train, test = predict_fn(jnp.arange(61), exact[0, :5], exact[0, 5:], k[5:])
     np.testing.assert_allclose(train, exact[:, :5], rtol=1e-9, atol=1e-9)

@@ -155,10 +155,10 @@ def test_model(name, key):
     jax.tree.map(np.testing.assert_array_equal, params, model.init(keys[0], (-1, 3))[1])
     assert_close(jax.jit(model.apply)(params, x), f)
     both = stacked(lambda k: model.init(k, (-1, 3))[1], keys)
-    assert_close(jax.vmap(model.apply, (0, None))(both, x)[0], f)
-    rows = jnp.concatenate([model.apply(params, x[i : i + 1]) for i in range(3)])
+    assert_close(jax.jit(jax.vmap(model.apply, (0, None)))(both, x)[0], f)
+    rows = np.concatenate([jax.jit(model.apply)(params, x[i : i + 1]) for i in range(3)])
     assert_close(rows, f[:3])  # samples do not mix
-    tree = jax.grad(lambda p: jnp.sum(model.apply(p, x) ** 2))(params)
+    tree = jax.jit(jax.grad(lambda p: jnp.sum(model.apply(p, x) ** 2)))(params)
     assert jax.tree.structure(tree) == jax.tree.structure(params)
 
 
@@ -182,7 +182,7 @@ def test_dynamics(name, key):
     assert types[0] == types[1]  # a step keeps shapes and dtypes, so that a loop can carry it
     assert_close(once[0], run.step(key, states[0], batch))
     assert_close(once[0], jax.jit(run.step)(key, states[0], batch))
-    together = jax.vmap(run.step, (None, 0, None))(key, stacked(init, keys), batch)
+    together = jax.jit(jax.vmap(run.step, (None, 0, None)))(key, stacked(init, keys), batch)
     for i in range(2):
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), once[i])
     assert jax.tree.structure(run.params(once[0])) == jax.tree.structure(params_of(key))

@@ -30,10 +30,10 @@ def test_embedding_is_a_weight_layer_on_one_hot_inputs(kind, tail, x64):
     size, width = 5, 16
     after = [stax.Dense(8, 1.2, 0.1), stax.Relu()]
     after += [stax.GlobalAvgPool() if tail == "positions" else stax.Flatten(), stax.Dense(1)]
-    embedded = stax.serial(stax.Embedding(size, width, 1.3, kind), *after).kernel
+    embedded = jax.jit(stax.serial(stax.Embedding(size, width, 1.3, kind), *after).kernel, static_argnums=2)
     # Dense in 'ntk' on sqrt(size) one-hot vectors is 1.3 E[x]; the other two only scale its NTK.
     factor = {"ntk": 1, "standard": 1 / 1.3**2, "mup": width}[kind]
-    dense = stax.serial(stax.Dense(width, 1.3), *after).kernel
+    dense = jax.jit(stax.serial(stax.Dense(width, 1.3), *after).kernel, static_argnums=2)
     one_hot = size**0.5 * jax.nn.one_hot(TOKENS, size, dtype=jnp.float64)
     for pair in ((0, None), (0, 1)):
         a, b = (None if i is None else (TOKENS, TOKENS[:2])[i] for i in pair)
@@ -41,7 +41,8 @@ def test_embedding_is_a_weight_layer_on_one_hot_inputs(kind, tail, x64):
         np.testing.assert_allclose(embedded(a, b, "nngp"), dense(c, d, "nngp"), rtol=1e-12)
         if factor == 1:
             np.testing.assert_allclose(embedded(a, b, "ntk"), dense(c, d, "ntk"), rtol=1e-12)
-    alone, plain = stax.Embedding(size, width, 1.3, kind).kernel(TOKENS), stax.Dense(width, 1.3).kernel(one_hot)
+    alone = jax.jit(stax.Embedding(size, width, 1.3, kind).kernel)(TOKENS)
+    plain = stax.Dense(width, 1.3).kernel(one_hot)
     np.testing.assert_allclose(alone.ntk, factor * plain.ntk, rtol=1e-12, atol=1e-14)  # rounding where tokens differ
     np.testing.assert_allclose(alone.cov1, plain.cov1, rtol=1e-12, atol=1e-14)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -198,8 +199,13 @@ def _nothing(start: Array, k: int) -> Eigenpairs:
 
 def _dense(matvec: Matvec, pairs: Eigenpairs, sign: float) -> Eigenpairs:
     """All pairs exactly, from the products with the unit vectors."""
+    size, dtype = pairs.vectors.shape[1], pairs.vectors.dtype
+    return _exactly(jax.lax.map(matvec, jnp.eye(size, dtype=dtype)).T, pairs, sign)
+
+
+@partial(jax.jit, static_argnames="sign", inline=True)
+def _exactly(matrix: Array, pairs: Eigenpairs, sign: float) -> Eigenpairs:
     (k, size), dtype = pairs.vectors.shape, pairs.vectors.dtype
-    matrix = jax.lax.map(matvec, jnp.eye(size, dtype=dtype)).T
     scale = jnp.max(jnp.abs(matrix))
     scale = jnp.where(scale > 0, scale, 1)  # lest tiny ones vanish
     matrix = matrix / scale

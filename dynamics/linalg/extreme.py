@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -209,16 +210,19 @@ def _ritz(t: Tridiagonal) -> Ritz:
     return Ritz(theta, jnp.where(real, 1, 0).astype(theta.dtype) @ s**2, real, s)
 
 
+@partial(jax.jit, static_argnames="sign", inline=True)
 def _bound(t: Tridiagonal, log_inverse_delta: Array, sign: float = 1.0) -> Bound:
     return _with_vector(_extreme(_ritz(t), t.offdiagonal, log_inverse_delta, sign), t)
 
 
+@partial(jax.jit, inline=True)
 def _with_vector(found: Extreme, t: Tridiagonal) -> Bound:
     vector = combine(found.coordinates, t.basis, t.steps)
     size = jnp.where(jnp.isnan(found.value), jnp.nan, norm(vector))  # of no eigenvalue there is no eigenvector
     return Bound(found.value, found.residual, found.limit, vector / size, t.steps)
 
 
+@partial(jax.jit, static_argnames="sign", inline=True)
 def _extreme(ritz: Ritz, betas: Array, log_inverse_delta: Array, sign: float = 1.0) -> Extreme:
     """The top Ritz value and its limit: the x of ``extreme_eigenvalues`` by bisection on ``log(x - max theta)``."""
     theta, share, real, s = ritz

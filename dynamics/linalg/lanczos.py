@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,12 +36,14 @@ class Tridiagonal(NamedTuple):
     basis: Float[Array, "_ P"]
     steps: Int[Array, ""]
 
+    @partial(jax.jit, inline=True)
     def matrix(self) -> Float[Array, "m m"]:
         """``T`` as a dense ``[m, m]`` matrix."""
         i = jnp.arange(self.diagonal.shape[0])
         right = jnp.where((i[:, None] + 1 == i) & (i < self.steps), self.offdiagonal[:, None], 0)
         return jnp.where(i[:, None] == i, self.diagonal, 0) + right + right.T
 
+    @partial(jax.jit, inline=True)
     def real(self) -> Bool[Array, " m"]:
         """``[m]`` bool: which entries are not padding."""
         i = jnp.arange(self.diagonal.shape[0])
@@ -88,6 +91,7 @@ def padded_tridiagonal(matvec: Matvec, start: Float[Array, " P"], num_matvecs: i
     return extended(matvec, t, num_matvecs if steps is None else steps)
 
 
+@partial(jax.jit, static_argnames="num_matvecs", inline=True)
 def padded_start(start: Array, num_matvecs: int) -> Tridiagonal:
     """Buffers for ``num_matvecs``, before the first of them."""
     basis = jnp.zeros((padded_rows(num_matvecs + 1), start.shape[0]), start.dtype).at[0].set(unit(start))
@@ -173,6 +177,7 @@ def orthogonalize(w: Array, basis: Array, count: Any) -> tuple[Array, Array]:
     return jax.lax.fori_loop(0, (count + _ROWS - 1) // _ROWS, body, (w, zeros))
 
 
+@partial(jax.jit, inline=True)
 def norm(v: Float[Array, "*v"]) -> Float[Array, ""]:
     """``|v|`` over any range: scaled where squares of tiny or huge entries would vanish or overflow."""
     top, finfo = jnp.max(jnp.abs(v), initial=0), jnp.finfo(v.dtype)
@@ -181,6 +186,7 @@ def norm(v: Float[Array, "*v"]) -> Float[Array, ""]:
     return scale * jnp.linalg.norm(v / scale)
 
 
+@partial(jax.jit, inline=True)
 def key_of(start: Array) -> Array:
     """A PRNG key derived from the bits of ``start``."""
     bits = jax.lax.bitcast_convert_type(start.astype(jnp.float32), jnp.uint32)
@@ -193,6 +199,7 @@ def fresh_direction(key: Array, number: Any, size: int, dtype: Any) -> Array:
     return z / jnp.linalg.norm(z)
 
 
+@partial(jax.jit, inline=True)
 def unit(start: Array) -> Array:
     """``start / |start|``; for zero, the direction of Weyl's sequence ``i (sqrt(5) - 1) / 2 mod 1``."""
     weyl = jnp.arange(start.shape[0], dtype=jnp.uint32) * jnp.uint32(2654435769)
@@ -221,6 +228,7 @@ def working(matvec: Matvec, start: Array) -> tuple[Matvec, Array]:
     return lambda v: matvec(v.astype(narrow)).astype(wide), start.astype(wide)
 
 
+@partial(jax.jit, inline=True)
 def combine(coefficients: Array, basis: Array, count: Any = None) -> Array:
     """``coefficients^T basis``: ``[P]`` for ``[m]``, ``[k, P]`` for ``[m, k]``, m at most the rows of ``basis``.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -45,14 +48,26 @@ def refine(matvec: Matvec, vectors: Float[Array, "k P"], depth: int = 3) -> Eige
         image = jnp.stack([matvec(column) for column in block.T], axis=1)
         images = jnp.concatenate([images, image], axis=1)
         if level < depth - 1:
-            block = image - basis @ (basis.T @ image)
-            block = jnp.linalg.qr(block)[0]
-            block = jnp.linalg.qr(block - basis @ (basis.T @ block))[0]
-            basis = jnp.concatenate([basis, block], axis=1)
-    projected = basis.T @ images
+            basis, block = _grown(basis, image)
+    return Eigenpairs(*_ritz(basis, images, vectors), jnp.int32(k * depth))
+
+
+@partial(jax.jit, inline=True)
+def _grown(basis: Array, image: Array) -> tuple[Array, Array]:
+    """The basis with an orthonormal block behind it that spans the rest of the image, and the block."""
+    block = image - basis @ (basis.T @ image)
+    block = jnp.linalg.qr(block)[0]
+    block = jnp.linalg.qr(block - basis @ (basis.T @ block))[0]
+    return jnp.concatenate([basis, block], axis=1), block
+
+
+@partial(jax.jit, inline=True)
+def _ritz(basis: Array, images: Array, vectors: Array) -> tuple[Array, Array, Array]:
+    """Values, vectors and residuals of the largest Ritz pairs."""
+    k, projected = len(vectors), basis.T @ images
     theta, s = jnp.linalg.eigh(0.5 * (projected + projected.T))
     theta, s = theta[::-1][:k], s[:, ::-1][:, :k]
     ritz = basis @ s
     residuals = jnp.linalg.norm(images @ s - ritz * theta, axis=0)
     ritz = jnp.where(jnp.sum(ritz * vectors.T, 0) < 0, -ritz, ritz)
-    return Eigenpairs(theta, ritz.T, residuals, jnp.int32(k * depth))
+    return theta, ritz.T, residuals
