@@ -57,12 +57,13 @@ DISC = np.hypot(*np.meshgrid(*[np.linspace(-1.5, 1.5, 512)] * 2)) < 1
 
 
 @pytest.mark.parametrize(
-    ("label", "base", "dimension", "tolerance"),
-    [(DISC, 2, 1.0, 0.03), (koch(512), 3, np.log(4) / np.log(3), 0.08)],
+    ("make", "base", "dimension", "tolerance"),
+    [(lambda: DISC, 2, 1.0, 0.03), (lambda: koch(512), 3, np.log(4) / np.log(3), 0.08)],
     ids=["a disc", "Koch's snowflake"],
 )
-def test_boundaries_of_known_dimension_by_both_estimators(label, base, dimension, tolerance):
+def test_boundaries_of_known_dimension_by_both_estimators(make, base, dimension, tolerance):
     """512 pixels see five octaves of a snowflake; what it lacks is bias, not noise."""
+    label = make()
     by_boxes, by_pairs = box_dimension(boundary(label), base=base), pair_dimension(label, base=base)
     assert abs(by_boxes.value - dimension) < tolerance
     assert abs(by_pairs.value - dimension) < tolerance

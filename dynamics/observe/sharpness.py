@@ -79,6 +79,19 @@ def check_operator(reader: str, operator: Callable[..., Operator], *names: str) 
         raise TypeError(f"{reader}: got an operator {got}; allowed: of ({', '.join(names)})") from None
 
 
+def nowhere(operator: OperatorOf, view: View) -> Array:
+    """The vector 0 of an operator, of which nothing is computed but what refuses a view: an L without f is tried."""
+
+    def zeros():
+        _, size, dtype, _ = operator(view)
+        return jnp.zeros(size, dtype)
+
+    if view.objective is None or view.objective.apply is None:
+        return zeros()
+    form = jax.eval_shape(zeros)
+    return jnp.zeros(form.shape, form.dtype)
+
+
 @factory("top_eigenvalue(operator, name)")
 def top_eigenvalue(
     operator: OperatorOf,
@@ -126,9 +139,9 @@ def top_eigenvalue(
     sign, limit = (1, "upper") if which == "largest" else (-1, "lower")
 
     def init(view) -> WarmStart:
-        _, size, dtype, _ = operator(view)
-        nan = jnp.full((), jnp.nan, dtype)
-        return WarmStart(jnp.zeros(size, dtype), jax.random.key(seed), jnp.int32(0), nan, jnp.bool_(False))
+        vector = nowhere(operator, view)
+        nan = jnp.full((), jnp.nan, vector.dtype)
+        return WarmStart(vector, jax.random.key(seed), jnp.int32(0), nan, jnp.bool_(False))
 
     def update(memory: WarmStart, view):
         matvec, size, *_ = operator(view)
@@ -224,8 +237,7 @@ def sharpness_drift(*, num_matvecs: int = 20, seed: int = 0) -> Observable:
     operator = hessian_at("sharpness_drift")
 
     def init(view):
-        _, size, dtype, _ = operator(view)
-        return jnp.zeros(size, dtype), jax.random.key(seed), jnp.int32(0)
+        return nowhere(operator, view), jax.random.key(seed), jnp.int32(0)
 
     def update(memory, view):
         previous, key, count = memory
