@@ -525,6 +525,19 @@ print("equal")
 """
 
 
+def test_a_drawn_python_number_takes_the_precision_of_what_it_meets():
+    """As in a single run: 0.1 leaves bfloat16 weights in bfloat16."""
+    batch = Batch(jnp.ones((2, 3), jnp.bfloat16), jnp.ones((2, 1), jnp.bfloat16))
+    record = study(
+        {"seed": [0, 1]},
+        draw=lambda lane: Drawn(jnp.full((3, 1), lane.seed, jnp.bfloat16), batch, {"eta": 0.1}),
+        make=lambda lane: gradient_descent(Objective(lambda w, x: x @ w, half_mse), lane.eta),
+        read=lambda lane: [lambda w, batch: {"moves": lane.eta * w}],
+        steps=2,
+    )
+    assert record.values["moves"].dtype == jnp.bfloat16
+
+
 def test_no_device_waits_for_another():
     """Lanes that stop apart, with factorisations in the loop: each device moves its own, and nothing is exchanged."""
     run_on_devices(2, ALONE)

@@ -90,9 +90,11 @@ class Piece(NamedTuple):
         drawn = [plan.draws[place] for place in used]
 
         def stacked(*leaves: Any) -> Array:
-            if jnp.issubdtype(jnp.result_type(leaves[0]), jax.dtypes.prng_key):
-                return jnp.stack(leaves)[rows]
-            held = np.stack([np.asarray(jnp.asarray(leaf)) for leaf in leaves])  # no program for each shape
+            arrays = [jnp.asarray(leaf) for leaf in leaves]
+            forms = [jax.typeof(array) for array in arrays]
+            if jnp.issubdtype(forms[0].dtype, jax.dtypes.prng_key) or all(form.weak_type for form in forms):
+                return jnp.stack(arrays)[rows]  # NumPy knows neither keys nor numbers that take another's precision
+            held = np.stack([np.asarray(array) for array in arrays])  # no program for each shape
             whole = len(used) == len(rows) and np.all(np.diff(rows) == 1)
             return jnp.asarray(held if whole else held[rows])
 

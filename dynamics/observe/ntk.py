@@ -123,13 +123,8 @@ def ntk(*, outputs: str = "mean", **readings: Any) -> Observable:
         remembers = wanted.start or wanted.spectrum or wanted.modes or wanted.interval is not None
         if not remembers:
             return NtkMemory((), (), (), ())
-
-        @jax.jit
-        def remembered(params, batch):
-            kernel = at(view._replace(params=params, batch=batch))[0]
-            return mapped(lambda kernel: _remember(wanted, kernel), kernel)(kernel)
-
-        return remembered(view.params, view.batch)
+        kernel = at(view)[0]
+        return mapped(lambda kernel: _remember(wanted, kernel), kernel)(kernel)
 
     def update(memory: NtkMemory, view):
         kernel, f = at(view)

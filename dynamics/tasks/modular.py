@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int, PRNGKeyArray
 
 from dynamics.arguments import INSIDE, check_numbers
-from dynamics.types import Array, Batch, Data
+from dynamics.types import Batch, Data
 
 Operation = Literal["add", "subtract", "multiply", "permute"]
 
@@ -79,11 +79,11 @@ def table_task(
     check_numbers(train_fraction=(train_fraction, INSIDE))
     cells = table.shape[0] ** 2
     training = min(max(round(train_fraction * cells), 1), cells - 1)
-    return _split(key, jnp.asarray(table), training, tokens)
+    return _split(key, table, training, tokens)
 
 
 @partial(jax.jit, static_argnames=("training", "tokens"))
-def _split(key: PRNGKeyArray, table: Array, training: int, tokens: bool) -> Data:
+def _split(key: PRNGKeyArray, table: Any, training: int, tokens: bool) -> Data:
     n = table.shape[0]
     order = jax.random.permutation(key, n * n)
 
