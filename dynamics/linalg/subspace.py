@@ -49,7 +49,8 @@ def refine(matvec: Matvec, vectors: Float[Array, "k P"], depth: int = 3) -> Eige
         images = jnp.concatenate([images, image], axis=1)
         if level < depth - 1:
             basis, block = _grown(basis, image)
-    return Eigenpairs(*_ritz(basis, images, vectors), jnp.int32(k * depth))
+    values, ritz, residuals = _ritz(basis, images, vectors)
+    return Eigenpairs(values, ritz, residuals, jnp.int32(k * depth))
 
 
 @partial(jax.jit, inline=True)

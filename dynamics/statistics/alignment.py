@@ -137,7 +137,8 @@ def debiased_alignment(kernel1: Float[Array, "*l n n"], kernel2: Float[Array, "*
     n = kernel1.shape[-1]
     if n < 5:
         raise ValueError(f"kernel: got {n} samples; allowed: at least 5, for an unbiased value and its error")
-    return Estimate(*_debiased(kernel1, kernel2), n)
+    value, error = _debiased(kernel1, kernel2)
+    return Estimate(value, error, n)
 
 
 @jax.jit

@@ -88,7 +88,8 @@ def critical_batch(
         flat = [jnp.concatenate(flat, -1)]
         images = [jax.lax.map(hessian, flat[0])]
     z2 = float(stdtrit(n - 1, 0.5 + share / 2)) ** 2
-    return CriticalBatch(*_scale(flat, images, batch_size, z2), n)
+    value, low, high, noise, signal = _scale(flat, images, batch_size, z2)
+    return CriticalBatch(value, low, high, noise, signal, n)
 
 
 @jax.jit

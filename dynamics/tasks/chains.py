@@ -134,7 +134,7 @@ def ring(states: int, forward: Real[ArrayLike, ""] = 0.5) -> Chain:
 
 
 @partial(jax.jit, static_argnames="states")
-def _ring(states: int, forward: ArrayLike) -> Array:
+def _ring(states: int, forward: Array) -> Array:
     right = jnp.roll(jnp.eye(states), 1, axis=1)
     return forward * right + (1 - forward) * right.T
 
