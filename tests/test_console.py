@@ -160,12 +160,13 @@ def test_a_run_is_the_same_whatever_it_was_started_as(tmp_path):
 
 def test_both_names_are_the_same_program(tmp_path):
     """What a checkout's ``experiments`` began, ``dynamics.experiments`` goes on with: its name is no part of it."""
-    config, old = length.Config(seeds=2), importlib.import_module("experiments.depth.length")
+    small = dict(seeds=2, nets=20, width=(8,), depth=(1, 2))
+    config, old = length.Config(**small), importlib.import_module("experiments.depth.length")
     assert old is not length
     begun, gone_on = [], []
     for module, records in ((old, begun), (length, gone_on)):
         with open_run(tmp_path / "a", config) as run:
-            records.append(module.run(module.Config(seeds=2), run.study).records)
+            records.append(module.run(module.Config(**small), run.study).records)
             calls = run.journal.labels()
     assert calls
     for mine, theirs in zip(jax.tree.leaves(begun), jax.tree.leaves(gone_on), strict=True):

@@ -157,7 +157,8 @@ def test_any_scalar_of_any_batch_is_a_landscape(x64, name, penalty):
         return loss(unravel(v), batch) + (0.0 if penalty is None else penalty(unravel(v)))
 
     h, slope = np.asarray(jax.jit(jax.hessian(whole))(theta, batch)), jax.jit(jax.grad(whole))
-    g = np.stack([slope(theta, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], batch)) for i in range(6)])
+    ones = (jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i : i + 1], batch) for i in range(6))
+    g = np.stack([slope(theta, one) for one in ones])
     sigma = np.cov(g.T, ddof=0)
     np.testing.assert_allclose(dense_of(operators.hessian, L, params, batch, batch_size=3), h, atol=1e-10)
     np.testing.assert_allclose(
@@ -188,8 +189,9 @@ def test_minibatches_of_any_batch_are_unbiased(x64):
     params = {"embed": jnp.sin(jnp.arange(16.0)).reshape(4, 4), "out": jnp.cos(jnp.arange(8.0)).reshape(4, 2)}
     run, full = (gradient_descent(Objective.of(loss), 1.0, batch_size=size) for size in (2, None))
     keys = jax.random.split(jax.random.key(0), 2000)
-    draws = jax.vmap(lambda key: run.step(key, run.init(params), batch).params["out"])(keys)
-    exact = full.step(keys[0], full.init(params), batch).params["out"]
+    drawn = jax.jit(jax.vmap(lambda key: run.step(key, run.init(params), batch).params["out"]))
+    draws = np.asarray(drawn(keys))
+    exact = jax.jit(full.step)(keys[0], full.init(params), batch).params["out"]
     assert np.all(np.abs(draws.mean(0) - exact) < 4 * draws.std(0) / np.sqrt(2000))
 
 

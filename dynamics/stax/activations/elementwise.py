@@ -31,9 +31,6 @@ class Dual(NamedTuple):
 def elementwise(fn: Callable[[Array], Array] | None, dual: Dual) -> Model:
     """The layer of a nonlinearity ``fn`` (None: only the limit exists) with its dual."""
 
-    # One program each outside of jit, and traced once for all layers that share the activation.
-    variance, cross = (jax.jit(function, inline=True) for function in dual)
-
     def init(rng, input_shape):
         return input_shape, ()
 
@@ -48,16 +45,16 @@ def elementwise(fn: Callable[[Array], Array] | None, dual: Dual) -> Model:
                 "inputs: got those of a nonlinearity; allowed: Gaussian ones, by a Dense or Conv layer in between"
             )
         s1, s2 = deviations(k)
-        gap, slope = cross(k.gap, *k.sides(s1, s2))
+        gap, slope = dual.cross(k.gap, *k.sides(s1, s2))
 
         def within(gap, s):
-            return None if gap is None else cross(gap, *within_sides(s))[0]
+            return None if gap is None else dual.cross(gap, *within_sides(s))[0]
 
         return k.replace(
             gap=gap,
             ntk=None if k.ntk is None else k.ntk * slope,
-            var1=variance(k.var1),
-            var2=None if k.var2 is None else variance(k.var2),
+            var1=dual.variance(k.var1),
+            var2=None if k.var2 is None else dual.variance(k.var2),
             within1=within(k.within1, s1),
             within2=within(k.within2, s2),
             is_gaussian=False,
