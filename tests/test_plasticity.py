@@ -341,9 +341,10 @@ def test_a_new_unit_starts_without_momentum_and_changes_f_little(key):
     params, state = start(key), None
     state = method.init(params)
     batch = Batch(x, jnp.ones((6, 1)))
+    gradient, updated = jax.jit(jax.grad(L)), jax.jit(method.update)
     for step in range(4):
-        slope = jax.grad(L)(params, batch)
-        update, new = method.update(slope, state, params, batch=batch)
+        slope = gradient(params, batch)
+        update, new = updated(slope, state, params, batch=batch)
         if step < 3:
             params, state = optax.apply_updates(params, update), new
     plain, _ = optax.sgd(0.01, momentum=0.9).update(slope, state.inner, params)
