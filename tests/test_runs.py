@@ -203,6 +203,9 @@ def test_a_fork_of_lanes_goes_on_under_their_new_settings(tmp_path, workers, cap
     assert capsys.readouterr().err.count("continues in the fork from step 10") == workers
     np.testing.assert_allclose(forked, first * go("other", 10, [0.4, -0.3]), rtol=1e-5)  # 20 float32 steps
     assert abs(forked[0] / first[0] - first[0]) > 0.1  # its settings did change
+    ended = go("ended", 10, [0.4, -0.3], tmp_path / "first")  # nothing to go on with: its numbers are the first's
+    assert capsys.readouterr().err.count("starts afresh in the fork: it had ended at step 10") == workers
+    np.testing.assert_array_equal(ended, go("other", 10, [0.4, -0.3]))
     wider = go("wider", 20, [0.1, 0.2, 0.4], tmp_path / "first")
     assert "starts afresh in the fork" in capsys.readouterr().err
     np.testing.assert_allclose(wider, go("whole", 20, [0.1, 0.2, 0.4]), rtol=1e-6)

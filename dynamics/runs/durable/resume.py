@@ -165,6 +165,8 @@ def _fork(run: Directory, label: str, header: dict[str, Any], template: Carry, h
             why = str(error)
     if arrays is not None and arrays[".step"] > header["steps"]:
         arrays, why = None, f"it had passed step {header['steps']}"
+    elif arrays is not None and arrays[".step"] == header["steps"] > 0:  # all that it has read is of the old settings
+        arrays, why = None, f"it had ended at step {header['steps']}, as its source was asked"
     elif arrays is not None and arrays[".step"] == 0:  # a start that was drawn under the old settings is not kept
         arrays, why = None, "it had taken no step"
     with run.journal.transaction():

@@ -109,7 +109,7 @@ def open_run(
         path: the directory, usually ``runs/<experiment>/<name>``.
         config: the run's settings (a dataclass or mapping); must be the ones it was begun with.
         quiet: no progress bars.
-        fork_of: the directory of a run whose state this new one continues.
+        fork_of: the directory of a run whose state this new one continues, where it is asked for more steps of it.
         tracker: a ``runs.trackers.Tracker`` that gets the readings too, as ``log_record`` sends them; one that fails
             is dropped with a warning.
         workers: processes that shall share its studies: each is cut into so many pieces at least.
