@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 Rule = tuple[Callable[[Any], Any], str]
 FINITE: Rule = (np.isfinite, "a finite number")
 NOT_ZERO: Rule = (lambda v: np.isfinite(v) & (v != 0), "a finite number, not 0")
@@ -63,3 +65,37 @@ def check_counts(least: int = 1, /, **counts: Any) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}: got {value!r}; allowed: an integer >= {least}")
+
+
+def static(function: Any) -> Any:
+    """A function as a static argument of ``jit``: one without a hash, as a module of arrays, is known by its identity.
+
+    Example:
+        >>> static(print) is print
+        True
+    """
+    try:
+        hash(function)
+    except TypeError:
+        return functools.partial(function)
+    return function
+
+
+def program(fn: _F, **how: Any) -> _F:
+    """``jax.jit(fn, **how)`` for arrays that come from outside: it would drop a mask without a word.
+
+    Static arguments, named in ``static_argnames``, may be arrays of one boolean.
+
+    Raises:
+        TypeError: for a masked array of numpy.
+    """
+    compiled, static_names = jax.jit(fn, **how), how.get("static_argnames", ())
+
+    @functools.wraps(fn)
+    def call(*args, **kwargs):
+        if any(isinstance(leaf, np.ma.MaskedArray) for leaf in jax.tree.leaves((args, kwargs))):
+            raise TypeError(f"{fn.__name__}: got a masked array; allowed: plain arrays")
+        kwargs = {name: bool(value) if name in static_names else value for name, value in kwargs.items()}
+        return compiled(*args, **kwargs)
+
+    return call  # pyright: ignore[reportReturnType]

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamics import observe, predict, stax
+from dynamics import models, observe, predict, stax
 from dynamics.losses import half_mse
 from dynamics.statistics import chain_mean, critical_batch
-from dynamics.statistics.alignment import cka, label_alignment
+from dynamics.statistics.alignment import cka, kernel_alignment, label_alignment
 from dynamics.statistics.fourier import frequency_share
 from dynamics.statistics.rank import effective_rank
 from dynamics.tasks.chains import ring
@@ -22,7 +22,14 @@ from dynamics.theory.generalisation import linear_student
 from dynamics.theory.modular import normalised_margin
 from dynamics.theory.regions import crossing_probabilities
 from dynamics.theory.scaling_laws import compute_frontier
-from dynamics.theory.signal_propagation import correlation_map, critical_line
+from dynamics.theory.signal_propagation import (
+    correlation_map,
+    critical_line,
+    critical_point,
+    length_map,
+    signal_propagation,
+)
+from dynamics.theory.spectra import marchenko_pastur
 from dynamics.types import Batch, Objective, View
 
 N = 23  # a size that no other test has: nothing of it is compiled before
@@ -34,10 +41,7 @@ VIEW = View(WEIGHTS, Batch(DRAWN, DRAWN[:, :1]), L)
 KERNEL = stax.serial(stax.Dense(N), stax.Erf(), stax.Dense(1, b_std=0.1)).kernel
 
 CALLS = {
-    "critical_line": (lambda key: critical_line(stax.Erf(), GRID), 1),
-    "correlation_map": (lambda key: correlation_map(stax.Erf(), 1.5, 0.1, q=1.0)(GRID), 2),
     "linear_student": (lambda key: linear_student(GRID, 0.5, noise=0.2), 1),
-    "crossing_probabilities": (lambda key: crossing_probabilities(KERNEL, DRAWN), 1),
     "normalised_margin": (lambda key: normalised_margin(DRAWN[:, :-1], DRAWN[:11], np.zeros((11, 11), int)), 1),
     "compute_frontier": (lambda key: compute_frontier(GRID, GRID, DRAWN, GRID), 1),
     "cka": (lambda key: cka(DRAWN, DRAWN), 2),
@@ -81,4 +85,54 @@ def test_a_first_call_compiles_few_programs(name, key, as_users_meet_it):
     assert len(names) <= most, names
     with compilations() as names:
         call(key)
-    assert not names or name in ("critical_line", "correlation_map")  # of a new layer
+    assert not names
+
+
+class Scaled:
+    """An activation, or a kernel, without a hash, as equinox's modules are."""
+
+    __hash__ = None
+
+    def __call__(self, *args):
+        return jnp.tanh(2.0 * args[0]) if len(args) == 1 else KERNEL(*args)
+
+
+def test_what_has_no_hash_is_taken_too():
+    scaled = Scaled()
+    for call in (
+        lambda phi: critical_line(phi, 1.0).W_std,
+        lambda phi: critical_point(phi, 0.1).W_std,
+        lambda phi: length_map(phi, 1.2)(1.0),
+        lambda phi: correlation_map(phi, 1.2, 0.1)(0.5),
+        lambda phi: signal_propagation(phi, 1.2, 0.1).q,
+    ):
+        np.testing.assert_array_equal(call(scaled), call(lambda x: jnp.tanh(2.0 * x)))
+    np.testing.assert_array_equal(crossing_probabilities(scaled, DRAWN), crossing_probabilities(KERNEL, DRAWN))
+    for call in (marchenko_pastur, linear_student):
+        with pytest.raises(ValueError, match=r"^nodes: got \[3\]; allowed: an integer >= 1"):
+            call(0.5, *([] if call is marchenko_pastur else [0.5]), nodes=[3])
+
+
+def test_a_second_start_of_a_flax_module_compiles_nothing(key):
+    linen = pytest.importorskip("flax.linen", reason="needs flax")
+    model = models.from_flax(linen.Dense(N))
+    keys = jax.random.split(key)
+    model.init(keys[0], (-1, N))
+    with compilations() as names:
+        model.init(keys[1], (-1, N))
+    assert set(names) <= {"jit(_squeeze)", "jit(squeeze)", "jit(dynamic_slice)", "jit(_threefry_split)"}, names
+
+
+@pytest.mark.parametrize("call", [chain_mean, effective_rank, lambda x: cka(x, x), lambda x: label_alignment(DRAWN, x)])
+def test_a_mask_is_not_dropped(call, as_users_meet_it):
+    with pytest.raises(TypeError, match="got a masked array; allowed: plain arrays"):
+        call(np.ma.masked_array(DRAWN, DRAWN > 0.5))
+
+
+def test_numbers_of_jax_are_numbers(key, as_users_meet_it):
+    table = np.zeros((5, 5), int)
+    one, two = (
+        table_task(key, table, share, tokens=flag) for share, flag in ((0.5, True), (jnp.float32(0.5), np.True_))
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert kernel_alignment(DRAWN, DRAWN, centre=jnp.bool_(False)) == kernel_alignment(DRAWN, DRAWN, centre=False)

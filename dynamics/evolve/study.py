@@ -92,7 +92,8 @@ class Piece(NamedTuple):
         def stacked(*leaves: Any) -> Array:
             arrays = [jnp.asarray(leaf) for leaf in leaves]
             forms = [jax.typeof(array) for array in arrays]
-            if jnp.issubdtype(forms[0].dtype, jax.dtypes.prng_key) or all(form.weak_type for form in forms):
+            mixed = len({f.dtype for f in forms}) > 1
+            if jnp.issubdtype(forms[0].dtype, jax.dtypes.prng_key) or all(f.weak_type for f in forms) or mixed:
                 return jnp.stack(arrays)[rows]  # NumPy knows neither keys nor numbers that take another's precision
             held = np.stack([np.asarray(array) for array in arrays])  # no program for each shape
             whole = len(used) == len(rows) and np.all(np.diff(rows) == 1)

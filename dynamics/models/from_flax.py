@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import jax
@@ -78,10 +79,13 @@ def _from_linen(module, dtype, call):
                 "call with `train` or `deterministic`, which turns them off"
             ) from error
 
-    def variables_of(key, input_shape):
+    @partial(jax.jit, static_argnames="input_shape")
+    def made(key, input_shape):
         streams = dict(zip(("params", "dropout"), jax.random.split(key)))
-        x = _dummy(input_shape, dtype)
-        return jax.jit(lambda streams: module.init(streams, x, **modes(False)))(streams)
+        return module.init(streams, _dummy(input_shape, dtype), **modes(False))
+
+    def variables_of(key, input_shape):
+        return made(key, tuple(input_shape))
 
     def split(variables):
         variables = dict(variables)

@@ -83,22 +83,22 @@ def functional_dimension(
         if dtype not in (jnp.float64, jnp.complex128):
             raise TypeError(f"apply: got {dtype} of float64; allowed: a function that does not round, or rank is noise")
         theta, _, merge = flat(params)
-
-        @jax.jit
-        def read(theta, x):
-            triangle = _triangle(apply, merge, theta, x, batch_size)
-            length = jnp.sqrt(jnp.sum(triangle**2, 0))
-            values = jnp.linalg.svd(triangle / jnp.where(length > 0, length, 1), compute_uv=False)
-            above = values > cut * values[0]
-            least = jnp.min(jnp.where(above, values, jnp.inf))
-            most = jnp.max(jnp.where(above, 0.0, values))
-            return jnp.sum(above), jnp.log10(least / most), values
-
-        rank, gap, values = read(theta, x)
+        rank, gap, values = _rank(_triangle(apply, merge, theta, x, batch_size), cut)
         found = FunctionalDimension(rank, gap, theta.size, values)
     if not isinstance(rank, Tracer) and not jnp.all(jnp.isfinite(values)):
         raise ValueError("apply: got a Jacobian with NaN or infinity; allowed: a finite one")
     return found if isinstance(rank, Tracer) else jax.device_get(found)  # float64 that lives on outside of x64
+
+
+@jax.jit
+def _rank(triangle: Array, cut: Array) -> tuple[Array, Array, Array]:
+    """Rank, gap and singular values of R with columns of length one."""
+    length = jnp.sqrt(jnp.sum(triangle**2, 0))
+    values = jnp.linalg.svd(triangle / jnp.where(length > 0, length, 1), compute_uv=False)
+    above = values > cut * values[0]
+    least = jnp.min(jnp.where(above, values, jnp.inf))
+    most = jnp.max(jnp.where(above, 0.0, values))
+    return jnp.sum(above), jnp.log10(least / most), values
 
 
 def _double(leaf: Any) -> Array:

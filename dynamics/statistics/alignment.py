@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from dynamics.arguments import program
 from dynamics.types import Array, Estimate
 
 
-@partial(jax.jit, static_argnames="debiased")
+@partial(program, static_argnames=("debiased",))
 def centred(kernel: Float[Array, "*l n n"], *, debiased: bool = False) -> Float[Array, "*l n n"]:
     """``H K H`` with ``H = I - 1 1^T / n``: the kernel of the features after their mean is taken off.
 
@@ -43,7 +43,7 @@ def centred(kernel: Float[Array, "*l n n"], *, debiased: bool = False) -> Float[
     return kernel - rows - columns + jnp.mean(rows, -2, keepdims=True)
 
 
-@partial(jax.jit, static_argnames="centre")
+@partial(program, static_argnames=("centre",))
 def kernel_alignment(
     kernel1: Float[Array, "*l n n"], kernel2: Float[Array, "*l n n"], *, centre: bool = True
 ) -> Float[Array, "*l"]:
@@ -69,7 +69,7 @@ def kernel_alignment(
     return jnp.sum(_unit(kernel1) * _unit(kernel2), (-2, -1))
 
 
-@partial(jax.jit, static_argnames="centre")
+@partial(program, static_argnames=("centre",))
 def label_alignment(
     kernel: Float[Array, "*l n n"], y: Shaped[Array | np.ndarray, ...], *, centre: bool = True
 ) -> Float[Array, "*l"]:
@@ -141,7 +141,7 @@ def debiased_alignment(kernel1: Float[Array, "*l n n"], kernel2: Float[Array, "*
     return Estimate(value, error, n)
 
 
-@jax.jit
+@program
 def _debiased(kernel1: Array, kernel2: Array) -> tuple[Array, Array]:
     """Value and error."""
     n = kernel1.shape[-1]
@@ -187,7 +187,7 @@ def cka(x: Shaped[Array | np.ndarray, "n ..."], y: Shaped[Array | np.ndarray, "n
     return debiased_alignment(_gram(x), _gram(y))
 
 
-@jax.jit
+@program
 def _gram(features: Any) -> Array:
     """``x x^T`` of the features after their mean is taken off, lest a large mean costs digits."""
     x = jnp.reshape(jnp.asarray(features), (features.shape[0], -1))
@@ -210,7 +210,6 @@ def _unit(kernel: Array) -> Array:
     return scaled / jnp.where(size == 0, 1, size)
 
 
-@jax.jit
 def kernel_distance(kernel: Float[Array, "*l n m"], start: Float[Array, "*s n m"]) -> Float[Array, "*_"]:
     """``|K - K_0|_F / |K_0|_F``; infinite where ``K_0`` vanishes and ``K`` does not.
 

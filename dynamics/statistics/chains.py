@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from dynamics.arguments import program
 from dynamics.types import Array
 
 
@@ -23,7 +24,7 @@ class ChainMean(NamedTuple):
     r_hat: Float[Array, ""]
 
 
-@jax.jit
+@program
 def chain_mean(trace: Float[Array, "chains draws"]) -> ChainMean:
     """The mean of a quantity along Markov chains. With W the variance within and B/d that between means of d draws,
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from dynamics.arguments import program
 from dynamics.precision import full_precision
 from dynamics.types import Array
 
 
-@jax.jit
+@program
 def centred(weights: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
     """Real ``weights`` less the mean of each row, whose rounding would show in what is orthogonal to it.
 
@@ -26,7 +26,7 @@ def centred(weights: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
 
 
 @full_precision
-@jax.jit
+@program
 def frequency_power(weights: Float[Array, "*b p"]) -> Float[Array, "*b frequencies"]:
     """Power of each of the ``p // 2`` frequencies of ``weights`` along the last axis, without the constant.
 
@@ -45,7 +45,7 @@ def frequency_power(weights: Float[Array, "*b p"]) -> Float[Array, "*b frequenci
     return (apart @ jnp.cos(waves).T) ** 2 + (apart @ jnp.sin(waves).T) ** 2
 
 
-@jax.jit
+@program
 def frequency_share(weights: Float[Array, "*b p"]) -> Float[Array, "*b"]:
     """The share of each neuron's power that lies in its largest frequency, constant left out.
 
@@ -70,7 +70,7 @@ def top_frequency(weights: Float[Array, "*b p"]) -> Int[Array, "*b"]:
     return jnp.argmax(frequency_power(weights), axis=-1) + 1
 
 
-@jax.jit
+@program
 def gini(values: Float[Array, "*b n"]) -> Float[Array, "*b"]:
     """The Gini coefficient of non-negative ``values``: 0 when all are equal, ``1 - 1/n`` when one has all.
 
@@ -83,7 +83,7 @@ def gini(values: Float[Array, "*b n"]) -> Float[Array, "*b"]:
 
 
 @full_precision
-@jax.jit
+@program
 def sum_components(
     logits: Float[Array, "p p c"], frequencies: Int[Array, " K"]
 ) -> tuple[Float[Array, "p p c"], Float[Array, "p p c"]]:

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from dynamics.arguments import program
 from dynamics.types import Array, Params
 
 
-@jax.jit
+@program
 def effective_rank(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
     """``exp(entropy)`` of the normalised singular values: between 1 and their number.
 
@@ -33,7 +34,7 @@ def effective_rank(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
     return jnp.where(total[..., 0] == 0, 0, jnp.exp(entropy))
 
 
-@jax.jit
+@program
 def stable_rank(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
     """``|W|_F^2 / |W|_2^2`` from singular values: between 1 and r; 0 for the zero matrix.
 
@@ -43,7 +44,7 @@ def stable_rank(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
     return jnp.sum(singular_values**2, -1) / jnp.where(top == 0, 1, top) ** 2
 
 
-@jax.jit
+@program
 def isometry_gap(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
     """``log mean_i s_i^2 - mean_i log s_i^2``: 0 for an isometry (all equal), inf where one vanishes.
 
@@ -69,7 +70,7 @@ def isometry_gap(singular_values: Float[Array, "*b r"]) -> Float[Array, "*b"]:
     return jnp.log(jnp.mean(shares**2, -1)) - 2 * jnp.mean(jnp.log(shares), -1)
 
 
-@jax.jit
+@program
 def weight_norm(params: Params) -> Float[Array, ""]:
     """``|theta|_2`` over all leaves."""
     return jnp.sqrt(sum((jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(params)), start=jnp.zeros(())))

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, PRNGKeyArray, Real, Shaped
 
-from dynamics.arguments import BELOW_ONE, PROBABILITY, check_counts, check_numbers
+from dynamics.arguments import BELOW_ONE, PROBABILITY, check_counts, check_numbers, program
 from dynamics.types import Array, ArrayLike
 
 
@@ -162,7 +162,7 @@ def value(chain: Chain, reward: Shaped[ArrayLike, " n *k"], discount: Real[Array
     return jnp.linalg.solve(jnp.eye(len(P), dtype=P.dtype) - discount * P, reward)
 
 
-@jax.jit
+@program
 def irreversibility(chain: Chain) -> Float[Array, ""]:
     """``1/2 sum_ij |d_i P_ij - d_j P_ji|``, the share of steps that no step back makes up for: 0 where the chain is
     reversible (detailed balance, Kolmogorov), ``|2 p - 1|`` on a ring, at most 1.

@@ -78,8 +78,8 @@ def table_task(
     """
     check_numbers(train_fraction=(train_fraction, INSIDE))
     cells = table.shape[0] ** 2
-    training = min(max(round(train_fraction * cells), 1), cells - 1)
-    return _split(key, table, training, tokens)
+    training = min(max(round(float(train_fraction) * cells), 1), cells - 1)
+    return _split(key, table, training, bool(tokens))
 
 
 @partial(jax.jit, static_argnames=("training", "tokens"))

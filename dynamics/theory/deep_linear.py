@@ -18,12 +18,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, PRNGKeyArray
 
+from dynamics.arguments import program
 from dynamics.types import Array, ArrayLike
 
 _NODES = 64
 
 
-@jax.jit
+@program
 def mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike) -> Float[Array, "*shape"]:
     """The strength of one mode of a two-layer linear net, ``a(t) = s e^{2st} / (e^{2st} - 1 + s/a0)``.
 

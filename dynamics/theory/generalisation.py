@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from dynamics.arguments import check_counts, program
 from dynamics.theory.spectra import marchenko_pastur
 from dynamics.types import Array, ArrayLike
 
@@ -20,7 +21,6 @@ class Errors(NamedTuple):
     test: Float[Array, "*shape"]
 
 
-@partial(jax.jit, static_argnames="nodes")
 def linear_student(
     times: ArrayLike,
     aspect: ArrayLike,
@@ -61,6 +61,12 @@ def linear_student(
         >>> round(float(errors.test), 4)
         1.2
     """
+    check_counts(nodes=nodes)
+    return _errors(times, aspect, signal, start, noise, learning_rate, nodes)
+
+
+@partial(jax.jit, static_argnames="nodes")
+def _errors(times, aspect, signal, start, noise, learning_rate, nodes: int) -> Errors:
     law = marchenko_pastur(aspect, nodes)
     values, t = law.eigenvalues, jnp.asarray(times, law.eigenvalues.dtype)[..., None]
     decay = (
@@ -74,7 +80,7 @@ def linear_student(
     return Errors(train, test)
 
 
-@jax.jit
+@program
 def final_error(
     aspect: ArrayLike, *, signal: ArrayLike = 1.0, start: ArrayLike = 0.0, noise: ArrayLike = 0.0
 ) -> Float[Array, "*shape"]:

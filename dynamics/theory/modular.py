@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from dynamics.arguments import check_counts
+from dynamics.arguments import check_counts, program
 from dynamics.types import Array
 
 
@@ -99,7 +99,7 @@ def max_margin_network(p: int) -> tuple[Float[Array, "H 2*{p}"], Float[Array, "{
     return jnp.concatenate([wave(u), wave(v)], axis=1), wave(u + v).T
 
 
-@jax.jit
+@program
 def normalised_margin(
     first: Float[Array, "H inputs"], second: Float[Array, "n H"], table: Int[Array, "n n"]
 ) -> Float[Array, ""]:
@@ -118,7 +118,7 @@ def normalised_margin(
     return output_margins(f, table)[0] / scale
 
 
-@jax.jit
+@program
 def softmax_margin(
     first: Float[Array, "H inputs"], second: Float[Array, "n H"], table: Int[Array, "n n"]
 ) -> Float[Array, ""]:
@@ -137,7 +137,7 @@ def softmax_margin(
     return output_margins(f, table)[1] / scale
 
 
-@jax.jit
+@program
 def output_margins(
     f: Float[Array, "*points n"], answers: Int[Array, "*points"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

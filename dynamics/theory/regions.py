@@ -7,7 +7,6 @@ Gaussian with covariance K; between two inputs of correlation c one changes sign
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -51,11 +50,7 @@ def crossing_probabilities(kernel: Callable[..., Any], x: Float[Array, "n ..."])
     if not jnp.ndim(x) or len(x) < 2:
         got = f"{len(x)} point" if jnp.ndim(x) else "a number"
         raise ValueError(f"x: got {got}; allowed: two or more along a curve")
-    return _crossings(kernel, x)
 
-
-@partial(jax.jit, static_argnames="kernel")
-def _crossings(kernel: Callable[..., Any], x: Array) -> Array:
     def segment(one, two):
         k = kernel(one[None], two[None], None)
         if not k.is_gaussian:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Complex, Float, Inexact, Num, Real
 
+from dynamics.arguments import program
 from dynamics.types import Array, ArrayLike
 
 
@@ -216,7 +217,7 @@ class Frontier(NamedTuple):
     size: Float[Array, " C"]
 
 
-@jax.jit
+@program
 def compute_frontier(
     times: Real[ArrayLike, " T"],
     features: Real[ArrayLike, " S"],

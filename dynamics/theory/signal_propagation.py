@@ -25,7 +25,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Bool, Float
 
-from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_numbers
+from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_numbers, static
 from dynamics.theory.activations import Activation, moments_of
 from dynamics.theory.fixed_point import bisect, implicit
 from dynamics.types import Array, ArrayLike
@@ -95,12 +95,13 @@ def length_map(activation: Activation, W_std: ArrayLike, b_std: ArrayLike = 0.0)
         >>> float(length_map(stax.Relu(), 1.0, 0.5)(2.0))
         1.25
     """
-    return lambda q: _length_step(activation, W_std, b_std, jnp.asarray(q, jnp.result_type(float)))
+    moments = moments_of(activation)
 
+    def step(q):
+        q = jnp.asarray(q, jnp.result_type(float))
+        return jnp.square(W_std) * moments(q, jnp.zeros_like(q))[0] + jnp.square(b_std)
 
-@partial(jax.jit, static_argnames="activation")
-def _length_step(activation: Activation, W_std: ArrayLike, b_std: ArrayLike, q: Array) -> Array:
-    return jnp.square(W_std) * moments_of(activation)(q, jnp.zeros_like(q))[0] + jnp.square(b_std)
+    return step
 
 
 def correlation_map(
@@ -123,16 +124,16 @@ def correlation_map(
         >>> round(float(c), 5)
         0.31831
     """
-    q = _usable(_length_fixed_point(activation, W_std, b_std, 1.0), 1.0) if q is None else q
+    moments = moments_of(activation)
+    q = _usable(_length_fixed_point(static(activation), W_std, b_std, 1.0), 1.0) if q is None else q
     q = jnp.asarray(q, jnp.result_type(float))
-    return lambda c: _correlation_step(activation, W_std, b_std, q, jnp.asarray(c, q.dtype))
 
+    def step(c):
+        variance, gap, _ = moments(q, (1 - jnp.asarray(c, q.dtype)) * q)
+        weight = jnp.square(W_std)
+        return 1 - weight * gap / (weight * variance + jnp.square(b_std))
 
-@partial(jax.jit, static_argnames="activation")
-def _correlation_step(activation: Activation, W_std: ArrayLike, b_std: ArrayLike, q: Array, c: Array) -> Array:
-    variance, gap, _ = moments_of(activation)(q, (1 - c) * q)
-    weight = jnp.square(W_std)
-    return 1 - weight * gap / (weight * variance + jnp.square(b_std))
+    return step
 
 
 def signal_propagation(
@@ -168,7 +169,7 @@ def signal_propagation(
     _check(W_std, b_std, start)
     dtype = jnp.result_type(float)
     W_std, b_std = jnp.broadcast_arrays(jnp.asarray(W_std, dtype), jnp.asarray(b_std, dtype))
-    return _propagation(activation, W_std, b_std, start)
+    return _propagation(static(activation), W_std, b_std, start)
 
 
 @partial(jax.jit, static_argnames=("activation", "start"))
@@ -229,11 +230,7 @@ def critical_line(activation: Activation, q: ArrayLike) -> Critical:
     """
     if not isinstance(q, Tracer) and not np.all(np.asarray(q) > 0):
         raise ValueError(f"q: got {q}; allowed: numbers > 0")
-    return _critical_line(activation, jnp.asarray(q, jnp.result_type(float)))
-
-
-@partial(jax.jit, static_argnames="activation")
-def _critical_line(activation: Activation, q: Array) -> Critical:
+    q = jnp.asarray(q, jnp.result_type(float))
     weight, bias = _critical(activation, q)
     small = 64 * jnp.finfo(q.dtype).eps * q
     positive = bias > small
@@ -264,7 +261,7 @@ def critical_point(activation: Activation, b_std: ArrayLike) -> Critical:
         1.0
     """
     _check(0.0, b_std, 1.0)
-    return _critical_point(activation, jnp.asarray(b_std, jnp.result_type(float)))
+    return _critical_point(static(activation), jnp.asarray(b_std, jnp.result_type(float)))
 
 
 @partial(jax.jit, static_argnames="activation")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Real
 
-from dynamics.arguments import check_counts
+from dynamics.arguments import check_counts, program
 from dynamics.types import Array, ArrayLike
 
 
@@ -31,7 +31,7 @@ class Spectrum(NamedTuple):
         return self.zero * jnp.asarray(at_zero) + jnp.sum(self.weights * values, axis=-1)
 
 
-@jax.jit
+@program
 def marchenko_pastur_density(eigenvalue: ArrayLike, aspect: ArrayLike) -> Float[Array, "*shape"]:
     """``rho(l) = sqrt((l_+ - l)(l - l_-)) / (2 pi l)`` with ``l_+- = (sqrt(a) +- 1)^2``, zero outside.
 
@@ -55,7 +55,6 @@ def marchenko_pastur_density(eigenvalue: ArrayLike, aspect: ArrayLike) -> Float[
     return jnp.where(positive, root, 0.0)
 
 
-@partial(jax.jit, static_argnames="nodes")
 def marchenko_pastur(aspect: Real[ArrayLike, ""], nodes: int = 1000) -> Spectrum:
     """The Marchenko-Pastur law as a quadrature that keeps its square-root edges exact.
 
@@ -80,6 +79,11 @@ def marchenko_pastur(aspect: Real[ArrayLike, ""], nodes: int = 1000) -> Spectrum
         2.0
     """
     check_counts(nodes=nodes)
+    return _law(aspect, nodes)
+
+
+@partial(jax.jit, static_argnames="nodes")
+def _law(aspect: ArrayLike, nodes: int) -> Spectrum:
     a = jnp.asarray(aspect, jnp.result_type(float))
     theta = jnp.asarray((np.arange(nodes) + 0.5) * np.pi / nodes, a.dtype)
     eigenvalues = (1 - jnp.sqrt(a)) ** 2 + 4 * jnp.sqrt(a) * jnp.sin(theta / 2) ** 2

@@ -35,8 +35,8 @@ class Options:
     resume: bool = False
     """take the flags that are not given from the run --name, and continue it"""
     fork: str | None = None
-    """continue the run --name under this new name, with the flags that are given changed; what they leave no step for is
-    begun anew"""
+    """continue the run --name under this new name, with the flags that are given changed; what they leave no
+    step for begins anew"""
     sweep: tuple[str, ...] = ()
     """over settings that take one value, FIELD=SPEC ...: each cell is then a run of its own; settings that take several
     are swept by their own flags, as one program: --eta log:.1:10:48. SPEC is a,b,c or lin:LOW:HIGH:COUNT or

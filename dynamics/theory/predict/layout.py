@@ -118,9 +118,13 @@ def check_rate(learning_rate: ArrayLike) -> None:
     check_numbers(many=True, learning_rate=(learning_rate, POSITIVE))
 
 
-@functools.partial(jax.jit, static_argnames="absolute")
 def regularised(k: Float[Array, "P P"], diag_reg: ArrayLike, absolute: bool) -> Float[Array, "P P"]:
     """``k + diag_reg I``, in units of the mean of the diagonal unless ``absolute``."""
+    return _regularised(k, diag_reg, bool(absolute))
+
+
+@functools.partial(jax.jit, static_argnames="absolute")
+def _regularised(k: Array, diag_reg: ArrayLike, absolute: bool) -> Array:
     scale = 1.0 if absolute else jnp.trace(k) / k.shape[0]
     return k + diag_reg * scale * jnp.eye(k.shape[0], dtype=k.dtype)
 
