@@ -97,7 +97,7 @@ class Scaled:
         return jnp.tanh(2.0 * args[0]) if len(args) == 1 else KERNEL(*args)
 
 
-def test_what_has_no_hash_is_taken_too():
+def test_what_has_no_hash_is_taken_too(as_users_meet_it):
     scaled = Scaled()
     for call in (
         lambda phi: critical_line(phi, 1.0).W_std,
@@ -107,7 +107,8 @@ def test_what_has_no_hash_is_taken_too():
         lambda phi: signal_propagation(phi, 1.2, 0.1).q,
     ):
         np.testing.assert_array_equal(call(scaled), call(lambda x: jnp.tanh(2.0 * x)))
-    np.testing.assert_array_equal(crossing_probabilities(scaled, DRAWN), crossing_probabilities(KERNEL, DRAWN))
+    points = jnp.asarray(DRAWN)
+    np.testing.assert_array_equal(crossing_probabilities(scaled, points), crossing_probabilities(KERNEL, points))
     for call in (marchenko_pastur, linear_student):
         with pytest.raises(ValueError, match=r"^nodes: got \[3\]; allowed: an integer >= 1"):
             call(0.5, *([] if call is marchenko_pastur else [0.5]), nodes=[3])
