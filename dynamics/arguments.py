@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -67,35 +68,34 @@ def check_counts(least: int = 1, /, **counts: Any) -> None:
             raise ValueError(f"{name}: got {value!r}; allowed: an integer >= {least}")
 
 
-def static(function: Any) -> Any:
-    """A function as a static argument of ``jit``: one without a hash, as a module of arrays, is known by its identity.
+def program(fn: _F, *, flags: tuple[str, ...] = (), static: tuple[str, ...] = ()) -> _F:
+    """``fn`` as one program, for arrays that come from outside: ``jax.jit`` drops the mask of an array without a word.
 
-    Example:
-        >>> static(print) is print
-        True
-    """
-    try:
-        hash(function)
-    except TypeError:
-        return functools.partial(function)
-    return function
-
-
-def program(fn: _F, **how: Any) -> _F:
-    """``jax.jit(fn, **how)`` for arrays that come from outside: it would drop a mask without a word.
-
-    Static arguments, named in ``static_argnames``, may be arrays of one boolean.
+    Args:
+        fn: of arrays.
+        flags: its keywords that are true or false; arrays of one boolean are taken too.
+        static: its other arguments that decide which program it is, hashable.
 
     Raises:
-        TypeError: for a masked array of numpy.
+        TypeError: when it is called, for a masked array of numpy.
+
+    Example:
+        >>> program(jnp.sum)(np.ma.masked_array([1.0, 2.0], [False, True]))
+        Traceback (most recent call last):
+        TypeError: a: got a masked array; allowed: a plain one
     """
-    compiled, static_names = jax.jit(fn, **how), how.get("static_argnames", ())
+    compiled = jax.jit(fn, static_argnames=(*flags, *static))
 
     @functools.wraps(fn)
     def call(*args, **kwargs):
-        if any(isinstance(leaf, np.ma.MaskedArray) for leaf in jax.tree.leaves((args, kwargs))):
-            raise TypeError(f"{fn.__name__}: got a masked array; allowed: plain arrays")
-        kwargs = {name: bool(value) if name in static_names else value for name, value in kwargs.items()}
-        return compiled(*args, **kwargs)
+        if any(map(_is_masked, jax.tree.leaves((args, kwargs)))):
+            given = inspect.signature(fn).bind(*args, **kwargs).arguments
+            name = next(name for name, value in given.items() if any(map(_is_masked, jax.tree.leaves(value))))
+            raise TypeError(f"{name}: got a masked array; allowed: a plain one")
+        return compiled(*args, **{name: bool(value) if name in flags else value for name, value in kwargs.items()})
 
     return call  # pyright: ignore[reportReturnType]
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, np.ma.MaskedArray)

@@ -18,6 +18,7 @@ from dynamics.tasks.clusters import xor_clusters
 from dynamics.tasks.modular import table_task
 from dynamics.tasks.regression_sequences import regression_sequences
 from dynamics.tasks.teachers import quadratic_teacher
+from dynamics.theory.deep_linear import learning_time
 from dynamics.theory.generalisation import linear_student
 from dynamics.theory.modular import normalised_margin
 from dynamics.theory.regions import crossing_probabilities
@@ -107,6 +108,9 @@ def test_what_has_no_hash_is_taken_too(as_users_meet_it):
         lambda phi: signal_propagation(phi, 1.2, 0.1).q,
     ):
         np.testing.assert_array_equal(call(scaled), call(lambda x: jnp.tanh(2.0 * x)))
+    for call in (critical_point, signal_propagation):
+        with pytest.raises(TypeError, match=r"^activation: got list; allowed: a layer of stax, or a function"):
+            call([jnp.tanh], 0.1)
     points = jnp.asarray(DRAWN)
     np.testing.assert_array_equal(crossing_probabilities(scaled, points), crossing_probabilities(KERNEL, points))
     for call in (marchenko_pastur, linear_student):
@@ -124,10 +128,18 @@ def test_a_second_start_of_a_flax_module_compiles_nothing(key):
     assert set(names) <= {"jit(_squeeze)", "jit(squeeze)", "jit(dynamic_slice)", "jit(_threefry_split)"}, names
 
 
-@pytest.mark.parametrize("call", [chain_mean, effective_rank, lambda x: cka(x, x), lambda x: label_alignment(DRAWN, x)])
-def test_a_mask_is_not_dropped(call, as_users_meet_it):
-    with pytest.raises(TypeError, match="got a masked array; allowed: plain arrays"):
-        call(np.ma.masked_array(DRAWN, DRAWN > 0.5))
+MASKED = {
+    "trace": chain_mean, "singular_values": effective_rank, "features": lambda x: cka(x, x),
+    "y": lambda x: label_alignment(DRAWN, x),
+    "times": lambda x: linear_student(x, 0.5), "a0": lambda x: learning_time(x, 0.9, 1.0, 2),
+    "params": lambda x: observe.random_direction(jax.random.key(0), {"w": x}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_mask_is_not_dropped(name, as_users_meet_it):
+    with pytest.raises(TypeError, match=f"^{name}: got a masked array; allowed: a plain one"):
+        MASKED[name](np.ma.masked_array(DRAWN, DRAWN > 0.5))
 
 
 def test_numbers_of_jax_are_numbers(key, as_users_meet_it):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from dynamics.arguments import program
 from dynamics.observe.rank import path_name
 from dynamics.program.real_view import wide
 from dynamics.types import Array, Params, PyTree
@@ -65,8 +66,8 @@ def random_direction(key: PRNGKeyArray, params: Params, *, scale: str = "filter"
     return jax.tree.unflatten(structure, _drawn(key, [leaf for _, leaf in leaves], moves, scale, output_axis))
 
 
-@partial(jax.jit, static_argnames=("moves", "scale", "output_axis"))
-def _drawn(key: PRNGKeyArray, leaves: list[Any], moves: tuple[bool, ...], scale: str, output_axis: int) -> list[Array]:
+@partial(program, static=("moves", "scale", "output_axis"))
+def _drawn(key: PRNGKeyArray, params: list[Any], moves: tuple[bool, ...], scale: str, output_axis: int) -> list[Array]:
     def size(array: Array) -> Array:
         axes = tuple(range(array.ndim - 1)) if output_axis else tuple(range(1, array.ndim))
         return jnp.sqrt(jnp.sum(jnp.abs(array) ** 2, axes, keepdims=True))
@@ -78,7 +79,7 @@ def _drawn(key: PRNGKeyArray, leaves: list[Any], moves: tuple[bool, ...], scale:
         z = jax.random.normal(key, leaf.shape, leaf.dtype)
         return z if scale == "none" else z * (jnp.abs(leaf) if scale == "weight" else size(leaf) / size(z))
 
-    return [draw(*one) for one in zip(jax.random.split(key, len(leaves)), leaves, moves)]
+    return [draw(*one) for one in zip(jax.random.split(key, len(params)), params, moves)]
 
 
 def weights(params: Params) -> list[Any]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dynamics import linalg
 from dynamics.observe.compose import by_layer
-from dynamics.observe.sharpness import OperatorOf, check_operator, hessian_at, nowhere
+from dynamics.observe.sharpness import OperatorOf, check_operator, hessian_at, zero_vector
 from dynamics.operators import Operator
 from dynamics.types import Observable, factory
 
@@ -48,7 +48,7 @@ def eigenvalues(
     name = f"{name}_eigenvalues" if which == "largest" else f"{name}_smallest"
 
     def init(view):
-        return nowhere(operator, view), jax.random.key(seed), jnp.int32(0)
+        return zero_vector(operator, view), jax.random.key(seed), jnp.int32(0)
 
     def update(memory, view):
         summed, key, count = memory

@@ -79,8 +79,8 @@ def check_operator(reader: str, operator: Callable[..., Operator], *names: str) 
         raise TypeError(f"{reader}: got an operator {got}; allowed: of ({', '.join(names)})") from None
 
 
-def nowhere(operator: OperatorOf, view: View) -> Array:
-    """The vector 0 of an operator, of which nothing is computed but what refuses a view: an L without f is tried."""
+def zero_vector(operator: OperatorOf, view: View) -> Array:
+    """``[P]``, 0, of an operator's size and dtype. Nothing is computed for it; an L without f is, to refuse a view."""
 
     def zeros():
         _, size, dtype, _ = operator(view)
@@ -139,7 +139,7 @@ def top_eigenvalue(
     sign, limit = (1, "upper") if which == "largest" else (-1, "lower")
 
     def init(view) -> WarmStart:
-        vector = nowhere(operator, view)
+        vector = zero_vector(operator, view)
         nan = jnp.full((), jnp.nan, vector.dtype)
         return WarmStart(vector, jax.random.key(seed), jnp.int32(0), nan, jnp.bool_(False))
 
@@ -237,7 +237,7 @@ def sharpness_drift(*, num_matvecs: int = 20, seed: int = 0) -> Observable:
     operator = hessian_at("sharpness_drift")
 
     def init(view):
-        return nowhere(operator, view), jax.random.key(seed), jnp.int32(0)
+        return zero_vector(operator, view), jax.random.key(seed), jnp.int32(0)
 
     def update(memory, view):
         previous, key, count = memory

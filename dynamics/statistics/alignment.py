@@ -13,7 +13,7 @@ from dynamics.arguments import program
 from dynamics.types import Array, Estimate
 
 
-@partial(program, static_argnames=("debiased",))
+@partial(program, flags=("debiased",))
 def centred(kernel: Float[Array, "*l n n"], *, debiased: bool = False) -> Float[Array, "*l n n"]:
     """``H K H`` with ``H = I - 1 1^T / n``: the kernel of the features after their mean is taken off.
 
@@ -43,7 +43,7 @@ def centred(kernel: Float[Array, "*l n n"], *, debiased: bool = False) -> Float[
     return kernel - rows - columns + jnp.mean(rows, -2, keepdims=True)
 
 
-@partial(program, static_argnames=("centre",))
+@partial(program, flags=("centre",))
 def kernel_alignment(
     kernel1: Float[Array, "*l n n"], kernel2: Float[Array, "*l n n"], *, centre: bool = True
 ) -> Float[Array, "*l"]:
@@ -69,7 +69,7 @@ def kernel_alignment(
     return jnp.sum(_unit(kernel1) * _unit(kernel2), (-2, -1))
 
 
-@partial(program, static_argnames=("centre",))
+@partial(program, flags=("centre",))
 def label_alignment(
     kernel: Float[Array, "*l n n"], y: Shaped[Array | np.ndarray, ...], *, centre: bool = True
 ) -> Float[Array, "*l"]:

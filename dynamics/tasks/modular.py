@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray
 
-from dynamics.arguments import INSIDE, check_numbers
+from dynamics.arguments import INSIDE, check_numbers, program
 from dynamics.types import Batch, Data
 
 Operation = Literal["add", "subtract", "multiply", "permute"]
@@ -82,7 +82,7 @@ def table_task(
     return _split(key, table, training, bool(tokens))
 
 
-@partial(jax.jit, static_argnames=("training", "tokens"))
+@partial(program, static=("training", "tokens"))
 def _split(key: PRNGKeyArray, table: Any, training: int, tokens: bool) -> Data:
     n = table.shape[0]
     order = jax.random.permutation(key, n * n)

@@ -50,7 +50,7 @@ def mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike) -> Float[Array,
     return s / (1.0 + (s / a0 - 1.0) * jnp.exp(-2.0 * s * times))
 
 
-@jax.jit
+@program
 def learning_time(a0: ArrayLike, a1: ArrayLike, s: ArrayLike, depth: ArrayLike) -> Float[Array, "*shape"]:
     """Time for a mode to go from ``a0`` to ``a1``, times the depth: ``K t = int da / (a^{2-2/K} (s - a))``.
 
@@ -83,7 +83,7 @@ def learning_time(a0: ArrayLike, a1: ArrayLike, s: ArrayLike, depth: ArrayLike) 
     return _scaled_time(u0, u1, s, depth)
 
 
-@jax.jit
+@program
 def deep_mode_strength(times: ArrayLike, s: ArrayLike, a0: ArrayLike, depth: ArrayLike) -> Float[Array, "*shape"]:
     """The strength of one mode at any depth: the solution of ``da/dT = a^{2-2/K} (s - a)`` with ``T = K t``.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -65,7 +64,7 @@ def linear_student(
     return _errors(times, aspect, signal, start, noise, learning_rate, nodes)
 
 
-@partial(jax.jit, static_argnames="nodes")
+@partial(program, static=("nodes",))
 def _errors(times, aspect, signal, start, noise, learning_rate, nodes: int) -> Errors:
     law = marchenko_pastur(aspect, nodes)
     values, t = law.eigenvalues, jnp.asarray(times, law.eigenvalues.dtype)[..., None]

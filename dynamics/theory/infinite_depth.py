@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Real
 
-from dynamics.arguments import check_counts, check_numbers
+from dynamics.arguments import check_counts, check_numbers, program
 from dynamics.types import Array, ArrayLike
 
 
-@partial(jax.jit, static_argnames=("dual", "depth"))
+@partial(program, static=("dual", "depth"))
 def log_deep_ntk(overlap: Real[ArrayLike, "*n"], dual: tuple[float, ...], depth: int) -> Float[Array, "*n"]:
     """``log Theta_L(t)`` of a depth-L network, in logarithms throughout, since Theta falls or grows as ``c^L``.
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Real
 
-from dynamics.arguments import INSIDE, NOT_NEGATIVE, check_numbers
+from dynamics.arguments import INSIDE, NOT_NEGATIVE, check_numbers, program
 from dynamics.geometry import Potential
 from dynamics.types import Array, ArrayLike
 
@@ -45,7 +45,7 @@ class Projection(NamedTuple):
     iterations: Int[Array, ""]
 
 
-@functools.partial(jax.jit, static_argnames=("potential", "iterations"))
+@functools.partial(program, static=("potential", "iterations"))
 def projection(
     potential: Potential,
     start: Real[ArrayLike, " D"],
@@ -171,7 +171,7 @@ def gaussian_nodes(nodes: int = NODES) -> tuple[Float[np.ndarray, " m"], Float[n
     return h, p / p.sum()
 
 
-@functools.partial(jax.jit, static_argnames="potential")
+@functools.partial(program, static=("potential",))
 def proximal(
     potential: Potential, shifted: Float[Array, "*s"], c: Real[ArrayLike, ""], side: Float[Array, "*s"]
 ) -> Float[Array, "*s"]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Real
 
+from dynamics.arguments import program
 from dynamics.theory.resolvents import effective_ridge
 from dynamics.types import Array, ArrayLike
 
@@ -29,7 +29,7 @@ class FeatureRisk(NamedTuple):
     residual: Float[Array, ""]
 
 
-@partial(jax.jit, static_argnames="iterations")
+@partial(program, static=("iterations",))
 def random_feature_risk(
     eigenvalues: Real[ArrayLike, " m"],
     target: Real[ArrayLike, " m"],

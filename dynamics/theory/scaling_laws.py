@@ -120,7 +120,7 @@ def response(
     return r, residual
 
 
-@partial(jax.jit, static_argnames=("nodes", "iterations"))
+@partial(program, static=("nodes", "iterations"))
 def feature_loss(
     times: Real[ArrayLike, " T"],
     eigenvalues: Real[ArrayLike, " m"],
@@ -156,7 +156,7 @@ def feature_loss(
     return Loss(jnp.sum((quadrature * transform).real, -1), jnp.max(residual))
 
 
-@partial(jax.jit, static_argnames=("nodes", "iterations"))
+@partial(program, static=("nodes", "iterations"))
 def sample_loss(
     times: Real[ArrayLike, " T"],
     eigenvalues: Real[ArrayLike, " m"],

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Bool, Float
 
-from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_numbers, static
+from dynamics.arguments import NOT_NEGATIVE, POSITIVE, check_numbers
 from dynamics.theory.activations import Activation, moments_of
 from dynamics.theory.fixed_point import bisect, implicit
 from dynamics.types import Array, ArrayLike
@@ -125,7 +125,7 @@ def correlation_map(
         0.31831
     """
     moments = moments_of(activation)
-    q = _usable(_length_fixed_point(static(activation), W_std, b_std, 1.0), 1.0) if q is None else q
+    q = _usable(_length_fixed_point(_hashable(activation), W_std, b_std, 1.0), 1.0) if q is None else q
     q = jnp.asarray(q, jnp.result_type(float))
 
     def step(c):
@@ -169,7 +169,7 @@ def signal_propagation(
     _check(W_std, b_std, start)
     dtype = jnp.result_type(float)
     W_std, b_std = jnp.broadcast_arrays(jnp.asarray(W_std, dtype), jnp.asarray(b_std, dtype))
-    return _propagation(static(activation), W_std, b_std, start)
+    return _propagation(_hashable(activation), W_std, b_std, start)
 
 
 @partial(jax.jit, static_argnames=("activation", "start"))
@@ -261,7 +261,7 @@ def critical_point(activation: Activation, b_std: ArrayLike) -> Critical:
         1.0
     """
     _check(0.0, b_std, 1.0)
-    return _critical_point(static(activation), jnp.asarray(b_std, jnp.result_type(float)))
+    return _critical_point(_hashable(activation), jnp.asarray(b_std, jnp.result_type(float)))
 
 
 @partial(jax.jit, static_argnames="activation")
@@ -341,3 +341,16 @@ def _depth(slope: Array) -> Array:
 
 def _check(W_std: ArrayLike, b_std: ArrayLike, start: float) -> None:
     check_numbers(many=True, W_std=(W_std, NOT_NEGATIVE), b_std=(b_std, NOT_NEGATIVE), start=(start, POSITIVE))
+
+
+def _hashable(activation: Any) -> Any:
+    """What has no hash, as a module of arrays, is known by its identity."""
+    if isinstance(activation, tuple):  # a layer
+        return activation
+    if not callable(activation):
+        raise TypeError(f"activation: got {type(activation).__name__}; allowed: a layer of stax, or a function")
+    try:
+        hash(activation)
+    except TypeError:
+        return partial(activation)
+    return activation

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Real
@@ -82,7 +81,7 @@ def marchenko_pastur(aspect: Real[ArrayLike, ""], nodes: int = 1000) -> Spectrum
     return _law(aspect, nodes)
 
 
-@partial(jax.jit, static_argnames="nodes")
+@partial(program, static=("nodes",))
 def _law(aspect: ArrayLike, nodes: int) -> Spectrum:
     a = jnp.asarray(aspect, jnp.result_type(float))
     theta = jnp.asarray((np.arange(nodes) + 0.5) * np.pi / nodes, a.dtype)

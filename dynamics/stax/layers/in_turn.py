@@ -102,9 +102,6 @@ def _parts(x: Any) -> Any:
     if isinstance(x, types.FunctionType):
         cells = [_content(cell) for cell in x.__closure__ or ()]
         return [x.__code__, id(x.__globals__), x.__defaults__, x.__kwdefaults__, *cells]
-    if isinstance(x, jax.stages.Wrapped):  # whatever jit was told, its value is the function's
-        function = getattr(x, "__wrapped__", None)
-        return None if function is None else [function]
     if isinstance(x, types.MethodType):
         return [x.__func__, x.__self__]
     if isinstance(x, functools.partial):
